@@ -1,0 +1,73 @@
+# Every command of the project. `make` alone lists them.
+
+GO      ?= go
+PACKAGES = ./...
+# Executions, not seconds: before Go 1.27 the end of a time may be reported as a
+# failure (go.dev/issue/75804).
+FUZZTIME ?= 100000x
+BIN      = bin/server
+TOOLS    = .cache/bin
+
+# Static, so that the binary runs in an empty image and on any distribution.
+export CGO_ENABLED ?= 0
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build bin/server
+	$(GO) build -trimpath -o $(BIN) ./server
+
+.PHONY: run
+run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS="-workers 4" to add flags)
+	./$(BIN) $(FLAGS)
+
+.PHONY: test
+test: deps check race plain fuzz ## Install what the tests need and run all of them
+
+.PHONY: deps
+deps: ## Install what the tests need: foreign WebSocket clients
+	@scripts/test-deps.sh
+
+.PHONY: check
+check: ## Check formatting and run go vet
+	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "not formatted, run gofmt -w: $$files"; exit 1; fi
+	$(GO) vet $(PACKAGES)
+
+.PHONY: race
+race: ## Run the tests under the race detector
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 10m $(PACKAGES)
+
+.PHONY: plain
+plain: ## Run the tests as built for production: allocations, 10,000 clients
+	$(GO) test -count=1 -timeout 10m $(PACKAGES)
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (100000x executions)
+	@for file in $$(git grep -l 'func Fuzz' -- '*_test.go'); do \
+		for target in $$(grep -o 'func Fuzz[A-Za-z]*' $$file | cut -c6-); do \
+			$(GO) test ./$$(dirname $$file) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
+
+.PHONY: bench
+bench: ## Run the benchmarks: messages, idle memory, upgrade, parser, wheel, store
+	$(GO) test -run '^$$' -bench . -benchtime 300ms ./proto ./netpoll ./server/session
+	$(GO) test -run '^$$' -bench 'Idle' -benchtime 3x ./server
+	$(GO) test -run '^$$' -bench 'Messages' -benchtime 300000x -count 3 ./server
+
+.PHONY: lint
+lint: check ## go vet, staticcheck, shellcheck
+	@mkdir -p $(TOOLS)
+	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ tool
+	$(TOOLS)/staticcheck $(PACKAGES)
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run scripts/*.sh; else echo "shellcheck is not installed: scripts are not checked"; fi
+
+.PHONY: readme
+readme: ## Write the table of flags in README.md anew from config.go
+	UPDATE_README=1 $(GO) test -count=1 -run TestReadmeHasTheFlags ./server
+
+.PHONY: clean
+clean: ## Remove what was built and downloaded
+	rm -rf bin .cache

@@ -1,0 +1,115 @@
+// Package metrics holds every metric of the process and writes them in the
+// Prometheus text format.
+//
+// What changes with every message is counted in a Worker, which one event loop
+// writes to and only a scrape reads: its atomics are never contended. The
+// scrape adds the workers up.
+package metrics
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// A Counter only goes up; a Gauge also comes down.
+type (
+	Counter struct{ n atomic.Uint64 }
+	Gauge   struct{ n atomic.Int64 }
+)
+
+// Add adds n.
+func (c *Counter) Add(n uint64) { c.n.Add(n) }
+
+// Inc adds one.
+func (c *Counter) Inc() { c.n.Add(1) }
+
+// Load is the value now.
+func (c *Counter) Load() uint64 { return c.n.Load() }
+
+// Add adds n, which may be negative.
+func (g *Gauge) Add(n int64) { g.n.Add(n) }
+
+// Load is the value now.
+func (g *Gauge) Load() int64 { return g.n.Load() }
+
+// A Worker is what one event loop counts.
+type Worker struct {
+	Messages   Counter
+	Heartbeats Counter
+	ReadCalls  Counter
+	WriteCalls Counter
+	BytesIn    Counter
+	BytesOut   Counter
+	Active     Gauge // connections upgraded and not yet closed
+	Backlog    Gauge // bytes that sockets did not take yet
+
+	Handshakes []Counter // by the index of Labels.Handshakes
+	Closes     []Counter // by the index of Labels.Closes
+
+	MessageLatency *metrics.PrometheusHistogram
+	LoopLatency    *metrics.PrometheusHistogram
+
+	_ [64]byte // keeps another worker's counters off the last cache line
+}
+
+// Labels are the values that labels can have. They come from enums in the
+// code, never from input.
+type Labels struct {
+	Handshakes []Label // how a handshake can end
+	Closes     []Label // why a connection can close
+}
+
+// A Label is one value of an enum. Those that are errors count in
+// websocket_errors_total as well.
+type Label struct {
+	Value   string
+	IsError bool
+}
+
+// Sources are asked for their value at each scrape. They may be called from
+// any goroutine.
+type Sources struct {
+	Sessions        func() int
+	SessionsEvicted func() uint64
+	SessionsExpired func() uint64
+	MaxConnections  int
+	Ready           func() bool
+	ShutdownTime    func() time.Duration
+}
+
+// Metrics is all of them.
+type Metrics struct {
+	Workers  []*Worker
+	Duration *metrics.PrometheusHistogram // of closed connections, in seconds
+	Accepted Counter                      // sockets taken off the listeners
+	Paused   Counter                      // times that accepting paused for want of file descriptors
+
+	labels  Labels
+	sources Sources
+	set     *metrics.Set
+}
+
+// The upper bounds of the histograms' buckets, in seconds.
+var (
+	latencyBuckets  = []float64{10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 1}
+	durationBuckets = []float64{0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600, 6 * 3600, 24 * 3600}
+)
+
+// New returns the metrics of a process with n workers.
+func New(n int, labels Labels, sources Sources) *Metrics {
+	metrics.ExposeMetadata(true)
+	m := &Metrics{labels: labels, sources: sources, set: metrics.NewSet()}
+	m.Duration = m.set.NewPrometheusHistogramExt("websocket_connection_duration_seconds", durationBuckets)
+	for i := range n {
+		m.Workers = append(m.Workers, &Worker{
+			Handshakes:     make([]Counter, len(labels.Handshakes)),
+			Closes:         make([]Counter, len(labels.Closes)),
+			MessageLatency: m.set.NewPrometheusHistogramExt(fmt.Sprintf(`websocket_message_latency_seconds{worker="%d"}`, i), latencyBuckets),
+			LoopLatency:    m.set.NewPrometheusHistogramExt(fmt.Sprintf(`websocket_loop_latency_seconds{worker="%d"}`, i), latencyBuckets),
+		})
+	}
+	return m
+}

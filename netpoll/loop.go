@@ -1,0 +1,200 @@
+// Package netpoll is the event loop: raw file descriptors, wake-ups and time,
+// and nothing of what travels over them.
+//
+// A Loop is one easygo Epoll and the one goroutine that Epoll starts. All
+// callbacks of a Loop (of its fds, its timers and its posted tasks) run on that
+// goroutine, one at a time, so what they share needs no lock. Any goroutine may
+// call Post; every other method of a Loop belongs to its own callbacks, except
+// that the first fds may be added before anything else runs, and Close must
+// come from outside.
+//
+// The package neither logs nor reads flags; what cannot go on is reported to
+// Config.Fatal.
+//
+// What easygo's Epoll asks of its caller, all of it kept here or stated here:
+//   - The callbacks of one batch of events are looked up before the first of
+//     them runs, so a callback can still come after Del. An owner of an fd
+//     returns at once when it has closed it, and its memory is never reused.
+//   - A failed Add leaves its entry behind; Add deletes it again.
+//   - Close runs the remaining callbacks on the caller's goroutine, and
+//     deadlocks inside a callback: only a Loop without fds is closed.
+//   - It waits without a timeout and has no hooks: time comes from a timerfd,
+//     wake-ups from an eventfd.
+//   - Its own two fds lack close-on-exec: the process must not fork.
+package netpoll
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mailru/easygo/netpoll"
+	"golang.org/x/sys/unix"
+)
+
+// Events is a set of readiness bits, as epoll_ctl(2) names them.
+type Events = netpoll.EpollEvent
+
+// The readiness that callers ask for. EPOLLERR and EPOLLHUP come unasked; a
+// read or a write then says what happened.
+const (
+	Readable Events = netpoll.EPOLLIN
+	Writable Events = netpoll.EPOLLOUT
+)
+
+// Tick is the resolution of a Loop's timers and of its clock.
+const Tick = 50 * time.Millisecond
+
+// Config is what a Loop tells the outside.
+type Config struct {
+	// Fatal is called when the loop cannot go on. It must not return to
+	// normal work: nothing of this Loop runs any more.
+	Fatal func(error)
+	// OnTick, if set, is called on the loop at every tick with the time by
+	// which the tick came late: how long a ready fd may have waited.
+	OnTick func(late time.Duration)
+}
+
+// A Loop is an epoll set with its goroutine, mailbox, timer wheel and clock.
+type Loop struct {
+	// Fixed after NewLoop.
+	config  Config
+	epoll   *netpoll.Epoll
+	mailbox *mailbox
+	timerFD int
+	started time.Duration // when the timerfd counts its first expiration from, less one Tick
+
+	// Owned by the loop's goroutine.
+	wheel Wheel
+	now   time.Duration
+	ticks uint64 // expirations of the timerfd so far
+}
+
+var clockBase = time.Now()
+
+// Monotonic is the time since the process started, on the monotonic clock.
+func Monotonic() time.Duration { return time.Since(clockBase) }
+
+// NewLoop starts a Loop.
+func NewLoop(config Config) (*Loop, error) {
+	epoll, err := netpoll.EpollCreate(&netpoll.EpollConfig{
+		OnWaitError: func(err error) { config.Fatal(fmt.Errorf("cannot wait for events: %w", err)) },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot create an epoll instance: %w", err)
+	}
+	l := &Loop{config: config, epoll: epoll, timerFD: -1}
+	if err := l.start(); err != nil {
+		l.release()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *Loop) start() (err error) {
+	if l.mailbox, err = newMailbox(); err != nil {
+		return err
+	}
+	if l.timerFD, err = newTicker(Tick); err != nil {
+		return err
+	}
+	l.started = Monotonic()
+	l.now = l.started
+	l.wheel.init(l.now)
+	if err := l.Add(l.mailbox.fd, Readable, l.onMail); err != nil {
+		return err
+	}
+	return l.Add(l.timerFD, Readable, l.onTimerFD)
+}
+
+// newTicker returns a timerfd that expires every period (timerfd_create(2)).
+func newTicker(period time.Duration) (int, error) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("cannot create a timerfd: %w", err)
+	}
+	every := unix.NsecToTimespec(int64(period))
+	if err := unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Interval: every, Value: every}, nil); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("cannot arm a timerfd: %w", err)
+	}
+	return fd, nil
+}
+
+// Add calls back on the loop whenever fd is ready for one of events
+// (level-triggered), until Del. The fd must be non-blocking, and not watched
+// yet: a second Add is an error that leaves the first as it was.
+func (l *Loop) Add(fd int, events Events, callback func(Events)) error {
+	if err := l.epoll.Add(fd, events, callback); err != nil {
+		if !errors.Is(err, netpoll.ErrRegistered) {
+			l.epoll.Del(fd) // a failed Add leaves its entry behind
+		}
+		return fmt.Errorf("cannot watch fd %d: %w", fd, err)
+	}
+	return nil
+}
+
+// Mod changes the events that fd is watched for.
+func (l *Loop) Mod(fd int, events Events) error { return l.epoll.Mod(fd, events) }
+
+// Del stops watching fd. A callback for it may still come in the batch of
+// events that is being handled.
+func (l *Loop) Del(fd int) error { return l.epoll.Del(fd) }
+
+// Post runs task on the loop, after what runs there now; tasks keep their
+// order. It may be called from any goroutine, the loop's own included. It
+// reports false when the loop is closed and the task will never run.
+func (l *Loop) Post(task func()) bool { return l.mailbox.post(task) }
+
+// Now is the loop's clock: Monotonic as of the last tick. Reading it costs
+// nothing; it is at most a Tick old unless a callback takes longer.
+func (l *Loop) Now() time.Duration { return l.now }
+
+// Schedule lets t expire at the first tick that is not before at, instead of
+// whatever it was scheduled for.
+func (l *Loop) Schedule(t *Timer, at time.Duration) { l.wheel.Schedule(t, at) }
+
+// Cancel takes t off the wheel. A timer that is not on it is left alone.
+func (l *Loop) Cancel(t *Timer) { l.wheel.Cancel(t) }
+
+// Close ends the loop's goroutine. No fd may be watched any more, and it must
+// not be called from a callback. Posted tasks that have not run are dropped.
+func (l *Loop) Close() error {
+	l.mailbox.close()
+	if err := l.epoll.Close(); err != nil {
+		return fmt.Errorf("cannot close an epoll instance: %w", err)
+	}
+	unix.Close(l.mailbox.fd)
+	return unix.Close(l.timerFD)
+}
+
+// release undoes a start that failed half-way.
+func (l *Loop) release() {
+	l.epoll.Close()
+	if l.mailbox != nil {
+		unix.Close(l.mailbox.fd)
+	}
+	if l.timerFD >= 0 {
+		unix.Close(l.timerFD)
+	}
+}
+
+func (l *Loop) onMail(events Events) {
+	if events&Readable != 0 {
+		l.mailbox.run()
+	}
+}
+
+func (l *Loop) onTimerFD(events Events) {
+	expired, ok := readCounter(l.timerFD)
+	if events&Readable == 0 || !ok {
+		return
+	}
+	l.now = Monotonic()
+	if l.config.OnTick != nil {
+		due := l.started + time.Duration(l.ticks+1)*Tick
+		l.config.OnTick(max(0, l.now-due))
+	}
+	l.ticks += expired
+	l.wheel.Advance(l.now)
+}

@@ -1,0 +1,64 @@
+package netpoll
+
+import (
+	"net"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrAgain says that a non-blocking call has nothing to do now: EAGAIN. It is
+// a result more than an error.
+const ErrAgain = unix.EAGAIN
+
+// Read reads what fd, which must be non-blocking, has: at most len(p) bytes,
+// where 0 with a nil error is the end of the stream. Interrupted calls are
+// repeated. See read(2).
+func Read(fd int, p []byte) (n int, err error) { return transfer(unix.SYS_READ, fd, p) }
+
+// Write writes what fd, which must be non-blocking, takes of p. Interrupted
+// calls are repeated. A peer that is gone is EPIPE or ECONNRESET; the SIGPIPE
+// that goes with it is ignored by the Go runtime. See write(2).
+func Write(fd int, p []byte) (n int, err error) { return transfer(unix.SYS_WRITE, fd, p) }
+
+// transfer makes the call without telling the scheduler, which is there for
+// calls that block: these return at once.
+func transfer(call uintptr, fd int, p []byte) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// ShutdownWrite tells the peer that nothing more comes. See shutdown(2).
+func ShutdownWrite(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }
+
+// CloseFD closes fd. It is not repeated: on Linux the fd is gone whatever
+// close(2) says.
+func CloseFD(fd int) { unix.Close(fd) }
+
+// NetConn turns fd into a net.Conn of the Go runtime's own poller; fd itself
+// is closed, also on an error. The fd must not be watched by a Loop any more.
+func NetConn(fd int) (net.Conn, error) {
+	file := os.NewFile(uintptr(fd), "accepted")
+	defer file.Close()
+	return net.FileConn(file)
+}
+
+// RaiseFDLimit raises the process's soft limit of open files to its hard limit
+// and returns it. See getrlimit(2).
+func RaiseFDLimit() (uint64, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, err
+	}
+	limit.Cur = limit.Max
+	return limit.Cur, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+}

@@ -1,0 +1,230 @@
+package proto
+
+import (
+	"encoding/binary"
+	"unicode/utf8"
+
+	"github.com/gobwas/ws"
+)
+
+// Rules are what a Parser holds its peer to. Many Parsers share them.
+type Rules struct {
+	FromClient bool // the peer is a client: its frames must be masked
+	MaxMessage int  // the longest message, in bytes, over all its fragments
+}
+
+// A Message is a whole data message, or a control frame, with its payload
+// unmasked. Op is OpContinuation where there is no message.
+type Message struct {
+	Op      OpCode
+	Payload []byte // valid until the buffer is changed or the parser called again
+}
+
+// A Parser takes messages out of a stream of frames. It holds no bytes of an
+// unfinished frame: those stay with the caller, at the front of the buffer of
+// the next call. The zero Parser with Rules set is at the start of a stream.
+type Parser struct {
+	Rules *Rules
+
+	started *started // nil between messages, so that an idle Parser is two words
+}
+
+// started is what is known of an unfinished frame and of an unfinished message.
+type started struct {
+	message []byte   // the fragments so far
+	seen    int      // how much of the frame's payload is unmasked and checked already
+	op      OpCode   // of the message, OpContinuation if there is none
+	tail    utf8Tail // where the UTF-8 check of the message stands
+}
+
+// Next takes the next message out of buf, which starts where the last call
+// left off: n bytes of it are used up. When it holds no whole message, m.Op is
+// OpContinuation, and the caller keeps buf[n:], with what Next has unmasked in
+// it, for the next call. An error is an *Error; the stream cannot be parsed
+// any further then.
+func (p *Parser) Next(buf []byte) (m Message, n int, err error) {
+	var s started
+	if p.started != nil {
+		s = *p.started
+	}
+	for m.Op == OpContinuation && err == nil {
+		var used int
+		m, used, err = s.nextFrame(p.Rules, buf[n:])
+		if used == 0 {
+			break
+		}
+		n += used
+	}
+	p.keep(&s)
+	return m, n, err
+}
+
+// keep holds s until the next call, if there is anything in it.
+func (p *Parser) keep(s *started) {
+	switch {
+	case s.op == OpContinuation && s.seen == 0:
+		p.started = nil
+	case p.started == nil:
+		kept := *s // so that only what is kept is on the heap
+		p.started = &kept
+	default:
+		*p.started = *s
+	}
+}
+
+func (s *started) nextFrame(rules *Rules, buf []byte) (m Message, n int, err error) {
+	h, n, err := decodeHeader(buf, rules.FromClient)
+	if err == nil && n > 0 {
+		err = s.checkSequence(h, rules.MaxMessage)
+	}
+	if err != nil || n == 0 || len(buf) < n {
+		return Message{}, 0, err
+	}
+	payload := buf[n:]
+	whole := int64(len(payload)) >= h.Length
+	if whole {
+		payload = payload[:h.Length]
+	}
+	if err := s.take(h, payload, whole); err != nil {
+		return Message{}, 0, err
+	}
+	if !whole {
+		return Message{}, 0, nil
+	}
+	m, err = s.finish(h, payload)
+	return m, n + len(payload), err
+}
+
+// checkSequence checks a header against what came before it.
+func (s *started) checkSequence(h ws.Header, maxMessage int) error {
+	switch {
+	case h.OpCode.IsControl():
+		return nil
+	case h.OpCode == OpContinuation && s.op == OpContinuation:
+		return ErrNoFragment
+	case h.OpCode != OpContinuation && s.op != OpContinuation:
+		return ErrFragmentOpen
+	case h.Length > int64(maxMessage-len(s.message)):
+		return ErrTooBig
+	}
+	return nil
+}
+
+// take unmasks what is new of the payload of the frame at hand and, if it is
+// text, checks it.
+func (s *started) take(h ws.Header, payload []byte, whole bool) error {
+	fresh := payload[s.seen:]
+	if h.Masked {
+		ws.Cipher(fresh, h.Mask, s.seen)
+	}
+	atOnce := whole && h.Fin && s.seen == 0 && h.OpCode == OpText
+	s.seen = len(payload)
+	if whole {
+		s.seen = 0
+	}
+	switch {
+	case atOnce && !utf8.Valid(fresh):
+		return ErrNotUTF8
+	case atOnce || !s.isText(h):
+		return nil
+	case !s.tail.accept(fresh) || whole && h.Fin && s.tail.n > 0:
+		return ErrNotUTF8
+	}
+	return nil
+}
+
+func (s *started) isText(h ws.Header) bool {
+	return h.OpCode == OpText || h.OpCode == OpContinuation && s.op == OpText
+}
+
+// finish makes a message of a frame that is whole.
+func (s *started) finish(h ws.Header, payload []byte) (Message, error) {
+	switch {
+	case h.OpCode == OpClose:
+		return Message{OpClose, payload}, checkClose(payload)
+	case h.OpCode.IsControl():
+		return Message{h.OpCode, payload}, nil
+	case !h.Fin:
+		if h.OpCode != OpContinuation {
+			s.op = h.OpCode
+		}
+		s.message = append(s.message, payload...)
+		return Message{}, nil
+	case h.OpCode == OpContinuation:
+		m := Message{s.op, append(s.message, payload...)}
+		s.op, s.message = OpContinuation, nil
+		return m, nil
+	}
+	return Message{h.OpCode, payload}, nil
+}
+
+// CloseCode is the status code in the payload of a close frame, 0 if there is
+// none (RFC 6455 §5.5.1).
+func CloseCode(payload []byte) StatusCode {
+	if len(payload) < 2 {
+		return 0
+	}
+	return StatusCode(binary.BigEndian.Uint16(payload))
+}
+
+// checkClose checks the payload of a close frame. Beside the codes of the RFC,
+// 1012 to 1014 may be sent: they are in IANA's registry.
+func checkClose(payload []byte) error {
+	code := CloseCode(payload)
+	switch {
+	case len(payload) == 0:
+		return nil
+	case len(payload) == 1:
+		return ErrClosePayload
+	case !(1000 <= code && code <= 1014 || 3000 <= code && code <= 4999),
+		code == ws.StatusNoMeaningYet, code == ws.StatusNoStatusRcvd, code == ws.StatusAbnormalClosure:
+		return ErrCloseCode
+	case !utf8.Valid(payload[2:]):
+		return ErrCloseReason
+	}
+	return nil
+}
+
+// A utf8Tail checks UTF-8 that comes in pieces: it keeps the start of a
+// character that a piece was cut in.
+type utf8Tail struct {
+	bytes [utf8.UTFMax]byte
+	n     uint8
+}
+
+// accept reports whether p can go on what came before.
+func (t *utf8Tail) accept(p []byte) bool {
+	for t.n > 0 && len(p) > 0 {
+		t.bytes[t.n] = p[0]
+		t.n++
+		p = p[1:]
+		// A sequence that cannot become a character counts as full, at
+		// the first byte that spoils it.
+		if character := t.bytes[:t.n]; utf8.FullRune(character) {
+			if !utf8.Valid(character) {
+				return false
+			}
+			t.n = 0
+		}
+	}
+	whole := len(p) - unfinished(p)
+	if !utf8.Valid(p[:whole]) {
+		return false
+	}
+	t.n += uint8(copy(t.bytes[t.n:], p[whole:]))
+	return true
+}
+
+// unfinished is how many bytes at the end of p are the start of a character.
+func unfinished(p []byte) int {
+	for i := 1; i < utf8.UTFMax && i <= len(p); i++ {
+		end := p[len(p)-i:]
+		if utf8.RuneStart(end[0]) {
+			if utf8.FullRune(end) {
+				return 0
+			}
+			return i
+		}
+	}
+	return 0
+}

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Makes sure that what the tests need beside Go is there, and installs what is
+# not: Debian packages where it may (as root, or with a sudo that asks no
+# password), npm packages into .cache/. What cannot be had is told in one line.
+# That is a failure where CI=true; elsewhere the tests that need it skip.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly log=.cache/test-deps.log
+readonly clients=.cache/clients
+readonly manifest=server/testdata/clients/package.json
+
+# Debian's interpreter, whatever is first on PATH, and only Debian's modules.
+have_websockets() { /usr/bin/python3 -I -c 'import websockets.legacy.client' 2>/dev/null; }
+have_command() { command -v "$1" >/dev/null; }
+
+# install_ws puts whole directories into place, so what is there is complete.
+have_ws() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$clients/package.json"; }
+
+missing_packages() {
+	have_websockets || echo python3-websockets
+	have_command node || echo nodejs
+	have_command npm || have_ws || echo npm
+}
+
+as_root() {
+	if [[ $EUID -eq 0 ]]; then "$@"; else sudo -n "$@"; fi
+}
+
+can_install() { have_command apt-get && as_root true 2>/dev/null; }
+
+# install_packages goes one by one: one that cannot be had does not take the
+# others with it.
+install_packages() {
+	as_root apt-get update || true
+	local package
+	for package in "$@"; do
+		as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+			-o DPkg::Lock::Timeout=60 "$package" || true
+	done
+}
+
+install_ws() {
+	local stage
+	stage=$(mktemp -d "$clients.XXXXXX")
+	cp "$manifest" "$stage/package.json"
+	if (cd "$stage" && npm install --no-package-lock --no-audit --no-fund --ignore-scripts); then
+		rm -rf "$clients"
+		mv "$stage" "$clients"
+	else
+		rm -rf "$stage"
+	fi
+}
+
+mkdir -p .cache
+mapfile -t packages < <(missing_packages)
+if ((${#packages[@]} > 0)) && can_install; then
+	echo "test-deps: installing ${packages[*]}"
+	install_packages "${packages[@]}" >>"$log" 2>&1
+	mapfile -t packages < <(missing_packages)
+fi
+if ! have_ws && have_command npm; then
+	echo "test-deps: installing the npm packages of $manifest"
+	install_ws >>"$log" 2>&1
+fi
+
+advice=()
+((${#packages[@]} == 0)) || advice+=("Debian's ${packages[*]} (as root: apt-get install ${packages[*]})")
+have_ws || advice+=("the npm packages of $manifest (run this again with npm and a network)")
+((${#advice[@]} > 0)) || exit 0
+printf -v text '%s, and ' "${advice[@]}"
+echo "test-deps: missing: ${text%, and }; the log of what was tried is $log" >&2
+[[ ${CI:-} != true ]]

@@ -1,0 +1,347 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"turnstile/proto"
+)
+
+// Bad input gets a clear answer, nothing leaks, and nobody else notices.
+
+// bystander is a client that has to be served as ever, whatever others do.
+func bystander(p *process) (check func()) {
+	w := p.open("/ws/chat/")
+	count := uint64(0)
+	return func() {
+		p.t.Helper()
+		count++
+		w.send(text("still there?"))
+		w.wantCount(count, "still there?")
+	}
+}
+
+// sockets is how many connections the server has, the asking one included.
+func (p *process) sockets() float64 { return p.metric("websocket_active_connections") }
+
+func TestHalfRequestsTimeOut(t *testing.T) {
+	p := startServer(t, "-handshake-timeout", "300ms")
+	check := bystander(p)
+	silent, half, trickle := newWire(t, p.dial()), newWire(t, p.dial()), newWire(t, p.dial())
+	half.write([]byte("GET /ws/chat/ HTT"))
+	trickle.write([]byte(upgradeRequest("/ws/chat/")[:100]))
+	for _, w := range []*wire{silent, half, trickle} {
+		w.wantEnd()
+	}
+	check()
+	if n := p.metric(`websocket_handshakes_total{result="handshake_timeout"}`); n != 3 {
+		t.Errorf("%v handshakes timed out, want 3", n)
+	}
+}
+
+func TestManySilentClients(t *testing.T) {
+	const clients = 2000
+	p := startServer(t, "-handshake-timeout", "1s")
+	check := bystander(p)
+	goroutines := p.metric("go_goroutines")
+	var conns []net.Conn
+	for range clients {
+		conns = append(conns, p.dial())
+	}
+	check()
+	eventually(t, "all are accepted", func() bool { return p.metric("websocket_accepted_total") >= clients })
+	if now := p.metric("go_goroutines"); now > goroutines+10 {
+		t.Errorf("%v goroutines with %d clients, %v without", now, clients, goroutines)
+	}
+	for _, conn := range conns {
+		newWire(t, conn).wantEnd()
+	}
+	check()
+}
+
+func TestHugeHeader(t *testing.T) {
+	p := startServer(t)
+	check := bystander(p)
+	w := newWire(t, p.dial())
+	go w.conn.Write([]byte("GET / HTTP/1.1\r\n" + strings.Repeat("X-Header: "+strings.Repeat("x", 1000)+"\r\n", 1000)))
+	response, err := http.ReadResponse(w.reader, nil)
+	if err != nil || response.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Fatalf("%v, %v", response, err)
+	}
+	check()
+}
+
+func TestPingFlood(t *testing.T) {
+	p := startServer(t)
+	check := bystander(p)
+	w := p.open("/ws/chat/")
+	const pings = 20_000
+	go func() {
+		flood := strings.Repeat(string(frame(proto.OpPing, true, "ping")), 1000)
+		for range pings / 1000 {
+			w.conn.Write([]byte(flood))
+		}
+	}()
+	for i := range pings {
+		if m := w.next(); m.Op != proto.OpPong || string(m.Payload) != "ping" {
+			t.Fatalf("pong %d: %s", i, describe(m))
+		}
+	}
+	check()
+}
+
+// A client that sends and never reads is no longer read itself once its
+// replies pile up, costs a bounded amount of memory, and is closed in time.
+func TestClientThatNeverReads(t *testing.T) {
+	p := startServer(t, "-write-timeout", "1s", "-heartbeat", "1h")
+	check := bystander(p)
+	w := p.open("/ws/chat/")
+	flood := []byte(strings.Repeat(string(text("x")), 10_000))
+	sent := 0
+	for {
+		n, err := w.conn.Write(flood)
+		sent += n
+		if err != nil {
+			break // the server has closed, for what else would end a write without a deadline
+		}
+		if held := p.metric("websocket_backlog_bytes"); held > highWater+flushBytes+1000 {
+			t.Fatalf("%v bytes held", held)
+		}
+	}
+	check()
+	eventually(t, "it is closed as slow", func() bool {
+		return p.metric(`websocket_closes_total{reason="slow_consumer"}`) == 1
+	})
+	if held := p.metric("websocket_backlog_bytes"); held != 0 {
+		t.Errorf("%v bytes still held", held)
+	}
+	// The 70,000 replies to a megabyte would be 7 MB: most was never read.
+	if most := 16 << 20; sent > most {
+		t.Errorf("%d bytes were taken from it", sent)
+	}
+}
+
+// A client that reads late gets everything, in order.
+func TestSlowReaderGetsAll(t *testing.T) {
+	p := startServer(t)
+	w := p.open("/ws/chat/")
+	const messages = 60_000
+	sending := make(chan error, 1)
+	go func() {
+		batch := []byte(strings.Repeat(string(text("slow")), 1000))
+		for range messages / 1000 {
+			if _, err := w.conn.Write(batch); err != nil {
+				sending <- err
+				return
+			}
+		}
+		sending <- nil
+	}()
+	eventually(t, "the server stops reading", func() bool { return p.metric("websocket_backlog_bytes") > highWater })
+	for i := range uint64(messages) {
+		w.wantCount(i+1, "slow")
+	}
+	if err := <-sending; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shutdownWrite is a client's half-close.
+func (w *wire) shutdownWrite() {
+	if err := w.conn.(*net.TCPConn).CloseWrite(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestHalfCloseIsAnswered(t *testing.T) {
+	p := startServer(t)
+	w := p.open("/ws/chat/")
+	w.send(text("last words"))
+	w.shutdownWrite()
+	w.wantCount(1, "last words")
+	w.wantEnd()
+
+	// The same with more replies than the socket takes.
+	w = p.open("/ws/chat/")
+	const messages = 3000
+	big := strings.Repeat("b", 1000)
+	w.send([]byte(strings.Repeat(string(text(big)), messages)))
+	w.shutdownWrite()
+	for i := range uint64(messages) {
+		w.wantCount(i+1, big)
+	}
+	w.wantEnd()
+	eventually(t, "nothing is left", func() bool { return p.sockets() == 0 })
+}
+
+// reset ends a client's connection with a RST.
+func (w *wire) reset() {
+	w.conn.(*net.TCPConn).SetLinger(0)
+	w.conn.Close()
+}
+
+func TestResetWithinAFrame(t *testing.T) {
+	p := startServer(t)
+	check := bystander(p)
+	for i := range 50 {
+		w := p.open("/ws/chat/")
+		w.send(text("whole"), text("half of a frame")[:3+i%10])
+		w.wantCount(1, "whole")
+		w.reset()
+	}
+	eventually(t, "all are gone", func() bool { return p.sockets() == 1 })
+	check()
+}
+
+// File descriptor numbers are used again at once: an event for the old owner
+// of a number must never reach the new one.
+func TestFDReuse(t *testing.T) {
+	p := startServer(t, "-workers", "2")
+	check := bystander(p)
+	for round := range 200 {
+		dying, living := p.open("/ws/chat/"), p.open("/ws/chat/")
+		dying.send(text("a"), frame(proto.OpClose, true, ""), text("b"))
+		dying.reset()
+		born := p.open("/ws/chat/")
+		for _, w := range []*wire{living, born} {
+			message := fmt.Sprint("round ", round)
+			w.send(text(message))
+			w.wantCount(1, message)
+			w.reset()
+		}
+	}
+	check()
+}
+
+func TestMessageRate(t *testing.T) {
+	p := startServer(t, "-message-rate", "5")
+	check := bystander(p)
+	w := p.open("/ws/chat/")
+	w.send([]byte(strings.Repeat(string(text("m")), 50)))
+	for i := range uint64(5) {
+		w.wantCount(i+1, "m")
+	}
+	w.wantClose(proto.StatusPolicyViolation)
+	check()
+}
+
+func TestMaxConnections(t *testing.T) {
+	p := startServer(t, "-max-connections", "2")
+	first, _ := p.open("/ws/chat/"), p.open("/ws/chat/")
+	w := newWire(t, p.dial())
+	response := w.request(upgradeRequest("/ws/chat/"))
+	if response.StatusCode != 503 || response.Header.Get("Retry-After") == "" {
+		t.Errorf("the third gets %s, Retry-After %q", response.Status, response.Header.Get("Retry-After"))
+	}
+	if status, _, _ := p.get("/healthz"); status != 200 {
+		t.Errorf("health check at the limit: %d", status)
+	}
+	first.reset()
+	eventually(t, "the place is free again", func() bool {
+		w := newWire(t, p.dial())
+		return w.request(upgradeRequest("/ws/chat/")).StatusCode == 101
+	})
+}
+
+func TestMaxConnectionsPerIP(t *testing.T) {
+	p := startServer(t, "-max-connections-per-ip", "2", "-trusted-proxies", "127.0.0.1")
+	status := func(headers ...string) int {
+		return newWire(t, p.dial()).request(upgradeRequest("/ws/chat/", headers...)).StatusCode
+	}
+	const client = "X-Forwarded-For: 10.9.9.9, 192.0.2.1" // what a client invents stands on the left
+	first := p.open("/ws/chat/", client)
+	for i, want := range []int{101, 429} {
+		if got := status(client); got != want {
+			t.Errorf("connection %d of one client: %d, want %d", i+2, got, want)
+		}
+	}
+	if got := status("X-Forwarded-For: 192.0.2.2"); got != 101 {
+		t.Errorf("another client: %d", got)
+	}
+	first.reset()
+	eventually(t, "the place is free again", func() bool { return status(client) == 101 })
+}
+
+// Without a trusted proxy the header is worth nothing: the peer counts, from
+// its accept on.
+func TestForwardedForIsNotBelieved(t *testing.T) {
+	p := startServer(t, "-max-connections-per-ip", "1")
+	w := p.open("/ws/chat/", "X-Forwarded-For: 192.0.2.1")
+	response, err := http.ReadResponse(newWire(t, p.dial()).reader, nil) // refused without a request
+	if err != nil || response.StatusCode != 429 {
+		t.Fatalf("%v, %v", response, err)
+	}
+	w.reset()
+	eventually(t, "the place is free again", func() bool {
+		response := newWire(t, p.dial()).request(upgradeRequest("/ws/chat/"))
+		return response.StatusCode == 101
+	})
+}
+
+func TestUnixPeerIsTrusted(t *testing.T) {
+	path := t.TempDir() + "/s"
+	p := startServer(t, "-max-connections-per-ip", "1", "-listen", "unix:"+path)
+	status := func(header string) int {
+		return newWire(t, p.dial()).request(upgradeRequest("/ws/chat/", header)).StatusCode
+	}
+	for i, f := range []struct {
+		header string
+		want   int
+	}{{"X-Real-IP: 192.0.2.1", 101}, {"X-Real-IP: 192.0.2.1", 429}, {"X-Real-IP: 192.0.2.2", 101}, {"X-Other: 1", 101}, {"X-Other: 1", 101}} {
+		if got := status(f.header); got != f.want {
+			t.Errorf("connection %d, %s: %d, want %d", i, f.header, got, f.want)
+		}
+	}
+	p.signal(syscall.SIGTERM)
+	p.wait()
+	if _, err := os.Stat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket's file is left: %v", err)
+	}
+}
+
+// When file descriptors run out, who is connected is served, who waits is
+// served later, and it is said once.
+func TestOutOfFileDescriptors(t *testing.T) {
+	p := startServer(t, "-handshake-timeout", "1m")
+	check := bystander(p)
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	few := unix.Rlimit{Cur: uint64(len(open) + 10), Max: uint64(len(open) + 10)}
+	if err := unix.Prlimit(p.cmd.Process.Pid, unix.RLIMIT_NOFILE, &few, nil); err != nil {
+		t.Fatal(err)
+	}
+	var greedy []*wire
+	for range 50 {
+		greedy = append(greedy, newWire(t, p.dial()))
+	}
+	p.waitLog("accept_paused")
+	check()
+	waiting := newWire(t, p.dial())
+	waiting.write([]byte(upgradeRequest("/ws/chat/")))
+	user0, system0 := cpuTime(t, p.cmd.Process.Pid)
+	check()
+	for _, w := range greedy {
+		w.reset()
+	}
+	response, err := http.ReadResponse(waiting.reader, nil)
+	if err != nil || response.StatusCode != 101 {
+		t.Fatalf("who waited: %v, %v", response, err)
+	}
+	check()
+	user, system := cpuTime(t, p.cmd.Process.Pid)
+	if spent := user - user0 + system - system0; spent > patience/30 {
+		t.Errorf("%v of CPU while it waited", spent)
+	}
+	if n := len(p.logged("accept_paused")); n != 1 {
+		t.Errorf("said %d times", n)
+	}
+}

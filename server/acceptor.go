@@ -1,0 +1,114 @@
+package main
+
+import (
+	"time"
+
+	"turnstile/netpoll"
+)
+
+const (
+	// acceptBatch is how many sockets one listener gives before the turn of
+	// the others; it is level-triggered, so the rest comes next.
+	acceptBatch = 128
+	// acceptPause is how long accepting rests when file descriptors have
+	// run out.
+	acceptPause = 250 * time.Millisecond
+)
+
+// An acceptor takes sockets off the listeners, on a loop of its own, and deals
+// them to the workers in turn.
+type acceptor struct {
+	// Fixed after newAcceptor.
+	server    *server
+	loop      *netpoll.Loop
+	listeners []*netpoll.Listener
+
+	// Owned by the loop.
+	next   int // the worker whose turn it is
+	paused bool
+	resume netpoll.Timer
+	failed error // what was said of the shortage that is not over yet
+}
+
+func newAcceptor(s *server, loop *netpoll.Loop, listeners []*netpoll.Listener) *acceptor {
+	a := &acceptor{server: s, loop: loop, listeners: listeners}
+	a.resume.Owner = a
+	return a
+}
+
+// start watches the listeners; it runs on the loop.
+func (a *acceptor) start() error {
+	for _, l := range a.listeners {
+		if err := a.loop.Add(l.FD, netpoll.Readable, func(netpoll.Events) { a.onConnections(l) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stop closes the listeners; it runs on the loop.
+func (a *acceptor) stop() {
+	a.loop.Cancel(&a.resume)
+	for _, l := range a.listeners {
+		if !a.paused {
+			a.loop.Del(l.FD)
+		}
+		l.Unlink()
+		l.Close()
+	}
+	a.listeners = nil
+}
+
+func (a *acceptor) onConnections(l *netpoll.Listener) {
+	for range acceptBatch {
+		fd, peer, err := l.Accept()
+		if err == netpoll.ErrAgain {
+			a.onNobodyWaits()
+			return
+		}
+		if err != nil {
+			a.onFailure(l, err)
+			return
+		}
+		a.server.workers[a.next].inbox.put(a.server.arrive(fd, peer.Addr()))
+		a.next = (a.next + 1) % len(a.server.workers)
+	}
+}
+
+// onFailure lets the listeners rest: level-triggered, they would call back at
+// once and for ever. Who waits in their queues is not lost.
+func (a *acceptor) onFailure(l *netpoll.Listener, err error) {
+	if a.paused {
+		return
+	}
+	a.paused = true
+	a.server.metrics.Paused.Inc()
+	for _, l := range a.listeners {
+		a.loop.Del(l.FD)
+	}
+	a.loop.Schedule(&a.resume, a.loop.Now()+acceptPause)
+	if a.failed != err {
+		a.failed = err
+		e := a.server.log.Error().Err(err).Str("listen", l.Addr)
+		if netpoll.IsExhausted(err) {
+			e = e.Str("advice", "file descriptors or socket memory have run out: raise LimitNOFILE or lower -max-connections")
+		}
+		e.Msg("accept_paused")
+	}
+}
+
+// onNobodyWaits ends a shortage: until then it may come and go many times.
+func (a *acceptor) onNobodyWaits() {
+	if a.failed != nil {
+		a.failed = nil
+		a.server.log.Info().Msg("accept_resumed")
+	}
+}
+
+// OnTimer implements netpoll.Expirer: accepting goes on.
+func (a *acceptor) OnTimer() {
+	a.paused = false
+	if err := a.start(); err != nil {
+		a.server.fail(err)
+	}
+}

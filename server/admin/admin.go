@@ -1,0 +1,136 @@
+// Package admin answers plain HTTP: the console page, health, readiness and
+// metrics.
+package admin
+
+import (
+	"embed"
+	"encoding/json"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/pprof"
+	"strings"
+	"time"
+)
+
+// Config is what the pages are made of. The funcs are called from any
+// goroutine.
+type Config struct {
+	Started time.Time
+	// State says whether new connections are taken and whether the process
+	// is on its way out.
+	State func() (ready, shuttingDown bool)
+	// Metrics writes the Prometheus text format.
+	Metrics func(io.Writer)
+}
+
+//go:embed console
+var console embed.FS
+
+// Handler serves every path of the public port that is no WebSocket endpoint.
+// Each path is there with and without its last slash.
+func Handler(config Config) http.Handler {
+	pages, err := fs.Sub(console, "console")
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	mux := http.NewServeMux()
+	files := secured(http.FileServerFS(pages))
+	mux.Handle("/{$}", files)
+	mux.Handle("/console.js", files)
+	mux.Handle("/console.css", files)
+	handle(mux, "/healthz", config.healthz)
+	handle(mux, "/readyz", config.readyz)
+	handle(mux, "/metrics", config.metrics)
+	mux.HandleFunc("/", notFound)
+	return readOnly(mux)
+}
+
+func handle(mux *http.ServeMux, path string, h http.HandlerFunc) {
+	mux.HandleFunc(path, h)
+	mux.HandleFunc(path+"/{$}", h)
+}
+
+// readOnly answers 405 to what is neither GET nor HEAD.
+func readOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			writeJSON(w, http.StatusMethodNotAllowed, map[string]any{"error": "only GET and HEAD are answered here"})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// secured keeps the page to what comes from this server.
+func secured(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		// Safari before 15.4 does not take ws: to be part of 'self'.
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self' ws://"+host(r)+" wss://"+host(r)+"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-cache")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// host is the request's Host where it is safe inside a header value.
+func host(r *http.Request) string {
+	if strings.ContainsAny(r.Host, " ;,'\"") {
+		return "localhost"
+	}
+	return r.Host
+}
+
+func notFound(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusNotFound, map[string]any{"error": "no such path: there are /, /healthz/, /readyz/, /metrics/ and the WebSocket at /ws/chat/"})
+}
+
+func (c Config) healthz(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, struct {
+		Status    string  `json:"status"`
+		Timestamp string  `json:"timestamp"`
+		Uptime    float64 `json:"uptime"`
+	}{"healthy", timestamp(), time.Since(c.Started).Seconds()})
+}
+
+func (c Config) readyz(w http.ResponseWriter, _ *http.Request) {
+	ready, shuttingDown := c.State()
+	status, code := "ready", http.StatusOK
+	if !ready {
+		status, code = "not_ready", http.StatusServiceUnavailable
+	}
+	writeJSON(w, code, struct {
+		Status       string `json:"status"`
+		Timestamp    string `json:"timestamp"`
+		Ready        bool   `json:"ready"`
+		ShuttingDown bool   `json:"shutting_down"`
+	}{status, timestamp(), ready, shuttingDown})
+}
+
+func (c Config) metrics(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	c.Metrics(w)
+}
+
+func timestamp() string { return time.Now().UTC().Format(time.RFC3339Nano) }
+
+func writeJSON(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(body)
+}
+
+// Profiles serves net/http/pprof; it is for the address of -debug-listen only.
+func Profiles() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"net/netip"
+	"time"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+	"turnstile/server/session"
+)
+
+// A Conn is one client's socket, from its accept to its close. It belongs to
+// one worker for ever; all its methods but OnTakenOver run on that worker's
+// loop. Its memory is never reused, since a late event may still find it.
+type Conn struct {
+	// Fixed after newConn.
+	worker *worker
+	opened time.Duration // on the loop's clock
+
+	// Owned by the worker's loop. (The order keeps the struct at 240 bytes.)
+	fd       int32
+	index    int32            // in worker.conns
+	owed     int32            // bytes of the backlog that have to leave before deadline
+	code     proto.StatusCode // of the close frame that was sent, or else received
+	state    state
+	reason   closeReason
+	watched  uint8     // what the loop watches for: netpoll.Events, which fit
+	eof      bool      // the client has sent its last byte
+	paused   bool      // spill holds whole frames, which wait for the backlog to leave
+	over     bool      // it came when -max-connections was reached
+	charged  bool      // ip counts in the limit for each address
+	v2       bool      // the client speaks proto.Subprotocol
+	ip       [16]byte  // see clientIP
+	endpoint *endpoint // nil until the request is upgraded
+	parser   proto.Parser
+	spill    []byte // what has been read of an unfinished request or frame, or waits for the backlog
+	backlog  []byte // what the socket did not take yet
+	timer    netpoll.Timer
+	session  session.Lease
+
+	lastRead    time.Duration // when something came last
+	heartbeatAt time.Duration // when the next heartbeat is due
+	deadline    time.Duration // of the request, of what is owed, or of the client's own close
+	paidUntil   time.Duration // the theoretical arrival time of -message-rate
+}
+
+// A state is where a connection stands. It only goes forward.
+type state uint8
+
+const (
+	stateHandshake state = iota // the request is not all there
+	stateOpen                   // frames go both ways
+	stateClosing                // the last bytes are on their way out, what comes in is dropped
+	stateLingering              // all is sent, the client has to close
+	stateClosed                 // the fd is gone
+)
+
+// A closeReason is why an upgraded connection ended: a label of the metrics
+// and a word of the log.
+type closeReason uint8
+
+const (
+	closePeer closeReason = iota
+	closeGone
+	closeReset
+	closeGoodbye
+	closeShutdown
+	closeTakenOver
+	closeIdle
+	closeSlowConsumer
+	closeProtocol
+	closeNotUTF8
+	closeTooBig
+	closeUnsupported
+	closeRate
+	closeReasons // how many there are
+)
+
+// closeReasonNames are the labels, and which of them count as an error.
+var closeReasonNames = [closeReasons]struct {
+	name    string
+	isError bool
+}{
+	closePeer:         {"peer_closed", false},
+	closeGone:         {"peer_gone", false},
+	closeReset:        {"connection_reset", true},
+	closeGoodbye:      {"goodbye", false},
+	closeShutdown:     {"server_shutdown", false},
+	closeTakenOver:    {"session_taken_over", false},
+	closeIdle:         {"idle_timeout", true},
+	closeSlowConsumer: {"slow_consumer", true},
+	closeProtocol:     {"protocol_error", true},
+	closeNotUTF8:      {"invalid_utf8", true},
+	closeTooBig:       {"message_too_big", true},
+	closeUnsupported:  {"unsupported_data", true},
+	closeRate:         {"rate_limited", true},
+}
+
+func (r closeReason) String() string { return closeReasonNames[r].name }
+
+// The codes that stand in the log for a close frame without a code, and for a
+// close without a close frame (RFC 6455 §7.4.1).
+const (
+	statusNone     = proto.StatusCode(1005)
+	statusAbnormal = proto.StatusCode(1006)
+)
+
+func newConn(w *worker, a arrival) *Conn {
+	now := w.loop.Now()
+	c := &Conn{
+		worker: w, fd: int32(a.fd), opened: now, lastRead: now,
+		deadline: now + w.config.HandshakeTimeout,
+		ip:       a.ip.As16(), over: a.over, charged: a.charged,
+		parser: proto.Parser{Rules: &w.rules},
+	}
+	c.timer.Owner = c
+	return c
+}
+
+// clientIP is the client's address, as far as it is known: zero behind a unix
+// socket whose peer does not say. It is kept without its zone, in 16 bytes.
+func (c *Conn) clientIP() netip.Addr {
+	if c.ip == [16]byte{} {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(c.ip).Unmap()
+}
+
+// onEvent is what the loop calls when the socket is ready. Whatever it leads
+// to appends to the worker's out; the flush at its end is the one write.
+func (c *Conn) onEvent(events netpoll.Events) {
+	if c.state == stateClosed {
+		return // an event of the batch in which it was closed
+	}
+	began, before := netpoll.Monotonic(), c.session.Count
+	if events&netpoll.Writable != 0 {
+		c.onWritable()
+	}
+	switch {
+	case events&^netpoll.Writable == 0 || c.state == stateClosed:
+	case netpoll.Events(c.watched)&netpoll.Readable != 0:
+		c.onReadable()
+	default:
+		c.close(closeReset) // an error or a hang-up, which would come again and again
+	}
+	c.flush()
+	if c.session.Count != before {
+		c.worker.metrics.MessageLatency.Update((netpoll.Monotonic() - began).Seconds())
+	}
+}
+
+// watch asks the loop for what the connection waits for.
+func (c *Conn) watch() {
+	var events netpoll.Events
+	if !c.eof && (c.state >= stateClosing || !c.paused && !c.backedUp()) {
+		events |= netpoll.Readable
+	}
+	if len(c.backlog) > 0 {
+		events |= netpoll.Writable
+	}
+	if c.state == stateClosed || events == netpoll.Events(c.watched) {
+		return
+	}
+	c.watched = uint8(events)
+	if err := c.worker.loop.Mod(int(c.fd), events); err != nil {
+		c.close(closeReset)
+	}
+}
+
+// fail ends the connection for what the client did against the protocol.
+func (c *Conn) fail(err *proto.Error) {
+	reason := closeProtocol
+	switch err {
+	case proto.ErrNotUTF8, proto.ErrCloseReason:
+		reason = closeNotUTF8
+	case proto.ErrTooBig:
+		reason = closeTooBig
+	}
+	c.sendClose(reason, err.Code, err.Text)
+}
+
+// sendClose appends a close frame. What comes after it from the client is not
+// looked at; the connection closes once all has been sent and the client has
+// closed too, or the time for that is over.
+func (c *Conn) sendClose(reason closeReason, code proto.StatusCode, text string) {
+	c.worker.out = proto.AppendClose(c.worker.out, code, text)
+	c.code = code
+	c.finish(reason)
+}
+
+// finish lets the connection close once all has been sent.
+func (c *Conn) finish(reason closeReason) {
+	c.reason = reason
+	c.state = stateClosing
+	c.deadline = c.worker.loop.Now() + c.worker.config.WriteTimeout
+	c.schedule()
+}
+
+// linger follows the last byte: the client is told that no more comes. Closing
+// at once could take the last bytes from it, if any of its own are unread
+// (RFC 9112 §9.6). A client that has sent its close frame sends nothing more.
+func (c *Conn) linger() {
+	if c.eof || c.reason == closePeer || netpoll.ShutdownWrite(int(c.fd)) != nil {
+		c.close(c.reason)
+		return
+	}
+	c.state = stateLingering
+	c.deadline = c.worker.loop.Now() + lingerTime
+	c.schedule()
+}
+
+// lingerTime is how long a client may take to close after it has been sent
+// everything.
+const lingerTime = 2 * time.Second
+
+// close ends the connection now: whatever is unsent is dropped. It is the only
+// way out; a second call does nothing.
+func (c *Conn) close(reason closeReason) {
+	if c.state == stateClosed {
+		return
+	}
+	c.state = stateClosed
+	if c.endpoint != nil {
+		c.endpoint.onClosed(c)
+		c.reportClosed(reason)
+	}
+	c.worker.metrics.Backlog.Add(-int64(len(c.backlog)))
+	c.backlog, c.spill, c.parser = nil, nil, proto.Parser{}
+	c.worker.remove(c)
+	netpoll.CloseFD(int(c.fd))
+}
+
+// OnTakenOver implements session.Owner.
+func (c *Conn) OnTakenOver() {
+	c.worker.loop.Post(func() {
+		if c.state == stateOpen {
+			c.takenOver()
+			c.flush()
+		}
+	})
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"time"
+
+	"turnstile/proto"
+	"turnstile/server/session"
+)
+
+// counter counts the messages of each session.
+type counter struct {
+	store session.Store
+}
+
+var goodbye = []byte("goodbye")
+
+func (h *counter) onOpen(c *Conn, r *proto.Request) handshakeResult {
+	id := session.NewID()
+	if text, asked := r.QueryValue("session_id"); asked {
+		var ok bool
+		if id, ok = session.ParseID(text); !ok {
+			return handshakeBadSession
+		}
+	}
+	resumed, err := h.store.Claim(&c.session, id, c)
+	if err != nil {
+		return handshakeStoreFull
+	}
+	if c.v2 = r.Protocol == proto.Subprotocol; c.v2 {
+		text := id.Text()
+		c.worker.out = proto.AppendSession(c.worker.out, text[:], c.session.Count, resumed)
+	}
+	return handshakeUpgraded
+}
+
+func (h *counter) onMessage(c *Conn, m proto.Message) {
+	w := c.worker
+	text := bytes.TrimSpace(m.Payload)
+	switch {
+	case m.Op != proto.OpText:
+		c.sendClose(closeUnsupported, proto.StatusUnsupportedData, "only text messages are counted")
+	case len(text) == 0:
+		// does not count, and gets no answer
+	case bytes.EqualFold(text, goodbye):
+		w.out = proto.AppendGoodbye(w.out, c.session.Count)
+		c.sendClose(closeGoodbye, proto.StatusNormalClosure, "Normal closure")
+	case w.draining:
+		id := c.session.ID().Text()
+		w.out = proto.AppendShuttingDown(w.out, id[:])
+	default:
+		if c.session.Count == c.session.Committed() {
+			w.held = len(w.out)
+		}
+		c.session.Count++
+		id := c.session.ID().Text()
+		w.out = proto.AppendCount(w.out, c.session.Count, id[:], m.Payload)
+	}
+}
+
+// commit stores what the held replies say. When another connection has claimed
+// the session meanwhile, none of it counts, and the replies are not sent.
+func (h *counter) commit(c *Conn) {
+	counted := c.session.Count - c.session.Committed()
+	if counted == 0 {
+		return
+	}
+	if h.store.Commit(&c.session) {
+		c.worker.metrics.Messages.Add(counted)
+		return
+	}
+	c.session.Count = c.session.Committed()
+	c.worker.out = c.worker.out[:c.worker.held]
+	c.takenOver()
+}
+
+// takenOver says goodbye to the connection whose session another one has
+// claimed.
+func (c *Conn) takenOver() {
+	c.worker.out = proto.AppendTakenOver(c.worker.out, c.session.Committed())
+	c.sendClose(closeTakenOver, proto.StatusTakenOver, "session taken over")
+}
+
+func (h *counter) onHeartbeat(c *Conn) {
+	c.worker.out = proto.AppendHeartbeat(c.worker.out, time.Now())
+}
+
+func (h *counter) onDrain(c *Conn) {
+	retryAfter := time.Duration(-1)
+	if c.v2 {
+		retryAfter = rand.N(c.worker.config.DrainTimeout)
+	}
+	c.worker.out = proto.AppendShutdown(c.worker.out, c.session.Count, retryAfter)
+}
+
+func (h *counter) onClosed(c *Conn) { h.store.Release(&c.session) }

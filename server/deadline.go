@@ -1,0 +1,84 @@
+package main
+
+import (
+	"time"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+)
+
+// idleHeartbeats is how many heartbeats, in tenths, may pass without a byte
+// from the client. A live one answers each heartbeat's ping.
+const idleHeartbeats = 25
+
+// nextDeadline is when the connection has to be looked at next. A connection
+// has one timer, and reading a message does not move it: it may find that
+// nothing is due yet.
+func (c *Conn) nextDeadline() time.Duration {
+	if c.state != stateOpen {
+		return c.deadline
+	}
+	next := min(c.heartbeatAt, c.idleAt())
+	if len(c.backlog) > 0 {
+		next = min(next, c.deadline)
+	}
+	return next
+}
+
+func (c *Conn) idleAt() time.Duration {
+	return c.lastRead + c.worker.config.Heartbeat*idleHeartbeats/10
+}
+
+func (c *Conn) schedule() { c.worker.loop.Schedule(&c.timer, c.nextDeadline()) }
+
+// OnTimer implements netpoll.Expirer.
+func (c *Conn) OnTimer() {
+	now := c.worker.loop.Now()
+	switch {
+	case now < c.nextDeadline():
+		// something was read since the timer was set
+	case c.state == stateHandshake:
+		c.countHandshake(handshakeTimeout)
+		c.close(closeGone)
+	case c.state == stateClosing:
+		c.close(closeSlowConsumer)
+	case c.state == stateLingering:
+		c.close(c.reason)
+	default:
+		c.onDue(now)
+	}
+	c.flush()
+	if c.state != stateClosed {
+		c.schedule()
+	}
+}
+
+// onDue does what is due on an open connection.
+func (c *Conn) onDue(now time.Duration) {
+	if now >= c.idleAt() {
+		// After a pause of the whole process, what keeps the connection
+		// alive is in its socket, not yet read.
+		c.onReadable()
+		if c.state == stateOpen && now >= c.idleAt() {
+			c.close(closeIdle)
+		}
+	}
+	if c.state == stateOpen && len(c.backlog) > 0 && now >= c.deadline {
+		c.close(closeSlowConsumer)
+	}
+	if c.state == stateOpen && now >= c.heartbeatAt {
+		c.heartbeat(now)
+	}
+}
+
+// heartbeat sends the application's heartbeat and a ping in one write. Its
+// phase counts from when the connection opened; what was missed is left out.
+func (c *Conn) heartbeat(now time.Duration) {
+	every := c.worker.config.Heartbeat
+	c.heartbeatAt += every * (1 + (now-c.heartbeatAt)/every)
+	c.endpoint.onHeartbeat(c)
+	c.worker.out = proto.AppendFrame(c.worker.out, proto.OpPing, nil)
+	c.worker.metrics.Heartbeats.Inc()
+}
+
+var _ netpoll.Expirer = (*Conn)(nil)

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"turnstile/proto"
+)
+
+// wantShutdown expects the goodbye of a drain and the close behind it.
+func (w *wire) wantShutdown(total uint64) reply {
+	w.t.Helper()
+	r := w.reply()
+	if !r.Bye || r.Total != total || r.Reason != "server_shutdown" || !r.Inflight {
+		w.t.Fatalf("got %+v, want the bye of a shutdown with total %d", r, total)
+	}
+	w.wantClose(proto.StatusGoingAway)
+	return r
+}
+
+func TestDrain(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		p := startServer(t, "-drain-timeout", "5s")
+		first, second := p.open("/ws/chat/"), p.open("/ws/chat/", v2Header)
+		first.send(text("a"), text("b"))
+		first.wantCount(1, "a")
+		first.wantCount(2, "b")
+		second.reply()
+		p.signal(signal)
+		if r := first.wantShutdown(2); r.RetryMS != nil {
+			t.Errorf("retry_after_ms %d for a client of the first version", *r.RetryMS)
+		}
+		if r := second.wantShutdown(0); r.RetryMS == nil || *r.RetryMS < 0 || *r.RetryMS > 5000 {
+			t.Errorf("retry_after_ms %v", r.RetryMS)
+		}
+		first.conn.Close()
+		second.conn.Close()
+		if code := p.wait(); code != exitOK {
+			t.Errorf("exit code %d; %s", code, p.stderr.String())
+		}
+		if cut := p.waitLog("server_stopped")["cut"]; cut != 0.0 {
+			t.Errorf("%v connections were cut", cut)
+		}
+	}
+}
+
+// whileStopped holds the process still, so that what is sent meanwhile has
+// arrived before the signal that follows is handled.
+func (p *process) whileStopped(act func()) {
+	p.t.Helper()
+	p.signal(syscall.SIGSTOP)
+	act()
+	p.signal(syscall.SIGCONT)
+}
+
+func TestMessagesBeforeTheDrainAreAnswered(t *testing.T) {
+	p := startServer(t)
+	var clients []*wire
+	for range 20 {
+		clients = append(clients, p.open("/ws/chat/"))
+	}
+	p.whileStopped(func() {
+		for _, w := range clients {
+			w.send([]byte(strings.Repeat(string(text("in time")), 10)))
+		}
+		p.signal(syscall.SIGTERM)
+	})
+	for _, w := range clients {
+		for i := range uint64(10) {
+			w.wantCount(i+1, "in time")
+		}
+		w.wantShutdown(10)
+		w.conn.Close()
+	}
+	p.wait()
+}
+
+// What comes between the drain's begin and a connection's goodbye is too late,
+// and is told so.
+func TestMessagesDuringTheDrainAreRefused(t *testing.T) {
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	buf := make([]byte, 1<<16)
+	e.onLoop(func(w *worker) { w.draining = true })
+	id := ""
+	e.onLoop(func(w *worker) { id = w.conns[0].session.ID().String() })
+	exchange(t, fd, text("too late"), []byte(`{"error":"Server is shutting down","session_id":"`+id+`"}`), buf)
+	exchange(t, fd, text("goodbye"), []byte("\x88\x10\x03\xe8Normal closure"), buf)
+	e.onLoop(func(w *worker) { w.draining = false })
+}
+
+func TestNewClientsDuringTheDrain(t *testing.T) {
+	p := startServer(t, "-drain-timeout", "10m", "-write-timeout", "10m")
+	holder := p.openDeaf() // the drain waits for it
+	p.signal(syscall.SIGTERM)
+	p.waitLog("drain_started")
+	eventually(t, "the instance is not ready", func() bool { status, _, _ := p.get("/readyz/"); return status == 503 })
+	w := newWire(t, p.dial())
+	response := w.request(upgradeRequest("/ws/chat/"))
+	if response.StatusCode != 503 || response.Header.Get("Retry-After") == "" {
+		t.Errorf("upgrade: %s, Retry-After %q", response.Status, response.Header.Get("Retry-After"))
+	}
+	if status, body, _ := p.get("/readyz/"); status != 503 || !strings.Contains(body, `"status":"not_ready"`) || !strings.Contains(body, `"shutting_down":true`) {
+		t.Errorf("readyz: %d %s", status, body)
+	}
+	if status, _, _ := p.get("/healthz/"); status != 200 {
+		t.Errorf("healthz: %d", status)
+	}
+	if p.metric("websocket_shutdown_time_seconds") <= 0 {
+		t.Error("no shutdown time")
+	}
+	holder.conn.Close()
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// openDeaf connects a client that sends and never reads, until its replies pile
+// up at the server.
+func (p *process) openDeaf() *wire {
+	p.t.Helper()
+	w := p.open("/ws/chat/")
+	go func() {
+		flood := []byte(strings.Repeat(string(text("x")), 10_000))
+		for {
+			if _, err := w.conn.Write(flood); err != nil {
+				return
+			}
+		}
+	}()
+	eventually(p.t, "its replies pile up", func() bool { return p.metric("websocket_backlog_bytes") > highWater })
+	return w
+}
+
+// A client that takes nothing and closes nothing cannot hold up the exit.
+func TestDrainIsCut(t *testing.T) {
+	p := startServer(t, "-drain-timeout", "1s", "-write-timeout", "1m")
+	p.openDeaf()
+	p.signal(syscall.SIGTERM)
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if cut := p.waitLog("server_stopped")["cut"]; cut != 1.0 {
+		t.Errorf("%v connections were cut, want 1", cut)
+	}
+}
+
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	p := startServer(t, "-drain-timeout", "1h", "-write-timeout", "1h")
+	p.openDeaf()
+	p.signal(syscall.SIGTERM)
+	p.waitLog("drain_started")
+	p.signal(syscall.SIGTERM)
+	if code := p.wait(); code != exitFailure || !strings.Contains(p.stderr.String(), "second signal") {
+		t.Errorf("exit code %d: %s", code, p.stderr.String())
+	}
+}
+
+// TestTenThousand is the whole promise at once: 10,000 clients connect, send,
+// are counted, come back with their sessions, and are drained.
+func TestTenThousand(t *testing.T) {
+	clients := 10_000
+	if raceEnabled {
+		clients = 1_000
+	}
+	p := startServer(t, "-workers", "4", "-drain-timeout", "1m")
+	s := newSwarm(t, 2)
+	var replies, byes, ends atomic.Int64
+	counting := onCount(func(*swarmClient) { replies.Add(1) })
+	setup := func(c *swarmClient) {
+		c.onOpen = func(c *swarmClient) { c.write(text("one")); c.write(text("two")) }
+		c.onMessage = counting
+	}
+	for range clients {
+		s.dial(p.addr, "/ws/chat/", setup)
+	}
+	s.until("two replies each", func() bool { return replies.Load() == int64(2*clients) })
+	if n := p.metric("websocket_active_connections"); n != float64(clients) {
+		t.Errorf("%v connections are active", n)
+	}
+	sessions := s.leaveAll()
+	replies.Store(0)
+	for _, session := range sessions {
+		s.dial(p.addr, "/ws/chat/?session_id="+session, func(c *swarmClient) {
+			c.count, c.session = 2, session
+			c.onOpen = func(c *swarmClient) { c.write(text("three")) }
+			c.onMessage = counting
+			c.onClose = func(c *swarmClient) {
+				if c.byes == 1 && c.code == proto.StatusGoingAway {
+					byes.Add(1)
+				}
+				ends.Add(1)
+			}
+		})
+	}
+	s.until("a reply each", func() bool { return replies.Load() == int64(clients) })
+	if n := p.metric("websocket_messages_total"); n != float64(3*clients) {
+		t.Errorf("%v messages counted, want %d", n, 3*clients)
+	}
+	began := time.Now()
+	p.signal(syscall.SIGTERM)
+	code := p.wait()
+	t.Logf("drain of %d connections: %v until the exit", clients, time.Since(began))
+	s.until("all connections have ended", func() bool { return ends.Load() == int64(clients) })
+	if code != exitOK || byes.Load() != int64(clients) {
+		t.Errorf("exit code %d, %d of %d got their bye and 1001", code, byes.Load(), clients)
+	}
+	connected, ended := len(p.logged("websocket_connected")), len(p.logged("websocket_disconnected"))
+	if connected != 2*clients || ended != 2*clients {
+		t.Errorf("%d connections are logged as opened and %d as closed, want %d", connected, ended, 2*clients)
+	}
+}
+
+// leaveAll ends all clients without a word and returns their sessions.
+func (s *swarm) leaveAll() (sessions []string) {
+	for _, c := range s.clients {
+		wait(c.loop, func(done func()) {
+			c.leave()
+			sessions = append(sessions, c.session)
+			done()
+		})
+	}
+	s.clients = nil
+	return sessions
+}
+
+func TestStartIsQuickAndSaysWhatItIs(t *testing.T) {
+	began := time.Now()
+	p := startServer(t, "-workers", "3")
+	t.Logf("start to ready: %v", time.Since(began))
+	line := p.waitLog("server_started")
+	if config := fmt.Sprint(line["config"]); !strings.Contains(config, "-workers=3") || !strings.Contains(config, "-max-message=65536") {
+		t.Errorf("config in the log: %s", config)
+	}
+}

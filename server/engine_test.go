@@ -1,0 +1,373 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+	"turnstile/server/session"
+)
+
+// An engine is a server in this process, for what cannot be seen from outside.
+type engine struct {
+	t       testing.TB
+	server  *server
+	signals chan os.Signal
+	ended   chan error
+}
+
+func startEngine(t testing.TB, flags ...string) *engine {
+	t.Helper()
+	flags = append([]string{"-listen", testHost + ":0", "-workers", "1"}, flags...)
+	config, err := parseConfig(flags, func(string) string { return "" }, 2, 20_000, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := newServer(config, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &engine{t: t, server: s, signals: make(chan os.Signal, 1), ended: make(chan error, 1)}
+	go func() { e.ended <- s.run(e.signals) }()
+	t.Cleanup(func() {
+		e.signals <- unix.SIGTERM
+		if err := <-e.ended; err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "the server is ready", s.ready.Load)
+	return e
+}
+
+// connect opens a blocking client socket and upgrades it.
+func (e *engine) connect(target string) (fd int) {
+	e.t.Helper()
+	fd = connectFD(e.t, e.server.acceptor.listeners[0].Addr)
+	unix.SetNonblock(fd, false)
+	e.t.Cleanup(func() { unix.Close(fd) })
+	if _, err := unix.Write(fd, []byte(upgradeRequest(target))); err != nil {
+		e.t.Fatal(err)
+	}
+	var answer [1024]byte
+	n, err := unix.Read(fd, answer[:])
+	if err != nil || !bytes.HasPrefix(answer[:n], []byte("HTTP/1.1 101")) {
+		e.t.Fatalf("%s, %v", answer[:n], err)
+	}
+	return fd
+}
+
+// onLoop runs f on the only worker's loop.
+func (e *engine) onLoop(f func(w *worker)) {
+	w := e.server.workers[0]
+	wait(w.loop, func(done func()) { f(w); done() })
+}
+
+// exchange sends a burst of frames and reads until its last reply is there.
+func exchange(t testing.TB, fd int, burst, last, buf []byte) {
+	if _, err := unix.Write(fd, burst); err != nil {
+		t.Fatal(err)
+	}
+	for got := 0; ; {
+		n, err := unix.Read(fd, buf[got:])
+		if err != nil || n == 0 {
+			t.Fatal(n, err)
+		}
+		if got += n; bytes.HasSuffix(buf[:got], last) {
+			return
+		}
+	}
+}
+
+func TestMessageAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		t.Log("the race detector allocates; this run only shows that messages pass")
+	}
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	burst := bytes.Repeat(text("a message"), 16)
+	burst = append(burst, frame(proto.OpPing, true, "?")...)
+	pong := proto.AppendFrame(nil, proto.OpPong, []byte("?"))
+	buf := make([]byte, 64<<10)
+	allocations := testing.AllocsPerRun(500, func() { exchange(t, fd, burst, pong, buf) })
+	if allocations != 0 && !raceEnabled {
+		t.Errorf("%v allocations for 16 messages and a ping", allocations)
+	}
+}
+
+func TestSystemCallsOfAMessage(t *testing.T) {
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	buf := make([]byte, 64<<10)
+	m := e.server.metrics.Workers[0]
+	count := func(messages int) (reads, writes uint64) {
+		burst := bytes.Repeat(text("x"), messages-1)
+		burst = append(burst, text("last")...)
+		r, w := m.ReadCalls.Load(), m.WriteCalls.Load()
+		exchange(t, fd, burst, []byte(`"last"}`), buf)
+		e.onLoop(func(*worker) {}) // the client may have the reply before the write is counted
+		return m.ReadCalls.Load() - r, m.WriteCalls.Load() - w
+	}
+	for _, messages := range []int{1, 16} {
+		if r, w := count(messages); r != 1 || w != 1 {
+			t.Errorf("%d messages at once: %d reads and %d writes, want one of each", messages, r, w)
+		}
+	}
+}
+
+func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	buf := make([]byte, 1<<20)
+	fragments := bytes.Join([][]byte{frame(proto.OpText, false, "a"), frame(proto.OpContinuation, true, "b")}, nil)
+	exchange(t, fd, fragments, []byte(`"ab"}`), buf)
+	whole := text("cut in two")
+	unix.Write(fd, whole[:5])
+	eventually(t, "the first half is kept", func() (kept bool) {
+		e.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 5 })
+		return kept
+	})
+	exchange(t, fd, whole[5:], []byte(`"cut in two"}`), buf)
+	e.onLoop(func(w *worker) {
+		c := w.conns[0]
+		if c.spill != nil || c.backlog != nil || c.parser != (proto.Parser{Rules: &w.rules}) {
+			t.Errorf("spill %d, backlog %d, parser %+v", cap(c.spill), cap(c.backlog), c.parser)
+		}
+	})
+}
+
+// The size is a size class of Go's allocator: one byte more costs 16.
+func TestSizeOfAConnection(t *testing.T) {
+	if size := unsafe.Sizeof(Conn{}); size > 240 {
+		t.Errorf("a Conn has %d bytes: is every field worth it?", size)
+	}
+}
+
+// Closing must be safe from every state, in the middle of whatever runs, and
+// end in nothing held.
+func TestCloseFromEveryState(t *testing.T) {
+	e := startEngine(t, "-session-ttl", "1h")
+	reach := map[state]func(c *Conn){
+		stateOpen:      func(*Conn) {},
+		stateLingering: func(c *Conn) { c.sendClose(closeGoodbye, proto.StatusNormalClosure, "") },
+		stateClosing: func(c *Conn) {
+			c.worker.out = append(c.worker.out, make([]byte, 8<<20)...) // more than the socket takes
+			c.sendClose(closeGoodbye, proto.StatusNormalClosure, "")
+		},
+	}
+	for want, act := range reach {
+		e.connect("/ws/chat/")
+		e.onLoop(func(w *worker) { act(w.conns[0]); w.conns[0].flush() })
+		eventually(t, "the state is reached", func() (reached bool) {
+			e.onLoop(func(w *worker) { reached = len(w.conns) == 1 && w.conns[0].state == want })
+			return reached
+		})
+		e.onLoop(func(w *worker) {
+			c := w.conns[0]
+			c.close(closeReset)
+			c.close(closeReset)
+			c.flush()
+			if len(w.conns) != 0 || w.upgraded != 0 || c.backlog != nil {
+				t.Errorf("from state %d: %d connections, %d upgraded, backlog %d", want, len(w.conns), w.upgraded, len(c.backlog))
+			}
+		})
+	}
+	if held := e.server.metrics.Workers[0].Backlog.Load(); held != 0 {
+		t.Errorf("backlog of %d bytes is counted", held)
+	}
+}
+
+// The number of a closed fd may be somebody else's by the time a late event
+// comes.
+func TestLateEventTouchesNothing(t *testing.T) {
+	e := startEngine(t)
+	e.connect("/ws/chat/")
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	e.onLoop(func(w *worker) {
+		c := w.conns[0]
+		number := int(c.fd)
+		c.close(closeReset)
+		if err := unix.Dup3(pair[0], number, 0); err != nil {
+			t.Error(err)
+		}
+		defer unix.Close(number)
+		unix.Write(pair[1], text("for the new owner"))
+		c.onEvent(netpoll.Readable | netpoll.Writable)
+	})
+	if n, err := unix.Read(pair[0], make([]byte, 100)); err != nil || n != len(text("for the new owner")) {
+		t.Errorf("the new owner reads %d bytes, %v", n, err)
+	}
+}
+
+// A closed connection is garbage at once: no timer and no table holds it.
+func TestClosedConnectionIsFreed(t *testing.T) {
+	e := startEngine(t, "-heartbeat", "1h")
+	freed := make(chan struct{})
+	e.connect("/ws/chat/")
+	e.onLoop(func(w *worker) {
+		c := w.conns[0]
+		runtime.SetFinalizer(c, func(*Conn) { close(freed) })
+		c.close(closeReset)
+	})
+	eventually(t, "it is freed", func() bool {
+		runtime.GC()
+		select {
+		case <-freed:
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+// After a pause of the whole process every client looks silent; what they sent
+// meanwhile is in their sockets.
+func TestLastLookBeforeAClientIsDead(t *testing.T) {
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	buf := make([]byte, 1<<16)
+	exchange(t, fd, text("one"), []byte(`"one"}`), buf)
+	e.onLoop(func(w *worker) {
+		c := w.conns[0]
+		unix.Write(fd, text("two"))
+		c.lastRead -= 3 * w.config.Heartbeat
+		c.OnTimer()
+		if c.state != stateOpen {
+			t.Errorf("state %d", c.state)
+		}
+	})
+	exchange(t, fd, text("three"), []byte(`"three"}`), buf)
+	e.onLoop(func(w *worker) {
+		c := w.conns[0]
+		if c.lastRead -= 3 * w.config.Heartbeat; c.session.Count != 3 {
+			t.Errorf("%d messages counted", c.session.Count)
+		}
+		if c.OnTimer(); c.state != stateClosed {
+			t.Errorf("a client that is really silent is in state %d", c.state)
+		}
+	})
+}
+
+// Progress alone does not help: what is owed keeps its deadline until all of it
+// has left, and only what came after it gets a new one.
+func TestEveryByteOwedHasItsDeadline(t *testing.T) {
+	e := startEngine(t, "-write-timeout", "10m")
+	fd := e.connect("/ws/chat/")
+	const big = 32 << 20 // more than any socket takes
+	e.onLoop(func(w *worker) {
+		w.out = append(w.out, make([]byte, big)...)
+		w.conns[0].flush()
+	})
+	// progress reads until the socket takes more, and reports what that did
+	// to a deadline of 1.
+	progress := func(owed int32) (left int32, deadline time.Duration) {
+		buf := make([]byte, 1<<20)
+		for moved := false; !moved; {
+			unix.Read(fd, buf)
+			e.onLoop(func(w *worker) {
+				c := w.conns[0]
+				held := len(c.backlog)
+				c.deadline, c.owed = 1, owed
+				c.onWritable()
+				moved, left, deadline = len(c.backlog) < held, c.owed, c.deadline
+			})
+		}
+		return left, deadline
+	}
+	if left, deadline := progress(big); left >= big || deadline != 1 {
+		t.Errorf("some of what was owed left: %d of %d are still owed, by %v", left, big, deadline)
+	}
+	if left, deadline := progress(1); left <= 1 || deadline == 1 {
+		t.Errorf("all that was owed left: %d are owed now, by %v", left, deadline)
+	}
+}
+
+// What is in a socket, not yet read, when the drain begins has arrived in time.
+func TestDrainReadsWhatHasArrived(t *testing.T) {
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	e.onLoop(func(w *worker) {
+		unix.Write(fd, text("in time"))
+		w.drain(func() {})
+	})
+	buf := make([]byte, 1<<16)
+	n := 0
+	for {
+		got, err := unix.Read(fd, buf[n:])
+		if err != nil || got == 0 {
+			break
+		}
+		n += got
+	}
+	if got := string(buf[:n]); !strings.Contains(got, `"message":"in time"}`) || !strings.Contains(got, `"total":1,"reason":"server_shutdown"`) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A claim between two messages of one callback: the replies to what did not
+// count are not sent, and what was sent stands.
+func TestTakeoverWithinACallback(t *testing.T) {
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	buf := make([]byte, 1<<16)
+	exchange(t, fd, text("one"), []byte(`"one"}`), buf)
+	var other stolen
+	e.onLoop(func(w *worker) {
+		c := w.conns[0]
+		c.onFrame(proto.Message{Op: proto.OpPing, Payload: []byte("p")})
+		c.onFrame(proto.Message{Op: proto.OpText, Payload: []byte("two")})
+		if _, err := e.server.store.Claim(&other.lease, c.session.ID(), &other); err != nil {
+			t.Error(err)
+		}
+		c.onFrame(proto.Message{Op: proto.OpText, Payload: []byte("three")})
+		c.flush()
+	})
+	if other.lease.Count != 1 {
+		t.Errorf("the new owner starts at %d, want 1", other.lease.Count)
+	}
+	want := proto.AppendFrame(nil, proto.OpPong, []byte("p"))
+	want = proto.AppendTakenOver(want, 1)
+	want = proto.AppendClose(want, proto.StatusTakenOver, "session taken over")
+	n := 0
+	for n < len(want) {
+		got, err := unix.Read(fd, buf[n:])
+		if err != nil || got == 0 {
+			t.Fatalf("after %q: %d, %v", buf[:n], got, err)
+		}
+		n += got
+	}
+	if !bytes.Equal(buf[:n], want) {
+		t.Errorf("got  %q\nwant %q", buf[:n], want)
+	}
+}
+
+// stolen is an owner beside the server's connections.
+type stolen struct{ lease session.Lease }
+
+func (*stolen) OnTakenOver() {}
+
+func BenchmarkMessageInProcess(b *testing.B) {
+	e := startEngine(b)
+	fd := e.connect("/ws/chat/")
+	burst := bytes.Repeat(text("a message of thirty-two bytes..."), 16)
+	burst = append(burst, text("last")...)
+	buf := make([]byte, 64<<10)
+	b.ReportAllocs()
+	for b.Loop() {
+		exchange(b, fd, burst, []byte(`"last"}`), buf)
+	}
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The types of the flags' values: each checks what it is given, and its errors
+// go on from the flag's name: "must be …".
+
+type intFlag struct {
+	value     *int
+	low, high int
+}
+
+func (f *intFlag) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < f.low || n > f.high {
+		return fmt.Errorf("must be a whole number from %d to %d", f.low, f.high)
+	}
+	*f.value = n
+	return nil
+}
+
+func (f *intFlag) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return strconv.Itoa(*f.value)
+}
+
+type durationFlag struct {
+	value *time.Duration
+	low   time.Duration
+}
+
+func (f *durationFlag) Set(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil || d < f.low || d > maxDuration {
+		return fmt.Errorf("must be a duration from %s to %s, such as 30s or 1m30s", shortDuration(f.low), shortDuration(maxDuration))
+	}
+	*f.value = d
+	return nil
+}
+
+func (f *durationFlag) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return shortDuration(*f.value)
+}
+
+// shortDuration writes 1h, not 1h0m0s.
+func shortDuration(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+type choiceFlag struct {
+	value   *string
+	allowed []string
+}
+
+func (f *choiceFlag) Set(s string) error {
+	if !slices.Contains(f.allowed, s) {
+		return fmt.Errorf("must be one of %s", strings.Join(f.allowed, ", "))
+	}
+	*f.value = s
+	return nil
+}
+
+func (f *choiceFlag) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return *f.value
+}
+
+type addressFlag struct{ value *string }
+
+func (f *addressFlag) Set(s string) error {
+	*f.value = s
+	return checkTCPAddress(s)
+}
+
+func (f *addressFlag) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return *f.value
+}
+
+// A listFlag is values separated by commas.
+type listFlag struct {
+	value *[]string
+	check func(string) error
+}
+
+func (f *listFlag) Set(s string) error {
+	var values []string
+	for value := range strings.SplitSeq(s, ",") {
+		value = strings.TrimSpace(value)
+		if err := f.check(value); err != nil {
+			return err
+		}
+		values = append(values, value)
+	}
+	*f.value = values
+	return nil
+}
+
+func (f *listFlag) String() string {
+	if f.value == nil {
+		return ""
+	}
+	return strings.Join(*f.value, ",")
+}
+
+type prefixesFlag struct{ value *[]netip.Prefix }
+
+func (f *prefixesFlag) Set(s string) error {
+	var prefixes []netip.Prefix
+	for text := range strings.SplitSeq(s, ",") {
+		prefix, err := parsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return errors.New("must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas")
+		}
+		prefixes = append(prefixes, prefix)
+	}
+	*f.value = prefixes
+	return nil
+}
+
+func (f *prefixesFlag) String() string {
+	if f.value == nil {
+		return ""
+	}
+	var texts []string
+	for _, prefix := range *f.value {
+		texts = append(texts, prefix.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+func parsePrefix(text string) (netip.Prefix, error) {
+	if strings.Contains(text, "/") {
+		prefix, err := netip.ParsePrefix(text)
+		return prefix.Masked(), err
+	}
+	addr, err := netip.ParseAddr(text)
+	return netip.PrefixFrom(addr, addr.BitLen()), err
+}
+
+func checkListenAddress(s string) error {
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		const longest = 107 // of sockaddr_un, less its final zero: unix(7)
+		if path == "" || len(path) > longest {
+			return fmt.Errorf("must have a path of 1 to %d bytes behind its unix: prefix", longest)
+		}
+		return nil
+	}
+	return checkTCPAddress(s)
+}
+
+func checkTCPAddress(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return errors.New("must be host:port, with a port from 0 to 65535, such as :8000 or 127.0.0.1:8000")
+	}
+	return nil
+}
+
+// checkOrigin takes "*" and what can stand as the host, or host:port, of an
+// origin.
+func checkOrigin(s string) error {
+	if s == "*" {
+		return nil
+	}
+	u, err := url.Parse("http://" + s)
+	if err != nil || s == "" || u.Host != s {
+		return errors.New("must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *")
+	}
+	return nil
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bytes"
+	"net/http"
+
+	"turnstile/proto"
+)
+
+// A handshakeResult is what became of a request to upgrade: a label of the
+// metrics and a word of the log.
+type handshakeResult uint8
+
+const (
+	handshakeUpgraded handshakeResult = iota
+	handshakeAbandoned
+	handshakeTimeout
+	handshakeBadRequest
+	handshakeTooLong
+	handshakeBadOrigin
+	handshakeBadSession
+	handshakeDraining
+	handshakeTooMany
+	handshakeTooManyOfIP
+	handshakeStoreFull
+	handshakeResults // how many there are
+)
+
+// handshakeOutcomes are the labels, which of them count as an error, and the
+// answers of those that are always the same.
+var handshakeOutcomes = [handshakeResults]struct {
+	name    string
+	isError bool
+	refusal *proto.Refusal
+}{
+	handshakeUpgraded:    {"upgraded", false, nil},
+	handshakeAbandoned:   {"abandoned", false, nil},
+	handshakeTimeout:     {"handshake_timeout", true, nil},
+	handshakeBadRequest:  {"bad_request", true, nil},
+	handshakeTooLong:     {"header_too_long", true, proto.ErrHeaderTooLong},
+	handshakeBadOrigin:   {"forbidden_origin", true, &proto.Refusal{Status: http.StatusForbidden, Text: "origin not allowed: see -origins"}},
+	handshakeBadSession:  {"invalid_session_id", true, &proto.Refusal{Status: http.StatusBadRequest, Text: "invalid session_id"}},
+	handshakeDraining:    {"draining", false, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "server is shutting down"}},
+	handshakeTooMany:     {"max_connections", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "too many connections"}},
+	handshakeTooManyOfIP: {"max_connections_per_ip", true, &proto.Refusal{Status: http.StatusTooManyRequests, Header: retryAfter, Text: "too many connections from this address"}},
+	handshakeStoreFull:   {"store_full", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "too many sessions"}},
+}
+
+const retryAfter = "Retry-After: 1\r\n"
+
+// onRequest answers the request at the front of buf, whose first seen bytes
+// have been looked at before, once it is all there; used is its length.
+func (c *Conn) onRequest(buf []byte, seen int) (used int) {
+	end := proto.HeaderEnd(buf[:min(len(buf), proto.MaxRequestHeader)], seen)
+	if end == 0 {
+		if len(buf) >= proto.MaxRequestHeader {
+			c.refuse(handshakeTooLong)
+		}
+		return 0
+	}
+	e := c.worker.server.endpointOf(proto.RequestPath(buf[:end]))
+	if e == nil {
+		c.handOff(buf)
+		return len(buf)
+	}
+	c.upgrade(e, buf[:end])
+	return end
+}
+
+// upgrade answers a request to an endpoint. Frames may follow at once.
+func (c *Conn) upgrade(e *endpoint, header []byte) {
+	w := c.worker
+	start := len(w.out)
+	out, request, err := w.upgrader.Upgrade(w.out, header)
+	if err != nil {
+		c.sendRefusal(handshakeBadRequest, err.(*proto.Refusal))
+		return
+	}
+	w.out = out
+	result := c.admit(request)
+	if result == handshakeUpgraded {
+		result = e.onOpen(c, request)
+	}
+	if result != handshakeUpgraded {
+		w.out = out[:start]
+		c.refuse(result)
+		return
+	}
+	c.state, c.endpoint = stateOpen, e
+	c.opened = w.loop.Now()
+	c.heartbeatAt = c.opened + w.config.Heartbeat
+	c.schedule()
+	c.reportOpened(request)
+}
+
+// admit checks what holds for every endpoint.
+func (c *Conn) admit(r *proto.Request) handshakeResult {
+	s := c.worker.server
+	switch {
+	case c.worker.draining:
+		return handshakeDraining
+	case c.over:
+		return handshakeTooMany
+	case !originAllowed(r.Origin, r.Host, s.config.Origins):
+		return handshakeBadOrigin
+	}
+	if peer := c.clientIP(); s.peers.trusts(peer) {
+		client := s.peers.clientOf(r, peer)
+		c.ip = client.As16()
+		if c.charged = s.peers.charge(client); !c.charged {
+			return handshakeTooManyOfIP
+		}
+	}
+	return handshakeUpgraded
+}
+
+func (c *Conn) refuse(result handshakeResult) {
+	c.sendRefusal(result, handshakeOutcomes[result].refusal)
+}
+
+func (c *Conn) sendRefusal(result handshakeResult, r *proto.Refusal) {
+	c.worker.out = proto.AppendRefusal(c.worker.out, r)
+	c.countHandshake(result)
+	c.finish(closeGone)
+}
+
+// originAllowed checks the Origin header of a request: its host must be the
+// request's Host or one of origins, in which "*" is all, and an entry without
+// a port is the host on any port. Without the header it is no browser.
+func originAllowed(origin, host []byte, origins []string) bool {
+	if len(origin) == 0 {
+		return true
+	}
+	_, from, _ := bytes.Cut(origin, []byte("://"))
+	if len(from) > 0 && bytes.EqualFold(from, host) {
+		return true
+	}
+	name := from
+	if i := bytes.LastIndexByte(from, ':'); i > bytes.LastIndexByte(from, ']') {
+		name = from[:i]
+	}
+	for _, allowed := range origins {
+		if allowed == "*" || equalFold(from, allowed) || equalFold(name, allowed) {
+			return true
+		}
+	}
+	return false
+}
+
+func equalFold(b []byte, s string) bool { return len(b) == len(s) && bytes.EqualFold(b, []byte(s)) }

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// mayImport is the table of DESIGN.md: who may import whom, within the project
+// and of the libraries that have one importer.
+var mayImport = map[string][]string{
+	"turnstile/netpoll":        {"github.com/mailru/easygo/netpoll"},
+	"turnstile/proto":          {"github.com/gobwas/ws"},
+	"turnstile/metrics":        {"github.com/VictoriaMetrics/metrics"},
+	"turnstile/server/session": {},
+	"turnstile/server/admin":   {},
+	"turnstile/server": {
+		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/admin",
+		"github.com/rs/zerolog",
+	},
+}
+
+func TestLayers(t *testing.T) {
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "turnstile/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for decoder := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var pkg struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := decoder.Decode(&pkg); errors.Is(err, io.EOF) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		allowed, known := mayImport[pkg.ImportPath]
+		if !known {
+			t.Errorf("%s is not in the table of packages", pkg.ImportPath)
+		}
+		for _, path := range pkg.Imports {
+			ours := strings.HasPrefix(path, "turnstile/")
+			library := strings.Contains(path, ".") && path != "golang.org/x/sys/unix"
+			if (ours || library) && !slices.Contains(allowed, path) {
+				t.Errorf("%s must not import %s", pkg.ImportPath, path)
+			}
+		}
+	}
+}

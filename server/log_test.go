@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestLogOfAConnection(t *testing.T) {
+	p := startServer(t)
+	w := p.open("/ws/chat/", "X-Request-ID: request-7")
+	w.send(text("a"), text("b"))
+	id := w.wantCount(1, "a").SessionID
+	w.wantCount(2, "b")
+	w.send(text("goodbye"))
+	w.reply()
+	w.wantClose(1000)
+	w.conn.Close()
+	opened, closed := p.waitLog("websocket_connected"), p.waitLog("websocket_disconnected")
+	f := func(line map[string]any, field string, want any) {
+		t.Helper()
+		if line[field] != want {
+			t.Errorf("%s: %v, want %v, in %v", field, line[field], want, line)
+		}
+	}
+	for _, line := range []map[string]any{opened, closed} {
+		f(line, "level", "INFO")
+		f(line, "service", "websocket-message-counter")
+		f(line, "session_id", id)
+		f(line, "client_ip", "127.0.0.1")
+		at, err := time.Parse(time.RFC3339Nano, line["timestamp"].(string))
+		if err != nil || at.Location() != time.UTC {
+			t.Errorf("timestamp %v", line["timestamp"])
+		}
+	}
+	f(opened, "request_id", "request-7")
+	f(opened, "message_count", 0.0)
+	f(closed, "message_count", 2.0)
+	f(closed, "close_code", 1000.0)
+	f(closed, "reason", "goodbye")
+	if closed["duration_ms"] == nil {
+		t.Error("no duration_ms")
+	}
+}
+
+// What a client sends never breaks a line of the log in two.
+func TestLogIsNotInjected(t *testing.T) {
+	p := startServer(t)
+	p.open("/ws/chat/", "X-Request-ID: \"}{\"event\":\"forged\"\x01"+strings.Repeat("x", 500))
+	line := p.waitLog("websocket_connected")
+	if id := line["request_id"].(string); len(id) > longestRequestID || !strings.HasPrefix(id, `"}{"event":"forged"`) {
+		t.Errorf("request_id %q", id)
+	}
+	if len(p.logged("forged"))+len(p.logged("not_json")) > 0 {
+		t.Error("the log was injected")
+	}
+}
+
+// countingWriter counts the calls that would be system calls.
+type countingWriter struct {
+	mu    sync.Mutex
+	calls int
+	text  bytes.Buffer
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.calls++
+	return w.text.Write(p)
+}
+
+func TestLogGathersLines(t *testing.T) {
+	config, err := parseConfig([]string{"-log-format", "json"}, noEnvironment, 1, 20_000, os.Stderr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, buffer := newLogger(config, os.Stderr)
+	out := &countingWriter{}
+	buffer.out = out
+	const lines = 10_000
+	for i := range lines {
+		log.Info().Int("n", i).Msg("websocket_connected")
+	}
+	buffer.Flush()
+	if most := lines / 100; out.calls > most {
+		t.Errorf("%d write calls for %d lines", out.calls, lines)
+	}
+	n := 0
+	for line := range strings.Lines(out.text.String()) {
+		var fields struct{ N int }
+		if err := json.Unmarshal([]byte(line), &fields); err != nil || fields.N != n {
+			t.Fatalf("line %d is %q", n, line)
+		}
+		n++
+	}
+	if n != lines {
+		t.Errorf("%d lines of %d", n, lines)
+	}
+	calls := out.calls
+	log.Warn().Msg("at once")
+	if out.calls != calls+1 {
+		t.Error("a warning waits in the buffer")
+	}
+	log.Info().Msg("after a while")
+	eventually(t, "the line is written by itself", func() bool {
+		out.mu.Lock()
+		defer out.mu.Unlock()
+		return strings.Contains(out.text.String(), "after a while")
+	})
+}

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"sync"
+
+	"turnstile/proto"
+)
+
+// Peers knows which proxies are believed, and how many connections each client
+// address has. It is safe for concurrent use; it is touched when a connection
+// opens and closes, never by a message.
+type peers struct {
+	trusted []netip.Prefix
+	limit   int // connections for each address, 0 is no limit
+
+	mu    sync.Mutex
+	count map[netip.Prefix]int // Guarded by mu.
+}
+
+func newPeers(config *Config) *peers {
+	return &peers{trusted: config.TrustedProxies, limit: config.MaxConnectionsPerIP, count: make(map[netip.Prefix]int)}
+}
+
+// trusts reports whether a peer may say for whom it speaks. The zero Addr is
+// the peer of a unix socket, whose file says who may connect.
+func (p *peers) trusts(ip netip.Addr) bool {
+	if !ip.IsValid() {
+		return true
+	}
+	for _, prefix := range p.trusted {
+		if prefix.Contains(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+// clientOf is the client that a trusted peer speaks for: the last address in
+// X-Forwarded-For that is not itself a trusted proxy, or X-Real-IP, or the peer.
+func (p *peers) clientOf(r *proto.Request, peer netip.Addr) netip.Addr {
+	for rest := r.ForwardedFor; len(rest) > 0; {
+		hop := rest
+		if i := bytes.LastIndexByte(rest, ','); i >= 0 {
+			rest, hop = rest[:i], rest[i+1:]
+		} else {
+			rest = nil
+		}
+		ip, err := parseAddr(hop)
+		if err != nil {
+			break // nothing before it can be believed
+		}
+		peer = ip
+		if !p.trusts(ip) {
+			return ip
+		}
+	}
+	if ip, err := parseAddr(r.RealIP); err == nil && len(r.ForwardedFor) == 0 {
+		return ip
+	}
+	return peer
+}
+
+func parseAddr(text []byte) (netip.Addr, error) {
+	ip, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
+	return ip.Unmap().WithZone(""), err
+}
+
+// charge counts a connection of ip, and reports false where it would be one too
+// many. Every one that is counted is given back by release.
+func (p *peers) charge(ip netip.Addr) bool {
+	if p.limit == 0 || !ip.IsValid() {
+		return true
+	}
+	key := block(ip)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.count[key] >= p.limit {
+		return false
+	}
+	p.count[key]++
+	return true
+}
+
+func (p *peers) release(ip netip.Addr) {
+	if p.limit == 0 || !ip.IsValid() {
+		return
+	}
+	key := block(ip)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.count[key]--; p.count[key] == 0 {
+		delete(p.count, key)
+	}
+}
+
+// block is what one client has for itself: an IPv4 address, or the /64 that an
+// IPv6 host picks its addresses from.
+func block(ip netip.Addr) netip.Prefix {
+	bits := ip.BitLen()
+	if ip.Is6() {
+		bits = 64
+	}
+	prefix, err := ip.Prefix(bits)
+	if err != nil {
+		panic("BUG: " + err.Error())
+	}
+	return prefix
+}

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// asServer, in the environment, makes the test binary be the server, so that
+// signals and exits are tested with real processes, under -race too.
+const asServer = "TURNSTILE_TEST_AS_SERVER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asServer) != "" {
+		os.Unsetenv(asServer)
+		os.Exit(run(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+// patience bounds every wait of the tests; nothing waits for so long that works.
+const patience = 30 * time.Second
+
+// testHost is a loopback address of the tests' own: a port there is never the
+// source port of somebody's connection to 127.0.0.1.
+const testHost = "127.0.0.77"
+
+// A process is a server that runs as a child.
+type process struct {
+	t      testing.TB
+	cmd    *exec.Cmd
+	addr   string // the first address it listens on
+	exited chan struct{}
+
+	mu    sync.Mutex
+	lines []map[string]any // of its log
+	more  *sync.Cond
+
+	stderr bytes.Buffer
+}
+
+// startServer starts a server on a free port and waits until it is ready.
+func startServer(t testing.TB, flags ...string) *process {
+	t.Helper()
+	flags = append([]string{"-listen", testHost + ":0", "-log-format", "json"}, flags...)
+	p := startProcess(t, nil, flags...)
+	started := p.waitLog("server_started")
+	p.addr = started["listen"].([]any)[0].(string)
+	return p
+}
+
+func startProcess(t testing.TB, env []string, flags ...string) *process {
+	t.Helper()
+	p := &process{t: t, cmd: exec.Command(os.Args[0], flags...), exited: make(chan struct{})}
+	p.more = sync.NewCond(&p.mu)
+	p.cmd.Env = append(append(os.Environ(), asServer+"=1"), env...)
+	p.cmd.Stderr = &p.stderr
+	stdout, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go p.read(stdout)
+	t.Cleanup(p.end)
+	return p
+}
+
+func (p *process) read(stdout io.Reader) {
+	scanner := bufio.NewScanner(stdout)
+	scanner.Buffer(nil, 1<<20)
+	for scanner.Scan() {
+		var line map[string]any
+		if json.Unmarshal(scanner.Bytes(), &line) != nil {
+			line = map[string]any{"event": "not_json", "text": scanner.Text()}
+		}
+		p.mu.Lock()
+		p.lines = append(p.lines, line)
+		p.mu.Unlock()
+		p.more.Broadcast()
+	}
+	p.cmd.Wait()
+	close(p.exited)
+	p.more.Broadcast()
+}
+
+// waitLog waits for a log line of the given event and returns it.
+func (p *process) waitLog(event string) map[string]any {
+	p.t.Helper()
+	timer := time.AfterFunc(patience, p.more.Broadcast)
+	defer timer.Stop()
+	deadline := time.Now().Add(patience)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		for _, line := range p.lines {
+			if line["event"] == event {
+				return line
+			}
+		}
+		if p.hasExited() || time.Now().After(deadline) {
+			p.t.Fatalf("no log line %q; stderr: %s", event, p.stderr.String())
+		}
+		p.more.Wait()
+	}
+}
+
+// logged returns the log lines of an event so far.
+func (p *process) logged(event string) (lines []map[string]any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, line := range p.lines {
+		if line["event"] == event {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func (p *process) hasExited() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+func (p *process) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// wait waits for the process to exit and returns its exit code.
+func (p *process) wait() int {
+	p.t.Helper()
+	select {
+	case <-p.exited:
+	case <-time.After(patience):
+		p.t.Fatal("the server does not exit")
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// end kills the process if a test has left it running; a report of the race
+// detector fails the test.
+func (p *process) end() {
+	p.cmd.Process.Kill()
+	<-p.exited
+	if text := p.stderr.String(); strings.Contains(text, "DATA RACE") || strings.Contains(text, "panic:") || strings.Contains(text, "fatal error:") {
+		p.t.Errorf("the server's stderr:\n%s", text)
+	}
+}
+
+// dial connects to the server's first address.
+func (p *process) dial() net.Conn {
+	p.t.Helper()
+	return dialAddress(p.t, p.addr)
+}
+
+func dialAddress(t testing.TB, addr string) net.Conn {
+	t.Helper()
+	network, address := "tcp", addr
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, address = "unix", path
+	}
+	conn, err := net.DialTimeout(network, address, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(patience))
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// get does a plain HTTP request to the server.
+func (p *process) get(path string) (status int, body string, header http.Header) {
+	p.t.Helper()
+	conn := p.dial()
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, p.addr)
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		p.t.Fatalf("GET %s: %v", path, err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if response.Close { // ReadResponse takes the header out
+		response.Header.Set("Connection", "close")
+	}
+	return response.StatusCode, string(text), response.Header
+}
+
+// metric reads one value off /metrics/; name includes the labels.
+func (p *process) metric(name string) float64 {
+	p.t.Helper()
+	_, body, _ := p.get("/metrics/")
+	for line := range strings.Lines(body) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			value, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+			if err != nil {
+				p.t.Fatal(err)
+			}
+			return value
+		}
+	}
+	p.t.Fatalf("no metric %s", name)
+	return 0
+}
+
+// eventually waits until condition holds.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	looks := time.NewTicker(5 * time.Millisecond)
+	defer looks.Stop()
+	for deadline := time.Now().Add(patience); !condition(); <-looks.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("it did not come true: %s", what)
+		}
+	}
+}

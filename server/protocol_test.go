@@ -1,0 +1,260 @@
+package main
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"turnstile/proto"
+)
+
+// The tests here go through the contract with the clients, line by line.
+
+func TestCounter(t *testing.T) {
+	p := startServer(t)
+	w := p.open("/ws/chat/")
+	hostile := "q\"\\\x00\x1f\u2028\u2029 <b> é 😀 \u202eabc"
+	w.send(text("one"), text(""), text(" \t\r\n\u00a0"), text(hostile), text("  three "))
+	first := w.wantCount(1, "one")
+	w.wantCount(2, hostile)
+	w.wantCount(3, "  three ")
+	if len(first.SessionID) != 36 || first.SessionID[14] != '4' || first.SessionID != strings.ToLower(first.SessionID) {
+		t.Errorf("session id %q is no version 4 UUID in lower case", first.SessionID)
+	}
+	w.send(text(" GoodBye\n"))
+	if r := w.reply(); !r.Bye || r.Total != 3 || r.Reason != "" {
+		t.Errorf("bye: %+v", r)
+	}
+	w.wantClose(proto.StatusNormalClosure)
+
+	again := p.open("/ws/chat?session_id=" + strings.ToUpper(first.SessionID))
+	again.send(text("four"))
+	if r := again.wantCount(4, "four"); r.SessionID != first.SessionID {
+		t.Errorf("resumed as %q", r.SessionID)
+	}
+}
+
+func TestUnknownSessionStartsAtZero(t *testing.T) {
+	p := startServer(t)
+	const id = "00000000-0000-0000-0000-00000000000A"
+	w := p.open("/ws/chat/?session_id="+id, v2Header)
+	if r := w.reply(); r.Type != "session" || r.Count != 0 || *r.Resumed || r.SessionID != strings.ToLower(id) {
+		t.Errorf("first frame: %+v", r)
+	}
+}
+
+func TestSecondVersion(t *testing.T) {
+	p := startServer(t)
+	w := newWire(t, p.dial())
+	response := w.request(upgradeRequest("/ws/chat/", "Sec-WebSocket-Protocol: chat, message-counter.v2"))
+	if got := response.Header.Get("Sec-WebSocket-Protocol"); got != proto.Subprotocol {
+		t.Fatalf("subprotocol %q", got)
+	}
+	first := w.reply()
+	if first.Type != "session" || first.Count != 0 || *first.Resumed {
+		t.Errorf("first frame: %+v", first)
+	}
+	w.send(text("a"), text("b"))
+	w.wantCount(1, "a")
+	w.wantCount(2, "b")
+	again := p.open("/ws/chat/?session_id="+first.SessionID, v2Header)
+	if r := again.reply(); r.Type != "session" || r.Count != 2 || !*r.Resumed || r.SessionID != first.SessionID {
+		t.Errorf("first frame of the resumed: %+v", r)
+	}
+}
+
+// Frames may come in the same segment as the request.
+func TestFramesBehindTheRequest(t *testing.T) {
+	p := startServer(t)
+	w := newWire(t, p.dial())
+	w.request(upgradeRequest("/ws/chat/") + string(text("early")) + string(text("bird")[:3]))
+	w.wantCount(1, "early")
+	w.send(text("bird")[3:])
+	w.wantCount(2, "bird")
+}
+
+func TestEverythingByteByByte(t *testing.T) {
+	p := startServer(t)
+	w := newWire(t, p.dial())
+	stream := upgradeRequest("/ws/chat/") + string(text("hello")) +
+		string(frame(proto.OpText, false, "fr\xc3")) + string(frame(proto.OpPing, true, "p")) + string(frame(proto.OpContinuation, true, "\xa9d"))
+	for i := range stream[:len(stream)-1] {
+		w.write([]byte{stream[i]})
+	}
+	w.request(stream[len(stream)-1:])
+	w.wantCount(1, "hello")
+	if m := w.next(); m.Op != proto.OpPong || string(m.Payload) != "p" {
+		t.Errorf("got %s, want a pong", describe(m))
+	}
+	w.wantCount(2, "fréd")
+}
+
+func TestCloses(t *testing.T) {
+	p := startServer(t, "-max-message", "1000")
+	f := func(name string, code proto.StatusCode, frames ...[]byte) {
+		t.Helper()
+		t.Run(name, func(t *testing.T) {
+			w := p.open("/ws/chat/")
+			w.t = t
+			w.send(append([][]byte{text("counted")}, frames...)...)
+			w.wantCount(1, "counted")
+			w.wantClose(code)
+		})
+	}
+	f("binary", 1003, frame(proto.OpBinary, true, "x"))
+	f("not UTF-8", 1007, text("\xff"))
+	f("not UTF-8, as soon as the byte is there", 1007, text("abc\xff" + strings.Repeat("x", 100))[:10])
+	f("too long", 1009, text(strings.Repeat("x", 1001)))
+	f("too long, as soon as the length is there", 1009, text(strings.Repeat("x", 1001))[:4])
+	f("too long in fragments", 1009, frame(proto.OpText, false, strings.Repeat("x", 600)), frame(proto.OpContinuation, true, strings.Repeat("x", 401)))
+	f("2^63-1 bytes", 1009, []byte{0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	f("reserved bits", 1002, []byte{0xc1, 0x80})
+	f("reserved opcode", 1002, []byte{0x83, 0x80})
+	f("not masked", 1002, []byte{0x81, 0x01, 'x'})
+	f("continuation of nothing", 1002, frame(proto.OpContinuation, true, "x"))
+	f("close without a code", 0, frame(proto.OpClose, true, ""))
+	f("close 3456", 3456, frame(proto.OpClose, true, "\x0d\x80why"))
+	f("close with a bad code", 1002, frame(proto.OpClose, true, "\x03\xed"))
+	f("much behind a bad frame", 1002, []byte{0xc1, 0x80}, make([]byte, 1<<20))
+	f("frames behind a close", 1000, frame(proto.OpClose, true, "\x03\xe8"), text("never seen"))
+}
+
+func TestTakeover(t *testing.T) {
+	p := startServer(t, "-workers", "3")
+	old := p.open("/ws/chat/")
+	old.send(text("a"), text("b"))
+	id := old.wantCount(1, "a").SessionID
+	old.wantCount(2, "b")
+	for i := range uint64(6) { // so that both ends of a takeover are on the same worker, and not
+		newer := p.open("/ws/chat/?session_id=" + id)
+		if r := old.reply(); !r.Bye || r.Total != 2+i || r.Reason != "session_taken_over" {
+			t.Fatalf("bye: %+v", r)
+		}
+		old.wantClose(proto.StatusTakenOver)
+		newer.send(text("next"))
+		newer.wantCount(3+i, "next")
+		old = newer
+	}
+}
+
+func TestHeartbeat(t *testing.T) {
+	p := startServer(t, "-heartbeat", "200ms")
+	w := p.open("/ws/chat/")
+	for range 3 {
+		r := w.reply()
+		if r.Type != "heartbeat" {
+			t.Fatalf("got %+v, want a heartbeat", r)
+		}
+		if _, err := time.Parse("2006-01-02T15:04:05.000000Z", r.TS); err != nil {
+			t.Error(err)
+		}
+		if m := w.next(); m.Op != proto.OpPing {
+			t.Fatalf("got %s behind the heartbeat, want a ping", describe(m))
+		}
+		w.send(frame(proto.OpPong, true, ""))
+	}
+	// Silent from here on, it is dead after two and a half heartbeats: two
+	// more may come.
+	for range 3 {
+		if m := w.next(); m.Op == proto.OpContinuation {
+			break
+		} else if m.Op == proto.OpText {
+			w.next()
+		}
+	}
+	w.wantEnd()
+	eventually(t, "the end is counted", func() bool { return p.metric(`websocket_closes_total{reason="idle_timeout"}`) == 1 })
+}
+
+func TestRefusals(t *testing.T) {
+	p := startServer(t, "-origins", "friend.example,*.ignored", "-max-message", "100")
+	f := func(name, request string, status int, body string) {
+		t.Helper()
+		t.Run(name, func(t *testing.T) {
+			w := newWire(t, p.dial())
+			response := w.request(request)
+			text := make([]byte, 200)
+			n, _ := response.Body.Read(text)
+			if response.StatusCode != status || !strings.Contains(string(text[:n]), body) {
+				t.Errorf("%s: %s, want %d with %q", response.Status, text[:n], status, body)
+			}
+			if status != http.StatusSwitchingProtocols && !response.Close {
+				t.Error("the answer does not close the connection")
+			}
+		})
+	}
+	with := func(old, replacement string) string {
+		return strings.Replace(upgradeRequest("/ws/chat/"), old, replacement, 1)
+	}
+	const badSession = `{"error":"invalid session_id"}`
+	f("short session", upgradeRequest("/ws/chat/?session_id=123"), 400, badSession)
+	f("empty session", upgradeRequest("/ws/chat/?session_id="), 400, badSession)
+	f("session with a wrong character", upgradeRequest("/ws/chat/?session_id=0000000g-0000-0000-0000-000000000000"), 400, badSession)
+	f("POST", with("GET", "POST"), 405, "GET")
+	f("HTTP/1.0", with("HTTP/1.1", "HTTP/1.0"), 505, "HTTP/1.1")
+	f("version 8", with("Version: 13", "Version: 8"), 426, "13")
+	f("no upgrade", with("Upgrade: websocket\r\n", ""), 400, "websocket")
+	f("no key", with("Sec-WebSocket-Key", "X-Key"), 400, "Sec-WebSocket-Key")
+	f("another path", upgradeRequest("/ws/other/"), 404, "no such path")
+	f("echo without -echo", upgradeRequest("/ws/echo/"), 404, "no such path")
+	f("foreign origin", upgradeRequest("/ws/chat/", "Origin: http://evil.example"), 403, "origin")
+	f("null origin", upgradeRequest("/ws/chat/", "Origin: null"), 403, "origin")
+	f("own origin", upgradeRequest("/ws/chat/", "Origin: http://EXAMPLE.com"), 101, "")
+	f("friendly origin", upgradeRequest("/ws/chat/", "Origin: https://friend.example:8443"), 101, "")
+	f("header over 8 KiB", "GET / HTTP/1.1\r\nX: "+strings.Repeat("x", 9000), 431, "8 KiB")
+	f("header of 8 KiB", upgradeRequest("/ws/chat/", "X: "+strings.Repeat("x", 8192-len(upgradeRequest("/ws/chat/", "X: ")))), 101, "")
+	f("no request", "\x16\x03\x01 what is this\r\n\r\n", 400, "")
+}
+
+func TestPlainHTTP(t *testing.T) {
+	p := startServer(t)
+	f := func(path string, status int, contentType, body string) {
+		t.Helper()
+		got, text, header := p.get(path)
+		if got != status || !strings.HasPrefix(header.Get("Content-Type"), contentType) || !strings.Contains(text, body) {
+			t.Errorf("%s: %d %s %.200s", path, got, header.Get("Content-Type"), text)
+		}
+		if header.Get("Connection") != "close" {
+			t.Errorf("%s: Connection: %q", path, header.Get("Connection"))
+		}
+	}
+	f("/", 200, "text/html", "<title>Turnstile")
+	f("/console.js", 200, "text/javascript", "message-counter.v2")
+	f("/console.css", 200, "text/css", "")
+	for _, slash := range []string{"", "/"} {
+		f("/healthz"+slash, 200, "application/json", `"status":"healthy"`)
+		f("/readyz"+slash, 200, "application/json", `"ready":true,"shutting_down":false`)
+		f("/metrics"+slash, 200, "text/plain", "websocket_active_connections 0")
+	}
+	f("/healthz/x", 404, "application/json", "no such path")
+	f("/debug/pprof/", 404, "application/json", "no such path")
+	w := newWire(t, p.dial())
+	if response := w.request("DELETE /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); response.StatusCode != 405 {
+		t.Errorf("DELETE: %s", response.Status)
+	}
+}
+
+func TestEcho(t *testing.T) {
+	p := startServer(t, "-echo")
+	w := p.open("/ws/echo/")
+	big := strings.Repeat("é", 30_000)
+	w.send(text(""), frame(proto.OpBinary, true, "\x00\xff"), frame(proto.OpText, false, "a"), frame(proto.OpContinuation, true, "b"), text(big))
+	var got []string
+	for range 4 {
+		m := w.next()
+		got = append(got, string(m.Payload))
+	}
+	if want := []string{"", "\x00\xff", "ab", big}; !slices.Equal(got, want) {
+		t.Errorf("got %.100q", got)
+	}
+}
+
+func TestProfilesAreOnlyOnTheirOwnAddress(t *testing.T) {
+	p := startServer(t, "-debug-listen", testHost+":0")
+	p.addr = p.waitLog("profiles_listening")["address"].(string)
+	if status, body, _ := p.get("/debug/pprof/goroutine?debug=1"); status != 200 || !strings.Contains(body, "goroutine profile") {
+		t.Errorf("%d %.100s", status, body)
+	}
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"github.com/rs/zerolog"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+)
+
+// reportOpened counts and logs an upgrade.
+func (c *Conn) reportOpened(r *proto.Request) {
+	w := c.worker
+	w.upgraded++
+	w.metrics.Active.Add(1)
+	c.countHandshake(handshakeUpgraded)
+	e := c.event(w.server.log.Info())
+	if id := r.RequestID; len(id) > 0 {
+		e = e.Bytes("request_id", id[:min(len(id), longestRequestID)])
+	}
+	e.Msg("websocket_connected")
+}
+
+// longestRequestID is what is logged at the most of an X-Request-ID header.
+const longestRequestID = 64
+
+// reportClosed counts and logs the end of an upgraded connection.
+func (c *Conn) reportClosed(reason closeReason) {
+	w := c.worker
+	w.upgraded--
+	w.metrics.Active.Add(-1)
+	w.metrics.Closes[reason].Inc()
+	lived := netpoll.Monotonic() - c.opened
+	w.server.metrics.Duration.Update(lived.Seconds())
+	c.event(w.server.log.Info()).
+		Uint16("close_code", uint16(c.loggedCode(reason))).
+		Stringer("reason", reason).
+		Int64("duration_ms", lived.Milliseconds()).
+		Msg("websocket_disconnected")
+	if w.upgraded == 0 && w.onEmpty != nil {
+		w.onEmpty()
+		w.onEmpty = nil
+	}
+}
+
+func (c *Conn) loggedCode(reason closeReason) proto.StatusCode {
+	switch {
+	case c.code != 0:
+		return c.code
+	case reason == closePeer:
+		return statusNone
+	}
+	return statusAbnormal
+}
+
+// event adds to a log line who the connection is.
+func (c *Conn) event(e *zerolog.Event) *zerolog.Event {
+	if !e.Enabled() {
+		return e
+	}
+	w := c.worker
+	if c.session.Held() {
+		id := c.session.ID().Text()
+		w.text = append(w.text[:0], id[:]...)
+		e = e.Bytes("session_id", w.text).Uint64("message_count", c.session.Committed())
+	}
+	if ip := c.clientIP(); ip.IsValid() {
+		w.text = ip.AppendTo(w.text[:0])
+		e = e.Bytes("client_ip", w.text)
+	}
+	return e
+}
+
+// countHandshake counts what became of a request to upgrade.
+func (c *Conn) countHandshake(result handshakeResult) {
+	c.worker.metrics.Handshakes[result].Inc()
+	if outcome := handshakeOutcomes[result]; outcome.isError {
+		c.event(c.worker.server.log.Debug()).Str("reason", outcome.name).Msg("websocket_refused")
+	}
+}

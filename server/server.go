@@ -1,0 +1,286 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"turnstile/metrics"
+	"turnstile/netpoll"
+	"turnstile/server/admin"
+	"turnstile/server/session"
+)
+
+// A server is the process: its workers, their acceptor, and what they share.
+type server struct {
+	// Fixed after newServer.
+	config    *Config
+	log       zerolog.Logger
+	metrics   *metrics.Metrics
+	store     *session.Memory
+	peers     *peers
+	endpoints []*endpoint
+	plain     *plainHTTP
+	debug     *http.Server
+	pool      *netpoll.Pool
+	workers   []*worker
+	acceptor  *acceptor
+	started   time.Time
+	failure   chan error // what ends the process
+
+	// Atomic.
+	connections atomic.Int64 // sockets of the workers
+	ready       atomic.Bool
+	drainSince  atomic.Int64 // time.Duration on netpoll's clock, 0 before the drain
+}
+
+// errKilled is the end by a second signal.
+var errKilled = errors.New("ended by a second signal before the drain was over")
+
+// newServer opens the listeners and starts the loops. Nobody is served until
+// run.
+func newServer(config *Config, log zerolog.Logger) (*server, error) {
+	s := &server{config: config, log: log, started: time.Now(), failure: make(chan error, 1)}
+	s.store = session.NewMemory(session.MemoryConfig{TTL: config.SessionTTL, Max: config.MaxSessions, Now: netpoll.Monotonic})
+	s.peers = newPeers(config)
+	s.endpoints = s.newEndpoints()
+	s.metrics = s.newMetrics()
+	if err := s.openDebug(); err != nil {
+		return nil, err
+	}
+	listeners, err := listenAll(config.Listen)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.startLoops(listeners); err != nil {
+		return nil, err
+	}
+	s.plain = newPlainHTTP(admin.Handler(admin.Config{
+		Started: s.started,
+		State:   func() (bool, bool) { return s.ready.Load(), s.drainSince.Load() != 0 },
+		Metrics: s.metrics.Write,
+	}), config.HandshakeTimeout)
+	return s, nil
+}
+
+func listenAll(addresses []string) (listeners []*netpoll.Listener, err error) {
+	for _, address := range addresses {
+		l, err := netpoll.Listen(address)
+		if err != nil {
+			for _, open := range listeners {
+				open.Unlink()
+				open.Close()
+			}
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// startLoops starts a loop for each worker, and the last one for the acceptor.
+func (s *server) startLoops(listeners []*netpoll.Listener) (err error) {
+	n := s.config.Workers
+	s.pool, err = netpoll.NewPool(n+1, func(i int) netpoll.Config {
+		config := netpoll.Config{Fatal: s.fail}
+		if i < n {
+			latency := s.metrics.Workers[i].LoopLatency
+			config.OnTick = func(late time.Duration) { latency.Update(late.Seconds()) }
+		}
+		return config
+	})
+	if err != nil {
+		return err
+	}
+	for i, loop := range s.pool.Loops[:n] {
+		s.workers = append(s.workers, newWorker(s, loop, s.metrics.Workers[i]))
+	}
+	s.acceptor = newAcceptor(s, s.pool.Loops[n], listeners)
+	return nil
+}
+
+func (s *server) openDebug() error {
+	if s.config.DebugListen == "" {
+		return nil
+	}
+	l, err := net.Listen("tcp", s.config.DebugListen)
+	if err != nil {
+		return fmt.Errorf("cannot listen on -debug-listen %q: %w", s.config.DebugListen, err)
+	}
+	s.debug = &http.Server{Handler: admin.Profiles(), ReadHeaderTimeout: s.config.HandshakeTimeout}
+	s.log.Info().Stringer("address", l.Addr()).Msg("profiles_listening")
+	go s.debug.Serve(l)
+	return nil
+}
+
+func (s *server) newMetrics() *metrics.Metrics {
+	var labels metrics.Labels
+	for _, reason := range closeReasonNames {
+		labels.Closes = append(labels.Closes, metrics.Label{Value: reason.name, IsError: reason.isError})
+	}
+	for _, outcome := range handshakeOutcomes {
+		labels.Handshakes = append(labels.Handshakes, metrics.Label{Value: outcome.name, IsError: outcome.isError})
+	}
+	return metrics.New(s.config.Workers, labels, metrics.Sources{
+		Sessions:        s.store.Len,
+		SessionsEvicted: s.store.Evicted.Load,
+		SessionsExpired: s.store.Expired.Load,
+		MaxConnections:  s.config.MaxConnections,
+		Ready:           s.ready.Load,
+		ShutdownTime:    s.drainTime,
+	})
+}
+
+// run is the life of the server. It returns after a drain (nil), at a second
+// signal (errKilled), or when something broke that cannot be mended.
+func (s *server) run(signals <-chan os.Signal) error {
+	s.acceptor.loop.Post(s.open)
+	var drained <-chan struct{}
+	var over <-chan time.Time
+	for {
+		select {
+		case signal := <-signals:
+			if drained != nil {
+				return errKilled
+			}
+			s.log.Info().Stringer("signal", signal).Int64("connections", s.connections.Load()).Msg("drain_started")
+			drained, over = s.drain(), time.After(s.config.DrainTimeout*9/10)
+		case <-drained:
+			return s.stop()
+		case <-over:
+			return s.stop()
+		case err := <-s.failure:
+			return err
+		}
+	}
+}
+
+// open begins to accept; it runs on the acceptor's loop.
+func (s *server) open() {
+	if err := s.acceptor.start(); err != nil {
+		s.fail(err)
+		return
+	}
+	(&sweeper{server: s}).start()
+	s.ready.Store(true)
+	var addresses []string
+	for _, l := range s.acceptor.listeners {
+		addresses = append(addresses, l.Addr)
+	}
+	s.log.Info().Strs("listen", addresses).Int("pid", os.Getpid()).Stringer("config", s.config).Msg("server_started")
+}
+
+// fail ends the process; the first reason is the one that is told.
+func (s *server) fail(err error) {
+	select {
+	case s.failure <- err:
+	default:
+	}
+}
+
+// arrive counts a socket that was accepted. One beyond -max-connections is not
+// counted: while it waits to be refused it takes nobody's place. See forget.
+func (s *server) arrive(fd int, ip netip.Addr) arrival {
+	s.metrics.Accepted.Inc()
+	a := arrival{fd: fd, ip: ip}
+	if a.over = s.connections.Add(1) > int64(s.config.MaxConnections); a.over {
+		s.connections.Add(-1)
+	}
+	if !s.peers.trusts(ip) {
+		a.charged = s.peers.charge(ip)
+		a.refused = !a.charged
+	}
+	return a
+}
+
+// forget undoes arrive.
+func (s *server) forget(c *Conn) {
+	if !c.over {
+		s.connections.Add(-1)
+	}
+	if c.charged {
+		s.peers.release(c.clientIP())
+	}
+}
+
+// drain lets every worker say goodbye. The channel is closed when no upgraded
+// connection is left. The listeners stay open until then, for new requests to
+// be refused in so many words, and for health checks and scrapes.
+func (s *server) drain() <-chan struct{} {
+	s.ready.Store(false)
+	s.drainSince.Store(int64(netpoll.Monotonic()))
+	done := make(chan struct{})
+	left := atomic.Int64{}
+	left.Store(int64(len(s.workers)))
+	for _, w := range s.workers {
+		w.loop.Post(func() {
+			w.drain(func() {
+				if left.Add(-1) == 0 {
+					close(done)
+				}
+			})
+		})
+	}
+	return done
+}
+
+func (s *server) drainTime() time.Duration {
+	since := s.drainSince.Load()
+	if since == 0 {
+		return 0
+	}
+	return netpoll.Monotonic() - time.Duration(since)
+}
+
+// stop ends what is left: listeners, connections, requests and loops.
+func (s *server) stop() error {
+	wait(s.acceptor.loop, func(done func()) { s.acceptor.stop(); done() })
+	var cut int
+	for _, w := range s.workers {
+		wait(w.loop, func(done func()) { w.cut(func(n int) { cut += n }); done() })
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), max(s.config.DrainTimeout-s.drainTime(), 0))
+	defer cancel()
+	s.plain.stop(ctx)
+	if s.debug != nil {
+		s.debug.Close()
+	}
+	err := s.pool.Close()
+	s.log.Info().Int64("duration_ms", s.drainTime().Milliseconds()).Int("cut", cut).Msg("server_stopped")
+	return err
+}
+
+// wait runs task on loop and waits until it has called done.
+func wait(loop *netpoll.Loop, task func(done func())) {
+	done := make(chan struct{})
+	if loop.Post(func() { task(func() { close(done) }) }) {
+		<-done
+	}
+}
+
+// A sweeper forgets sessions whose time is over, once a second, on the
+// acceptor's loop.
+type sweeper struct {
+	server *server
+	timer  netpoll.Timer
+}
+
+func (w *sweeper) start() {
+	w.timer.Owner = w
+	w.OnTimer()
+}
+
+// OnTimer implements netpoll.Expirer.
+func (w *sweeper) OnTimer() {
+	w.server.store.Expire()
+	loop := w.server.acceptor.loop
+	loop.Schedule(&w.timer, loop.Now()+time.Second)
+}

@@ -1,0 +1,245 @@
+package session
+
+import (
+	"encoding/binary"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// shards is how many maps the sessions are spread over, so that connections
+// that come and go on several workers seldom wait for each other.
+const shards = 64
+
+// MemoryConfig is what a Memory is held to.
+type MemoryConfig struct {
+	TTL time.Duration        // how long a session is kept after its last owner left
+	Max int                  // sessions, connected or not
+	Now func() time.Duration // a monotonic clock
+}
+
+// Memory is the Store within this process. Sessions are gone with it.
+type Memory struct {
+	config MemoryConfig
+	shards [shards]shard
+	idle   idleList
+	len    atomic.Int64
+
+	starting sync.Mutex // held while a new session is started; taken before a shard's
+
+	// Evicted and Expired count the sessions that were dropped because the
+	// store was full, and because their time was over.
+	Evicted, Expired atomic.Uint64
+}
+
+type shard struct {
+	mu       sync.Mutex
+	sessions map[ID]*record
+}
+
+// A record is one session. While it has an owner, the count is in that one's
+// lease.
+type record struct {
+	id ID // Fixed.
+
+	// Guarded by the shard's mutex.
+	owner *Lease
+	count uint64
+
+	idleSince time.Duration
+
+	// Guarded by the idle list's mutex.
+	prev, next *record
+}
+
+// NewMemory returns an empty store.
+func NewMemory(config MemoryConfig) *Memory {
+	m := &Memory{config: config}
+	for i := range m.shards {
+		m.shards[i].sessions = make(map[ID]*record)
+	}
+	m.idle.init()
+	return m
+}
+
+var _ Store = (*Memory)(nil)
+
+// Len is how many sessions there are, connected or not.
+func (m *Memory) Len() int { return int(m.len.Load()) }
+
+// Claim implements Store.
+func (m *Memory) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
+	l.owner = owner
+	previous, resumed := m.take(l, id, false)
+	if !resumed {
+		if previous, resumed, err = m.start(l, id); err != nil {
+			return false, err
+		}
+	}
+	if previous != nil {
+		previous.owner.OnTakenOver()
+	}
+	return resumed, nil
+}
+
+// start gives l a session that was not known just now. One at a time: who finds
+// the store full must not have missed the same session being started.
+func (m *Memory) start(l *Lease, id ID) (previous *Lease, resumed bool, err error) {
+	m.starting.Lock()
+	defer m.starting.Unlock()
+	if previous, resumed = m.take(l, id, false); resumed {
+		return previous, true, nil
+	}
+	if err := m.reserve(); err != nil {
+		return nil, false, err
+	}
+	previous, resumed = m.take(l, id, true)
+	return previous, resumed, nil
+}
+
+// Commit implements Store.
+func (m *Memory) Commit(l *Lease) bool { return l.commit() }
+
+// Release implements Store.
+func (m *Memory) Release(l *Lease) {
+	r := l.record
+	if r == nil {
+		return
+	}
+	s := m.shard(r.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.owner != l {
+		return
+	}
+	r.owner, r.count = nil, l.revoke()
+	m.idle.push(r, m.config.Now())
+}
+
+// Expire forgets the sessions whose time is over. Somebody has to call it now
+// and then.
+func (m *Memory) Expire() {
+	for m.dropOldest(m.isOver) {
+		m.Expired.Add(1)
+	}
+}
+
+func (m *Memory) shard(id ID) *shard {
+	return &m.shards[binary.LittleEndian.Uint64(id[8:])%shards]
+}
+
+// take gives the session to l if it is known; previous is the lease that this
+// revoked. One that is not known is started if reserved says that there is
+// room for it, which is given back if it is not needed.
+func (m *Memory) take(l *Lease, id ID, reserved bool) (previous *Lease, known bool) {
+	s := m.shard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.sessions[id]
+	known = r != nil && !m.isOver(r)
+	switch {
+	case !known && !reserved:
+		return nil, false
+	case r == nil:
+		r = &record{id: id}
+		s.sessions[id] = r
+		return r.grant(l), false
+	case reserved:
+		m.len.Add(-1)
+	}
+	if r.owner == nil {
+		m.idle.remove(r)
+	}
+	if !known {
+		r.count = 0
+	}
+	return r.grant(l), known
+}
+
+// isOver reports whether a session's time to live has passed.
+func (m *Memory) isOver(r *record) bool {
+	return r.owner == nil && m.config.Now()-r.idleSince >= m.config.TTL
+}
+
+// grant makes l the owner and returns the lease that was.
+func (r *record) grant(l *Lease) (previous *Lease) {
+	if r.owner != nil {
+		previous, r.count = r.owner, r.owner.revoke()
+	}
+	r.owner, l.record = l, r
+	l.Count = r.count
+	l.committed.Store(r.count)
+	return previous
+}
+
+// reserve makes room for one more session.
+func (m *Memory) reserve() error {
+	for m.len.Add(1) > int64(m.config.Max) {
+		m.len.Add(-1)
+		if m.dropOldest(func(*record) bool { return true }) {
+			m.Evicted.Add(1)
+		} else if m.len.Load() >= int64(m.config.Max) {
+			return ErrFull
+		}
+	}
+	return nil
+}
+
+// dropOldest forgets the session that has been without an owner for the
+// longest time, if it is due. It reports false when there is none.
+func (m *Memory) dropOldest(due func(*record) bool) bool {
+	for {
+		r := m.idle.oldest()
+		if r == nil {
+			return false
+		}
+		s := m.shard(r.id)
+		s.mu.Lock()
+		if r.owner != nil || s.sessions[r.id] != r { // it was taken or dropped meanwhile
+			s.mu.Unlock()
+			continue
+		}
+		ok := due(r)
+		if ok {
+			m.len.Add(-1) // first: who finds the list empty must see the room
+			m.idle.remove(r)
+			delete(s.sessions, r.id)
+		}
+		s.mu.Unlock()
+		return ok
+	}
+}
+
+// An idleList is a ring of the records without an owner, the longest first.
+// Its lock is taken inside a shard's.
+type idleList struct {
+	mu   sync.Mutex
+	root record
+}
+
+func (l *idleList) init() { l.root.prev, l.root.next = &l.root, &l.root }
+
+func (l *idleList) oldest() *record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.root.next == &l.root {
+		return nil
+	}
+	return l.root.next
+}
+
+// push adds r; the clock only goes forward, so it is the youngest.
+func (l *idleList) push(r *record, now time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.idleSince = now
+	r.prev, r.next = l.root.prev, &l.root
+	r.prev.next, l.root.prev = r, r
+}
+
+func (l *idleList) remove(r *record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.prev.next, r.next.prev = r.next, r.prev
+	r.prev, r.next = nil, nil
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"net/netip"
+	"sync"
+
+	"turnstile/metrics"
+	"turnstile/netpoll"
+	"turnstile/proto"
+)
+
+// A worker is an event loop with its connections. What is said to run on its
+// loop runs on one goroutine; no connection is ever seen by two.
+type worker struct {
+	// Fixed after newWorker.
+	server  *server
+	loop    *netpoll.Loop
+	config  *Config
+	metrics *metrics.Worker
+	rules   proto.Rules
+	inbox   *inbox
+
+	// Owned by the loop.
+	conns    []*Conn
+	upgraded int    // connections that are upgraded and not closed
+	in       []byte // what a read goes into where no frame is unfinished
+	out      []byte // what the running callback has appended; empty between callbacks
+	held     int    // where in out the replies start whose count is not committed
+	text     []byte // what a log line is given
+	upgrader *proto.Upgrader
+	draining bool
+	onEmpty  func() // called once, when a draining worker has no upgraded connection left
+}
+
+// An arrival is what the acceptor knows of a socket.
+type arrival struct {
+	fd      int
+	ip      netip.Addr // zero for a unix socket
+	over    bool       // it is beyond -max-connections
+	charged bool       // it counts for ip in -max-connections-per-ip
+	refused bool       // it is beyond that
+}
+
+func newWorker(s *server, loop *netpoll.Loop, m *metrics.Worker) *worker {
+	w := &worker{
+		server: s, loop: loop, config: s.config, metrics: m,
+		rules:    proto.Rules{FromClient: true, MaxMessage: s.config.MaxMessage},
+		in:       make([]byte, readBufferBytes),
+		upgrader: proto.NewUpgrader(proto.Subprotocol),
+	}
+	w.inbox = newInbox(w)
+	return w
+}
+
+// adopt makes a connection of a socket that was accepted.
+func (w *worker) adopt(a arrival) {
+	c := newConn(w, a)
+	if err := w.loop.Add(a.fd, netpoll.Readable, c.onEvent); err != nil {
+		w.server.log.Warn().Err(err).Msg("connection_dropped")
+		w.server.forget(c)
+		netpoll.CloseFD(a.fd)
+		return
+	}
+	c.watched = uint8(netpoll.Readable)
+	c.index = int32(len(w.conns))
+	w.conns = append(w.conns, c)
+	c.schedule()
+	if a.refused {
+		c.refuse(handshakeTooManyOfIP)
+		c.flush()
+	}
+}
+
+// remove takes a connection out of the loop and of all counts. Its fd is still
+// open on return.
+func (w *worker) remove(c *Conn) {
+	w.loop.Del(int(c.fd)) // before the fd is closed or goes elsewhere
+	w.loop.Cancel(&c.timer)
+	last := len(w.conns) - 1
+	moved := w.conns[last]
+	w.conns[c.index], moved.index = moved, c.index
+	w.conns[last] = nil
+	w.conns = w.conns[:last]
+	w.server.forget(c)
+}
+
+// An inbox passes sockets from the acceptor to a worker: one task for as many
+// as gather until the worker comes to take them, and no garbage.
+type inbox struct {
+	worker *worker
+	take   func() // taken as a value once, so that posting it allocates nothing
+
+	mu       sync.Mutex
+	arrivals []arrival // Guarded by mu.
+
+	taken []arrival // Owned by the worker's loop: the slice that arrivals is swapped with.
+}
+
+func newInbox(w *worker) *inbox {
+	b := &inbox{worker: w}
+	b.take = b.adoptAll
+	return b
+}
+
+// put may be called from any goroutine.
+func (b *inbox) put(a arrival) {
+	b.mu.Lock()
+	b.arrivals = append(b.arrivals, a)
+	first := len(b.arrivals) == 1
+	b.mu.Unlock()
+	if first {
+		b.worker.loop.Post(b.take)
+	}
+}
+
+func (b *inbox) adoptAll() {
+	b.mu.Lock()
+	b.arrivals, b.taken = b.taken[:0], b.arrivals
+	b.mu.Unlock()
+	for _, a := range b.taken {
+		b.worker.adopt(a)
+	}
+}

@@ -72,8 +72,8 @@ type Label struct {
 // Sources are asked for their value at each scrape. They may be called from
 // any goroutine.
 type Sources struct {
-	Sessions        func() int
-	SessionsEvicted func() uint64
+	Sessions        func() int    // that this process knows
+	SessionsEvicted func() uint64 // nil where the store is not embedded, as the next
 	SessionsExpired func() uint64
 	MaxConnections  int
 	Ready           func() bool
@@ -89,6 +89,7 @@ type Metrics struct {
 
 	labels  Labels
 	sources Sources
+	store   *Store // nil with the embedded one
 	set     *metrics.Set
 }
 

@@ -187,7 +187,10 @@ func (r *recorder) Error(...any)          { r.faults++ }
 
 // TestEachMetricHasItsHelp holds the help texts to the metrics, both ways.
 func TestEachMetricHasItsHelp(t *testing.T) {
-	p := write(t, New(2, testLabels, testSources()))
+	m := New(2, testLabels, testSources())
+	m.NewStore(StoreLabels{Commits: []string{"committed"}, Claims: []string{"resumed"}, Errors: []string{"timeout"}},
+		func() time.Duration { return time.Hour }).QueueLength = func() int { return 0 }
+	p := write(t, m)
 	for name, f := range p {
 		if strings.HasPrefix(name, "websocket_") && help[name] == "" {
 			t.Errorf("%s has no help text: %s", name, f.help)

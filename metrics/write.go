@@ -11,29 +11,37 @@ import (
 
 // help is the HELP text of each metric of ours. A test keeps it complete.
 var help = map[string]string{
-	"websocket_active_connections":          "Connections that are upgraded and not yet closed.",
-	"websocket_messages_total":              "Messages counted and echoed.",
-	"websocket_errors_total":                "Connections that ended, or were refused, by an error.",
-	"websocket_connection_duration_seconds": "How long connections lived, from their upgrade to their close.",
-	"websocket_shutdown_time_seconds":       "How long the graceful shutdown has taken so far, 0 before it.",
-	"websocket_handshakes_total":            "Requests to upgrade, by what became of them.",
-	"websocket_closes_total":                "Upgraded connections that were closed, by why.",
-	"websocket_heartbeats_total":            "Heartbeats sent.",
-	"websocket_bytes_in_total":              "Bytes read from clients, framing included.",
-	"websocket_bytes_out_total":             "Bytes written to clients, framing included.",
-	"websocket_read_calls_total":            "read(2) calls on client sockets.",
-	"websocket_write_calls_total":           "write(2) calls on client sockets.",
-	"websocket_message_latency_seconds":     "From a message's read to its reply's write, by worker.",
-	"websocket_loop_latency_seconds":        "By how much the event loop's ticks came late: how long a ready socket may wait, by worker.",
-	"websocket_backlog_bytes":               "Bytes held for clients whose sockets are full.",
-	"websocket_sessions":                    "Sessions in the store, connected or not.",
-	"websocket_sessions_evicted_total":      "Disconnected sessions dropped before their time because the store was full.",
-	"websocket_sessions_expired_total":      "Disconnected sessions forgotten at the end of their time.",
-	"websocket_accepted_total":              "Sockets accepted, plain HTTP included.",
-	"websocket_accept_paused_total":         "Times that accepting paused because file descriptors had run out.",
-	"websocket_max_connections":             "The limit on sockets that are served at once.",
-	"websocket_ready":                       "1 while the instance takes new connections, else 0.",
-	"websocket_worker_connections":          "Upgraded connections of each worker.",
+	"websocket_active_connections":           "Connections that are upgraded and not yet closed.",
+	"websocket_messages_total":               "Messages counted and echoed.",
+	"websocket_errors_total":                 "Connections that ended, or were refused, by an error.",
+	"websocket_connection_duration_seconds":  "How long connections lived, from their upgrade to their close.",
+	"websocket_shutdown_time_seconds":        "How long the graceful shutdown has taken so far, 0 before it.",
+	"websocket_handshakes_total":             "Requests to upgrade, by what became of them.",
+	"websocket_closes_total":                 "Upgraded connections that were closed, by why.",
+	"websocket_heartbeats_total":             "Heartbeats sent.",
+	"websocket_bytes_in_total":               "Bytes read from clients, framing included.",
+	"websocket_bytes_out_total":              "Bytes written to clients, framing included.",
+	"websocket_read_calls_total":             "read(2) calls on client sockets.",
+	"websocket_write_calls_total":            "write(2) calls on client sockets.",
+	"websocket_message_latency_seconds":      "From a message's read to its reply's write, by worker.",
+	"websocket_loop_latency_seconds":         "By how much the event loop's ticks came late: how long a ready socket may wait, by worker.",
+	"websocket_backlog_bytes":                "Bytes held for clients whose sockets are full.",
+	"websocket_sessions":                     "Sessions that this process knows: with Redis, the connected ones.",
+	"websocket_sessions_evicted_total":       "Disconnected sessions dropped before their time because the store was full.",
+	"websocket_sessions_expired_total":       "Disconnected sessions forgotten at the end of their time.",
+	"websocket_accepted_total":               "Sockets accepted, plain HTTP included.",
+	"websocket_accept_paused_total":          "Times that accepting paused because file descriptors had run out.",
+	"websocket_max_connections":              "The limit on sockets that are served at once.",
+	"websocket_ready":                        "1 while the instance takes new connections, else 0.",
+	"websocket_worker_connections":           "Upgraded connections of each worker.",
+	"websocket_store_batch_sessions":         "Sessions whose commands went to Redis in one pipeline.",
+	"websocket_store_commit_latency_seconds": "From when a count was to be stored to when it was.",
+	"websocket_store_commits_total":          "Counts that were to be stored, by what became of it.",
+	"websocket_store_claims_total":           "Sessions that clients asked for by their ID, by what became of it.",
+	"websocket_store_errors_total":           "What kept Redis from doing what it was asked.",
+	"websocket_store_takeovers_total":        "Connections of this instance that lost their session to another one.",
+	"websocket_store_queue_sessions":         "Sessions that have something to be stored, or on its way.",
+	"websocket_store_last_success_seconds":   "How long ago Redis last answered.",
 }
 
 // Write writes everything in the Prometheus text format.
@@ -42,6 +50,9 @@ func (m *Metrics) Write(out io.Writer) {
 	m.writeSums(&page)
 	m.writeLabelled(&page)
 	m.writeSources(&page)
+	if m.store != nil {
+		m.store.write(&page)
+	}
 	m.set.WritePrometheus(&page)
 	metrics.WriteProcessMetrics(&page)
 	metrics.WriteFDMetrics(&page)
@@ -113,6 +124,14 @@ func writeFamily(out io.Writer, format string, labels []Label, counts []uint64, 
 	}
 }
 
+// writeStrings writes a family whose label's values are plain words.
+func writeStrings(out io.Writer, name, label string, values []string, counts []Counter) {
+	metrics.WriteMetadataIfNeeded(out, name, "counter")
+	for i, value := range values {
+		fmt.Fprintf(out, "%s{%s=%q} %d\n", name, label, value, counts[i].Load())
+	}
+}
+
 func (m *Metrics) writeSources(out io.Writer) {
 	s := m.sources
 	ready := uint64(0)
@@ -124,8 +143,10 @@ func (m *Metrics) writeSources(out io.Writer) {
 	metrics.WriteGaugeUint64(out, "websocket_max_connections", uint64(s.MaxConnections))
 	metrics.WriteGaugeUint64(out, "websocket_ready", ready)
 	metrics.WriteGaugeUint64(out, "websocket_sessions", uint64(s.Sessions()))
-	metrics.WriteCounterUint64(out, "websocket_sessions_evicted_total", s.SessionsEvicted())
-	metrics.WriteCounterUint64(out, "websocket_sessions_expired_total", s.SessionsExpired())
+	if s.SessionsEvicted != nil {
+		metrics.WriteCounterUint64(out, "websocket_sessions_evicted_total", s.SessionsEvicted())
+		metrics.WriteCounterUint64(out, "websocket_sessions_expired_total", s.SessionsExpired())
+	}
 	metrics.WriteGaugeFloat64(out, "websocket_shutdown_time_seconds", s.ShutdownTime().Seconds())
 }
 

@@ -35,6 +35,7 @@ const (
 	StatusGoingAway       = ws.StatusGoingAway
 	StatusUnsupportedData = ws.StatusUnsupportedData
 	StatusPolicyViolation = ws.StatusPolicyViolation
+	StatusTryAgainLater   = StatusCode(1013) // IANA's registry, not the RFC
 	StatusTakenOver       = StatusCode(4001)
 )
 

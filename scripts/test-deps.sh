@@ -19,6 +19,7 @@ have_ws() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$clients/pa
 
 missing_packages() {
 	have_websockets || echo python3-websockets
+	have_command redis-server || echo redis-server
 	have_command node || echo nodejs
 	have_command npm || have_ws || echo npm
 }

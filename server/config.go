@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"turnstile/netpoll"
+	"turnstile/server/session"
 )
 
 // Config is everything that an operator can set. Each field is a flag; an
@@ -17,10 +18,12 @@ import (
 type Config struct {
 	Workers             int
 	Listen              []string
+	Redis               *session.Address // nil for the embedded store
 	Heartbeat           time.Duration
 	DrainTimeout        time.Duration
 	HandshakeTimeout    time.Duration
 	WriteTimeout        time.Duration
+	StoreTimeout        time.Duration
 	SessionTTL          time.Duration
 	MaxSessions         int
 	MaxConnections      int
@@ -64,7 +67,7 @@ func parseConfig(args []string, getenv func(string) string, cpus, fds int, out i
 			printUsage(out, flags)
 			return nil, err
 		}
-		return nil, plain(err)
+		return nil, plain(err, flags)
 	}
 	if flags.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q: everything is a flag; see -help", flags.Arg(0))
@@ -91,12 +94,14 @@ func newConfig(cpus, fds int) *Config {
 	}
 	whole(&c.Workers, "workers", cpus, 1, maxWorkers, "event loops; the default is one for each processor")
 	f.Var(&listFlag{&c.Listen, checkListenAddress}, "listen", "`addresses` to listen on, separated by commas: host:port or unix:/path")
+	f.Var(&redisFlag{&c.Redis}, "redis", "`url` of the Redis that keeps the sessions: redis://, rediss:// or unix://; several hosts, separated by commas, are a Redis Cluster, or sentinels with ?master_name=; without it, sessions live as long as the process")
 	span(&c.Heartbeat, "heartbeat", 30*time.Second, 2*netpoll.Tick, "every how long a heartbeat and a ping are sent; a connection silent for 2.5 of them is closed")
 	span(&c.DrainTimeout, "drain-timeout", 10*time.Second, 100*time.Millisecond, "the longest a SIGTERM may take; connections that are left then are cut")
 	span(&c.HandshakeTimeout, "handshake-timeout", 5*time.Second, 2*netpoll.Tick, "how long a client may take to send its whole request")
 	span(&c.WriteTimeout, "write-timeout", 10*time.Second, 2*netpoll.Tick, "how long a client may leave bytes unread before it is closed as a slow consumer")
+	span(&c.StoreTimeout, "store-timeout", 5*time.Second, 200*time.Millisecond, "how long messages and resumes wait for Redis before their connections are closed with 1013, or refused with 503")
 	span(&c.SessionTTL, "session-ttl", time.Hour, time.Second, "how long a session is kept after its last connection ended")
-	whole(&c.MaxSessions, "max-sessions", 1_000_000, 1, 1<<31-1, "sessions held; at the limit the longest disconnected goes first")
+	whole(&c.MaxSessions, "max-sessions", 1_000_000, 1, 1<<31-1, "sessions of the embedded store; at the limit the longest disconnected goes first")
 	whole(&c.MaxConnections, "max-connections", connectionLimit(fds), 1, 1<<31-1, "sockets served at once, further ones get 503; the default is what RLIMIT_NOFILE allows")
 	whole(&c.MaxConnectionsPerIP, "max-connections-per-ip", 0, 0, 1<<31-1, "sockets for each client address (IPv6: each /64), further ones get 429; 0 is no limit")
 	whole(&c.MaxMessage, "max-message", 64<<10, 1, maxMessage, "bytes of the longest message; a longer one closes with 1009")
@@ -129,20 +134,29 @@ func setFromEnvironment(flags *flag.FlagSet, getenv func(string) string) (err er
 		name := environmentName(f.Name)
 		if value := getenv(name); value != "" && err == nil {
 			if e := f.Value.Set(value); e != nil {
-				err = fmt.Errorf("%s=%q is not valid: -%s %w", name, value, f.Name, e)
+				err = fmt.Errorf("%s%s is not valid: -%s %w", name, shown("=%q", f, value), f.Name, e)
 			}
 		}
 	})
 	return err
 }
 
+// shown is how an error quotes a flag's value: not at all if it may have a
+// password in it.
+func shown(format string, f *flag.Flag, value string) string {
+	if _, secret := f.Value.(*redisFlag); secret {
+		return ""
+	}
+	return fmt.Sprintf(format, value)
+}
+
 // plain turns the flag package's error into one that starts with the flag.
-func plain(err error) error {
+func plain(err error, flags *flag.FlagSet) error {
 	text := err.Error()
 	if rest, ok := strings.CutPrefix(text, "invalid value "); ok {
 		value, rest, _ := strings.Cut(rest, " for flag ")
 		name, why, _ := strings.Cut(rest, ": ")
-		return fmt.Errorf("%s %s, got %s", name, why, value)
+		return fmt.Errorf("%s %s%s", name, why, shown(", got %s", flags.Lookup(name[1:]), value))
 	}
 	if rest, ok := strings.CutPrefix(text, "invalid boolean value "); ok {
 		value, rest, _ := strings.Cut(rest, " for ")

@@ -21,17 +21,21 @@ type Conn struct {
 	fd       int32
 	index    int32            // in worker.conns
 	owed     int32            // bytes of the backlog that have to leave before deadline
+	free     int32            // bytes of the backlog that may be sent; what follows waits for the store
+	asked    int32            // up to where the pending commit or claim will free it, 0 if none is pending
 	code     proto.StatusCode // of the close frame that was sent, or else received
 	state    state
 	reason   closeReason
 	watched  uint8     // what the loop watches for: netpoll.Events, which fit
 	eof      bool      // the client has sent its last byte
-	paused   bool      // spill holds whole frames, which wait for the backlog to leave
+	starved  bool      // in worker.starved
+	paused   bool      // spill holds whole frames, which wait for the backlog or for the store
 	over     bool      // it came when -max-connections was reached
 	charged  bool      // ip counts in the limit for each address
 	v2       bool      // the client speaks proto.Subprotocol
 	ip       [16]byte  // see clientIP
-	endpoint *endpoint // nil until the request is upgraded
+	upgraded bool      // it counts as a connection
+	endpoint *endpoint // nil until the request is upgraded, or its session is asked for
 	parser   proto.Parser
 	spill    []byte // what has been read of an unfinished request or frame, or waits for the backlog
 	backlog  []byte // what the socket did not take yet
@@ -49,6 +53,7 @@ type state uint8
 
 const (
 	stateHandshake state = iota // the request is not all there
+	stateClaiming               // the 101 waits for the session
 	stateOpen                   // frames go both ways
 	stateClosing                // the last bytes are on their way out, what comes in is dropped
 	stateLingering              // all is sent, the client has to close
@@ -73,6 +78,7 @@ const (
 	closeTooBig
 	closeUnsupported
 	closeRate
+	closeStoreUnavailable
 	closeReasons // how many there are
 )
 
@@ -94,6 +100,8 @@ var closeReasonNames = [closeReasons]struct {
 	closeTooBig:       {"message_too_big", true},
 	closeUnsupported:  {"unsupported_data", true},
 	closeRate:         {"rate_limited", true},
+
+	closeStoreUnavailable: {"store_unavailable", true},
 }
 
 func (r closeReason) String() string { return closeReasonNames[r].name }
@@ -155,11 +163,14 @@ func (c *Conn) watch() {
 	if !c.eof && (c.state >= stateClosing || !c.paused && !c.backedUp()) {
 		events |= netpoll.Readable
 	}
-	if len(c.backlog) > 0 {
+	if c.free > 0 {
 		events |= netpoll.Writable
 	}
 	if c.state == stateClosed || events == netpoll.Events(c.watched) {
 		return
+	}
+	if events&netpoll.Readable == 0 && c.state == stateOpen && len(c.backlog) == 0 {
+		c.worker.starve(c)
 	}
 	c.watched = uint8(events)
 	if err := c.worker.loop.Mod(int(c.fd), events); err != nil {
@@ -219,23 +230,19 @@ func (c *Conn) close(reason closeReason) {
 	if c.state == stateClosed {
 		return
 	}
+	before := c.state
 	c.state = stateClosed
 	if c.endpoint != nil {
 		c.endpoint.onClosed(c)
-		c.reportClosed(reason)
 	}
+	if c.upgraded {
+		c.reportClosed(reason)
+	} else if before == stateClaiming {
+		c.countHandshake(handshakeAbandoned)
+	}
+	c.dropHeld()
 	c.worker.metrics.Backlog.Add(-int64(len(c.backlog)))
 	c.backlog, c.spill, c.parser = nil, nil, proto.Parser{}
 	c.worker.remove(c)
 	netpoll.CloseFD(int(c.fd))
-}
-
-// OnTakenOver implements session.Owner.
-func (c *Conn) OnTakenOver() {
-	c.worker.loop.Post(func() {
-		if c.state == stateOpen {
-			c.takenOver()
-			c.flush()
-		}
-	})
 }

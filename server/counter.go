@@ -17,22 +17,36 @@ type counter struct {
 var goodbye = []byte("goodbye")
 
 func (h *counter) onOpen(c *Conn, r *proto.Request) handshakeResult {
-	id := session.NewID()
+	c.v2 = r.Protocol == proto.Subprotocol
+	var resumed bool
+	var err error
 	if text, asked := r.QueryValue("session_id"); asked {
-		var ok bool
-		if id, ok = session.ParseID(text); !ok {
+		id, ok := session.ParseID(text)
+		if !ok {
 			return handshakeBadSession
 		}
+		resumed, err = h.store.Claim(&c.session, id, c)
+	} else {
+		err = h.store.Mint(&c.session, c)
 	}
-	resumed, err := h.store.Claim(&c.session, id, c)
-	if err != nil {
+	switch err {
+	case nil:
+		c.greet(resumed)
+		return handshakeUpgraded
+	case session.ErrPending:
+		return handshakePending
+	case session.ErrFull:
 		return handshakeStoreFull
 	}
-	if c.v2 = r.Protocol == proto.Subprotocol; c.v2 {
-		text := id.Text()
-		c.worker.out = proto.AppendSession(c.worker.out, text[:], c.session.Count, resumed)
+	return handshakeStoreUnavailable
+}
+
+// greet is the first frame of the second version.
+func (c *Conn) greet(resumed bool) {
+	if c.v2 {
+		id := c.session.ID().Text()
+		c.worker.out = proto.AppendSession(c.worker.out, id[:], c.session.Count, resumed)
 	}
-	return handshakeUpgraded
 }
 
 func (h *counter) onMessage(c *Conn, m proto.Message) {
@@ -61,25 +75,27 @@ func (h *counter) onMessage(c *Conn, m proto.Message) {
 
 // commit stores what the held replies say. When another connection has claimed
 // the session meanwhile, none of it counts, and the replies are not sent.
-func (h *counter) commit(c *Conn) {
+func (h *counter) commit(c *Conn) (pending bool) {
+	w := c.worker
+	if c.state == stateClaiming {
+		w.held = 0
+		return true
+	}
 	counted := c.session.Count - c.session.Committed()
 	if counted == 0 {
-		return
+		return false
 	}
-	if h.store.Commit(&c.session) {
-		c.worker.metrics.Messages.Add(counted)
-		return
+	switch h.store.Commit(&c.session) {
+	case session.Pending:
+		return true
+	case session.Committed:
+		w.metrics.Messages.Add(counted)
+	default:
+		w.out = w.out[:w.held]
+		c.takeBack()
+		c.takenOver()
 	}
-	c.session.Count = c.session.Committed()
-	c.worker.out = c.worker.out[:c.worker.held]
-	c.takenOver()
-}
-
-// takenOver says goodbye to the connection whose session another one has
-// claimed.
-func (c *Conn) takenOver() {
-	c.worker.out = proto.AppendTakenOver(c.worker.out, c.session.Committed())
-	c.sendClose(closeTakenOver, proto.StatusTakenOver, "session taken over")
+	return false
 }
 
 func (h *counter) onHeartbeat(c *Conn) {

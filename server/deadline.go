@@ -19,7 +19,7 @@ func (c *Conn) nextDeadline() time.Duration {
 		return c.deadline
 	}
 	next := min(c.heartbeatAt, c.idleAt())
-	if len(c.backlog) > 0 {
+	if c.free > 0 {
 		next = min(next, c.deadline)
 	}
 	return next
@@ -40,6 +40,8 @@ func (c *Conn) OnTimer() {
 	case c.state == stateHandshake:
 		c.countHandshake(handshakeTimeout)
 		c.close(closeGone)
+	case c.asked != 0 && c.state != stateOpen:
+		c.deadline = now + c.worker.config.WriteTimeout // the store will tell, in its own time
 	case c.state == stateClosing:
 		c.close(closeSlowConsumer)
 	case c.state == stateLingering:
@@ -63,7 +65,7 @@ func (c *Conn) onDue(now time.Duration) {
 			c.close(closeIdle)
 		}
 	}
-	if c.state == stateOpen && len(c.backlog) > 0 && now >= c.deadline {
+	if c.state == stateOpen && c.free > 0 && now >= c.deadline {
 		c.close(closeSlowConsumer)
 	}
 	if c.state == stateOpen && now >= c.heartbeatAt {

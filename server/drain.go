@@ -11,12 +11,16 @@ import (
 const drainSlice = 256
 
 // drain says goodbye to every connection; it runs on the loop. What had
-// arrived before is answered first; messages that come between that and a
+// arrived before is answered first, but for requests that wait for their
+// session; messages that come between that and a
 // connection's goodbye are told that they are too late. New requests are
 // refused. onEmpty is called on the loop when the last connection has closed.
 func (w *worker) drain(onEmpty func()) {
 	for _, c := range slices.Clone(w.conns) {
-		if c.state == stateOpen && !c.paused && !c.backedUp() {
+		switch {
+		case c.state == stateClaiming:
+			c.refuseClaim(handshakeDraining)
+		case c.state == stateOpen && !c.paused && !c.backedUp():
 			c.onReadable()
 			c.flush()
 		}

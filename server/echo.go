@@ -13,5 +13,5 @@ func (echo) onMessage(c *Conn, m proto.Message) {
 
 func (echo) onHeartbeat(*Conn) {}
 func (echo) onDrain(*Conn)     {}
-func (echo) commit(*Conn)      {}
+func (echo) commit(*Conn) bool { return false }
 func (echo) onClosed(*Conn)    {}

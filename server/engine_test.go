@@ -360,7 +360,10 @@ func TestTakeoverWithinACallback(t *testing.T) {
 // stolen is an owner beside the server's connections.
 type stolen struct{ lease session.Lease }
 
-func (*stolen) OnTakenOver() {}
+func (*stolen) OnTakenOver()                                       {}
+func (*stolen) Loop() session.Loop                                 { panic("nothing is pending") }
+func (*stolen) OnClaimed(bool, error)                              { panic("nothing is pending") }
+func (*stolen) OnCommitted(session.Outcome, uint64, time.Duration) { panic("nothing is pending") }
 
 func BenchmarkMessageInProcess(b *testing.B) {
 	e := startEngine(b)

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"turnstile/server/session"
 )
 
 // The types of the flags' values: each checks what it is given, and its errors
@@ -197,4 +199,19 @@ func checkOrigin(s string) error {
 		return errors.New("must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *")
 	}
 	return nil
+}
+
+// A redisFlag prints no credentials.
+type redisFlag struct{ value **session.Address }
+
+func (f *redisFlag) Set(s string) (err error) {
+	*f.value, err = session.ParseAddress(s)
+	return err
+}
+
+func (f *redisFlag) String() string {
+	if f.value == nil || *f.value == nil {
+		return ""
+	}
+	return (*f.value).String()
 }

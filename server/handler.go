@@ -14,7 +14,7 @@ import (
 // A new application is a file like echo.go and a line in newEndpoints.
 type handler interface {
 	// onOpen is asked after the 101 has been appended. It may append first
-	// frames, or refuse with another result than handshakeUpgraded.
+	// frames, refuse, or have the 101 wait with handshakePending.
 	onOpen(c *Conn, r *proto.Request) handshakeResult
 	// onMessage is given a whole text or binary message, valid until it
 	// returns; text is UTF-8.
@@ -24,9 +24,10 @@ type handler interface {
 	// onDrain may append a last word; the engine closes with 1001 behind it.
 	onDrain(c *Conn)
 	// commit is called before what was appended is sent: what that promises
-	// must hold from here on.
-	commit(c *Conn)
-	// onClosed is the end of a connection that onOpen has let in.
+	// must hold from here on. With pending, what worker.out has from
+	// worker.held waits until Conn.OnCommitted, or OnClaimed, is called.
+	commit(c *Conn) (pending bool)
+	// onClosed is the end of a connection that onOpen has not refused.
 	onClosed(c *Conn)
 }
 

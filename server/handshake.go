@@ -23,7 +23,10 @@ const (
 	handshakeTooMany
 	handshakeTooManyOfIP
 	handshakeStoreFull
+	handshakeStoreUnavailable
 	handshakeResults // how many there are
+
+	handshakePending = handshakeResults // none of them yet
 )
 
 // handshakeOutcomes are the labels, which of them count as an error, and the
@@ -44,6 +47,8 @@ var handshakeOutcomes = [handshakeResults]struct {
 	handshakeTooMany:     {"max_connections", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "too many connections"}},
 	handshakeTooManyOfIP: {"max_connections_per_ip", true, &proto.Refusal{Status: http.StatusTooManyRequests, Header: retryAfter, Text: "too many connections from this address"}},
 	handshakeStoreFull:   {"store_full", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "too many sessions"}},
+
+	handshakeStoreUnavailable: {"store_unavailable", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "session store out of reach"}},
 }
 
 const retryAfter = "Retry-After: 1\r\n"
@@ -81,16 +86,27 @@ func (c *Conn) upgrade(e *endpoint, header []byte) {
 	if result == handshakeUpgraded {
 		result = e.onOpen(c, request)
 	}
-	if result != handshakeUpgraded {
+	switch result {
+	case handshakeUpgraded:
+		c.endpoint = e
+		c.open(request.RequestID)
+	case handshakePending:
+		c.endpoint, c.state, c.paused = e, stateClaiming, true
+		w.keepRequestID(c, request.RequestID)
+	default:
 		w.out = out[:start]
 		c.refuse(result)
-		return
 	}
-	c.state, c.endpoint = stateOpen, e
+}
+
+// open makes the connection one that frames go through.
+func (c *Conn) open(requestID []byte) {
+	w := c.worker
+	c.state, c.upgraded = stateOpen, true
 	c.opened = w.loop.Now()
 	c.heartbeatAt = c.opened + w.config.Heartbeat
 	c.schedule()
-	c.reportOpened(request)
+	c.reportOpened(requestID)
 }
 
 // admit checks what holds for every endpoint.

@@ -8,14 +8,14 @@ import (
 )
 
 // reportOpened counts and logs an upgrade.
-func (c *Conn) reportOpened(r *proto.Request) {
+func (c *Conn) reportOpened(requestID []byte) {
 	w := c.worker
 	w.upgraded++
 	w.metrics.Active.Add(1)
 	c.countHandshake(handshakeUpgraded)
 	e := c.event(w.server.log.Info())
-	if id := r.RequestID; len(id) > 0 {
-		e = e.Bytes("request_id", id[:min(len(id), longestRequestID)])
+	if len(requestID) > 0 {
+		e = e.Bytes("request_id", requestID[:min(len(requestID), longestRequestID)])
 	}
 	e.Msg("websocket_connected")
 }
@@ -76,4 +76,20 @@ func (c *Conn) countHandshake(result handshakeResult) {
 	if outcome := handshakeOutcomes[result]; outcome.isError {
 		c.event(c.worker.server.log.Debug()).Str("reason", outcome.name).Msg("websocket_refused")
 	}
+}
+
+// keepRequestID keeps what the log will say, while the request waits.
+func (w *worker) keepRequestID(c *Conn, id []byte) {
+	if len(id) > 0 {
+		w.requestIDs[c] = string(id[:min(len(id), longestRequestID)])
+	}
+}
+
+func (w *worker) takeRequestID(c *Conn) []byte {
+	id, ok := w.requestIDs[c]
+	if !ok {
+		return nil
+	}
+	delete(w.requestIDs, c)
+	return []byte(id)
 }

@@ -25,7 +25,8 @@ type server struct {
 	config    *Config
 	log       zerolog.Logger
 	metrics   *metrics.Metrics
-	store     *session.Memory
+	store     session.Store
+	memory    *session.Memory // the store, if it is the embedded one
 	peers     *peers
 	endpoints []*endpoint
 	plain     *plainHTTP
@@ -49,9 +50,10 @@ var errKilled = errors.New("ended by a second signal before the drain was over")
 // run.
 func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	s := &server{config: config, log: log, started: time.Now(), failure: make(chan error, 1)}
-	s.store = session.NewMemory(session.MemoryConfig{TTL: config.SessionTTL, Max: config.MaxSessions, Now: netpoll.Monotonic})
+	if config.Redis == nil {
+		s.openMemory()
+	}
 	s.peers = newPeers(config)
-	s.endpoints = s.newEndpoints()
 	s.metrics = s.newMetrics()
 	if err := s.openDebug(); err != nil {
 		return nil, err
@@ -60,12 +62,16 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
+	if config.Redis != nil {
+		s.openRedis()
+	}
+	s.endpoints = s.newEndpoints()
 	if err := s.startLoops(listeners); err != nil {
 		return nil, err
 	}
 	s.plain = newPlainHTTP(admin.Handler(admin.Config{
 		Started: s.started,
-		State:   func() (bool, bool) { return s.ready.Load(), s.drainSince.Load() != 0 },
+		State:   func() (bool, bool) { return s.isReady(), s.drainSince.Load() != 0 },
 		Metrics: s.metrics.Write,
 	}), config.HandshakeTimeout)
 	return s, nil
@@ -129,14 +135,16 @@ func (s *server) newMetrics() *metrics.Metrics {
 	for _, outcome := range handshakeOutcomes {
 		labels.Handshakes = append(labels.Handshakes, metrics.Label{Value: outcome.name, IsError: outcome.isError})
 	}
-	return metrics.New(s.config.Workers, labels, metrics.Sources{
-		Sessions:        s.store.Len,
-		SessionsEvicted: s.store.Evicted.Load,
-		SessionsExpired: s.store.Expired.Load,
-		MaxConnections:  s.config.MaxConnections,
-		Ready:           s.ready.Load,
-		ShutdownTime:    s.drainTime,
-	})
+	sources := metrics.Sources{
+		Sessions:       func() int { return s.store.Len() },
+		MaxConnections: s.config.MaxConnections,
+		Ready:          s.isReady,
+		ShutdownTime:   s.drainTime,
+	}
+	if s.memory != nil {
+		sources.SessionsEvicted, sources.SessionsExpired = s.memory.Evicted.Load, s.memory.Expired.Load
+	}
+	return metrics.New(s.config.Workers, labels, sources)
 }
 
 // run is the life of the server. It returns after a drain (nil), at a second
@@ -169,7 +177,9 @@ func (s *server) open() {
 		s.fail(err)
 		return
 	}
-	(&sweeper{server: s}).start()
+	if s.memory != nil {
+		(&sweeper{server: s}).start()
+	}
 	s.ready.Store(true)
 	var addresses []string
 	for _, l := range s.acceptor.listeners {
@@ -232,6 +242,9 @@ func (s *server) drain() <-chan struct{} {
 	return done
 }
 
+// isReady reports whether new connections are served.
+func (s *server) isReady() bool { return s.ready.Load() && s.store.Available() }
+
 func (s *server) drainTime() time.Duration {
 	since := s.drainSince.Load()
 	if since == 0 {
@@ -253,6 +266,9 @@ func (s *server) stop() error {
 	if s.debug != nil {
 		s.debug.Close()
 	}
+	if err := s.store.Close(ctx); err != nil {
+		s.log.Error().Err(err).Msg("sessions_not_released")
+	}
 	err := s.pool.Close()
 	s.log.Info().Int64("duration_ms", s.drainTime().Milliseconds()).Int("cut", cut).Msg("server_stopped")
 	return err
@@ -264,23 +280,4 @@ func wait(loop *netpoll.Loop, task func(done func())) {
 	if loop.Post(func() { task(func() { close(done) }) }) {
 		<-done
 	}
-}
-
-// A sweeper forgets sessions whose time is over, once a second, on the
-// acceptor's loop.
-type sweeper struct {
-	server *server
-	timer  netpoll.Timer
-}
-
-func (w *sweeper) start() {
-	w.timer.Owner = w
-	w.OnTimer()
-}
-
-// OnTimer implements netpoll.Expirer.
-func (w *sweeper) OnTimer() {
-	w.server.store.Expire()
-	loop := w.server.acceptor.loop
-	loop.Schedule(&w.timer, loop.Now()+time.Second)
 }

@@ -51,6 +51,12 @@ func newWire(t testing.TB, conn net.Conn) *wire {
 func (w *wire) request(text string) *http.Response {
 	w.t.Helper()
 	w.write([]byte(text))
+	return w.response()
+}
+
+// response reads the header of an answer.
+func (w *wire) response() *http.Response {
+	w.t.Helper()
 	response, err := http.ReadResponse(w.reader, nil)
 	if err != nil {
 		w.t.Fatalf("no answer to the request: %v", err)

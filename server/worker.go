@@ -21,15 +21,18 @@ type worker struct {
 	inbox   *inbox
 
 	// Owned by the loop.
-	conns    []*Conn
-	upgraded int    // connections that are upgraded and not closed
-	in       []byte // what a read goes into where no frame is unfinished
-	out      []byte // what the running callback has appended; empty between callbacks
-	held     int    // where in out the replies start whose count is not committed
-	text     []byte // what a log line is given
-	upgrader *proto.Upgrader
-	draining bool
-	onEmpty  func() // called once, when a draining worker has no upgraded connection left
+	conns      []*Conn
+	upgraded   int              // connections that are upgraded and not closed
+	in         []byte           // what a read goes into where no frame is unfinished
+	out        []byte           // what the running callback has appended; empty between callbacks
+	held       int              // where in out the replies start whose count is not committed
+	heldBytes  int              // of all backlogs, what waits for the store
+	starved    []*Conn          // not read, because heldBytes is too much
+	requestIDs map[*Conn]string // of requests that wait for their session
+	text       []byte           // what a log line is given
+	upgrader   *proto.Upgrader
+	draining   bool
+	onEmpty    func() // called once, when a draining worker has no upgraded connection left
 }
 
 // An arrival is what the acceptor knows of a socket.
@@ -46,7 +49,7 @@ func newWorker(s *server, loop *netpoll.Loop, m *metrics.Worker) *worker {
 		server: s, loop: loop, config: s.config, metrics: m,
 		rules:    proto.Rules{FromClient: true, MaxMessage: s.config.MaxMessage},
 		in:       make([]byte, readBufferBytes),
-		upgrader: proto.NewUpgrader(proto.Subprotocol),
+		upgrader: proto.NewUpgrader(proto.Subprotocol), requestIDs: make(map[*Conn]string),
 	}
 	w.inbox = newInbox(w)
 	return w
@@ -81,6 +84,7 @@ func (w *worker) remove(c *Conn) {
 	w.conns[c.index], moved.index = moved, c.index
 	w.conns[last] = nil
 	w.conns = w.conns[:last]
+	delete(w.requestIDs, c)
 	w.server.forget(c)
 }
 

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"encoding/binary"
 	"sync"
 	"sync/atomic"
@@ -37,20 +38,23 @@ type shard struct {
 	sessions map[ID]*record
 }
 
-// A record is one session. While it has an owner, the count is in that one's
+// A record is one session. While it has a holder, the count is in that one's
 // lease.
 type record struct {
 	id ID // Fixed.
 
 	// Guarded by the shard's mutex.
-	owner *Lease
-	count uint64
+	holder // zero while it has no owner
+	count  uint64
 
 	idleSince time.Duration
 
 	// Guarded by the idle list's mutex.
 	prev, next *record
 }
+
+// ID implements entry.
+func (r *record) ID() ID { return r.id }
 
 // NewMemory returns an empty store.
 func NewMemory(config MemoryConfig) *Memory {
@@ -67,52 +71,75 @@ var _ Store = (*Memory)(nil)
 // Len is how many sessions there are, connected or not.
 func (m *Memory) Len() int { return int(m.len.Load()) }
 
-// Claim implements Store.
+// Available implements Store.
+func (m *Memory) Available() bool { return true }
+
+// Close implements Store.
+func (m *Memory) Close(context.Context) error { return nil }
+
+// Mint implements Store.
+func (m *Memory) Mint(l *Lease, owner Owner) error {
+	_, err := m.Claim(l, NewID(), owner)
+	return err
+}
+
+// Claim implements Store; nothing is ever pending.
 func (m *Memory) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
-	l.owner = owner
-	previous, resumed := m.take(l, id, false)
+	h := holder{l, owner}
+	previous, resumed := m.take(h, id, false)
 	if !resumed {
-		if previous, resumed, err = m.start(l, id); err != nil {
+		if previous, resumed, err = m.start(h, id); err != nil {
 			return false, err
 		}
 	}
 	if previous != nil {
-		previous.owner.OnTakenOver()
+		previous.OnTakenOver()
 	}
 	return resumed, nil
 }
 
-// start gives l a session that was not known just now. One at a time: who finds
+// A holder is a lease and whose it is.
+type holder struct {
+	lease *Lease
+	owner Owner
+}
+
+// start gives h a session that was not known just now. One at a time: who finds
 // the store full must not have missed the same session being started.
-func (m *Memory) start(l *Lease, id ID) (previous *Lease, resumed bool, err error) {
+func (m *Memory) start(h holder, id ID) (previous Owner, resumed bool, err error) {
 	m.starting.Lock()
 	defer m.starting.Unlock()
-	if previous, resumed = m.take(l, id, false); resumed {
+	if previous, resumed = m.take(h, id, false); resumed {
 		return previous, true, nil
 	}
 	if err := m.reserve(); err != nil {
 		return nil, false, err
 	}
-	previous, resumed = m.take(l, id, true)
+	previous, resumed = m.take(h, id, true)
 	return previous, resumed, nil
 }
 
-// Commit implements Store.
-func (m *Memory) Commit(l *Lease) bool { return l.commit() }
+// Commit implements Store; nothing is ever pending.
+func (m *Memory) Commit(l *Lease) Outcome {
+	if l.commit() {
+		return Committed
+	}
+	return Revoked
+}
 
 // Release implements Store.
 func (m *Memory) Release(l *Lease) {
-	r := l.record
-	if r == nil {
+	r, ok := l.entry.(*record)
+	if !ok {
 		return
 	}
 	s := m.shard(r.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.owner != l {
+	if r.lease != l {
 		return
 	}
-	r.owner, r.count = nil, l.revoke()
+	r.holder, r.count = holder{}, l.revoke()
 	m.idle.push(r, m.config.Now())
 }
 
@@ -128,10 +155,10 @@ func (m *Memory) shard(id ID) *shard {
 	return &m.shards[binary.LittleEndian.Uint64(id[8:])%shards]
 }
 
-// take gives the session to l if it is known; previous is the lease that this
+// take gives the session to h if it is known; previous is whose lease this
 // revoked. One that is not known is started if reserved says that there is
 // room for it, which is given back if it is not needed.
-func (m *Memory) take(l *Lease, id ID, reserved bool) (previous *Lease, known bool) {
+func (m *Memory) take(h holder, id ID, reserved bool) (previous Owner, known bool) {
 	s := m.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,32 +170,31 @@ func (m *Memory) take(l *Lease, id ID, reserved bool) (previous *Lease, known bo
 	case r == nil:
 		r = &record{id: id}
 		s.sessions[id] = r
-		return r.grant(l), false
+		return r.grant(h), false
 	case reserved:
 		m.len.Add(-1)
 	}
-	if r.owner == nil {
+	if r.lease == nil {
 		m.idle.remove(r)
 	}
 	if !known {
 		r.count = 0
 	}
-	return r.grant(l), known
+	return r.grant(h), known
 }
 
 // isOver reports whether a session's time to live has passed.
 func (m *Memory) isOver(r *record) bool {
-	return r.owner == nil && m.config.Now()-r.idleSince >= m.config.TTL
+	return r.lease == nil && m.config.Now()-r.idleSince >= m.config.TTL
 }
 
-// grant makes l the owner and returns the lease that was.
-func (r *record) grant(l *Lease) (previous *Lease) {
-	if r.owner != nil {
-		previous, r.count = r.owner, r.owner.revoke()
+// grant makes h the holder and returns the owner that was.
+func (r *record) grant(h holder) (previous Owner) {
+	if r.lease != nil {
+		previous, r.count = r.owner, r.lease.revoke()
 	}
-	r.owner, l.record = l, r
-	l.Count = r.count
-	l.committed.Store(r.count)
+	r.holder, h.lease.entry = h, r
+	h.lease.grant(r.count)
 	return previous
 }
 
@@ -195,7 +221,7 @@ func (m *Memory) dropOldest(due func(*record) bool) bool {
 		}
 		s := m.shard(r.id)
 		s.mu.Lock()
-		if r.owner != nil || s.sessions[r.id] != r { // it was taken or dropped meanwhile
+		if r.lease != nil || s.sessions[r.id] != r { // it was taken or dropped meanwhile
 			s.mu.Unlock()
 			continue
 		}

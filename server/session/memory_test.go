@@ -26,13 +26,16 @@ func newMemory(max int) (*Memory, *clock) {
 	return NewMemory(MemoryConfig{TTL: ttl, Max: max, Now: func() time.Duration { return time.Duration(c.now.Load()) }}), c
 }
 
-// A holder is an Owner that counts how often it was taken over.
-type holder struct {
+// A tenant is an Owner that counts how often it was taken over.
+type tenant struct {
 	taken atomic.Int32
 	then  func() // if set, called in OnTakenOver
 }
 
-func (h *holder) OnTakenOver() {
+func (h *tenant) Loop() Loop                                 { panic("nothing is pending") }
+func (h *tenant) OnClaimed(bool, error)                      { panic("nothing is pending") }
+func (h *tenant) OnCommitted(Outcome, uint64, time.Duration) { panic("nothing is pending") }
+func (h *tenant) OnTakenOver() {
 	h.taken.Add(1)
 	if h.then != nil {
 		h.then()
@@ -42,10 +45,10 @@ func (h *holder) OnTakenOver() {
 // numbered is an ID; those of neighbours are in different shards.
 func numbered(n int) ID { return ID{0: byte(n), 1: byte(n >> 8), 8: byte(n)} }
 
-// claim claims id for a new holder and lease, and checks what it is told.
-func claim(t testing.TB, m *Memory, id ID, wantCount uint64, wantResumed bool) (*Lease, *holder) {
+// claim claims id for a new tenant and lease, and checks what it is told.
+func claim(t testing.TB, m *Memory, id ID, wantCount uint64, wantResumed bool) (*Lease, *tenant) {
 	t.Helper()
-	l, h := new(Lease), new(holder)
+	l, h := new(Lease), new(tenant)
 	resumed, err := m.Claim(l, id, h)
 	if err != nil || resumed != wantResumed || l.Count != wantCount {
 		t.Errorf("claimed with resumed %v, count %d, %v; want %v, %d", resumed, l.Count, err, wantResumed, wantCount)
@@ -56,11 +59,13 @@ func claim(t testing.TB, m *Memory, id ID, wantCount uint64, wantResumed bool) (
 	return l, h
 }
 
+func commits(m *Memory, l *Lease) bool { return m.Commit(l) == Committed }
+
 // count counts n messages and commits them.
 func count(t testing.TB, m *Memory, l *Lease, n uint64) {
 	t.Helper()
 	l.Count += n
-	if !m.Commit(l) || l.Committed() != l.Count {
+	if !commits(m, l) || l.Committed() != l.Count {
 		t.Errorf("the count %d is not committed", l.Count)
 	}
 }
@@ -98,11 +103,11 @@ func TestTakeOver(t *testing.T) {
 	count(t, m, first, 2)
 	first.Count += 5 // in flight
 	second, secondHolder := claim(t, m, someID, 2, true)
-	if m.Commit(first) || first.Committed() != 2 {
+	if commits(m, first) || first.Committed() != 2 {
 		t.Errorf("a revoked lease commits: %d", first.Committed())
 	}
 	count(t, m, second, 1)
-	if m.Commit(first) {
+	if commits(m, first) {
 		t.Error("a revoked lease commits after its successor")
 	}
 	claim(t, m, someID, 3, true)
@@ -115,13 +120,13 @@ func TestTakeOver(t *testing.T) {
 func TestOwnerMayTakeOverFromItself(t *testing.T) {
 	m, _ := newMemory(10)
 	var first, second Lease
-	h := new(holder)
+	h := new(tenant)
 	m.Claim(&first, someID, h)
 	count(t, m, &first, 1)
 	if resumed, err := m.Claim(&second, someID, h); !resumed || err != nil || second.Count != 1 {
 		t.Errorf("claimed with resumed %v, count %d, %v", resumed, second.Count, err)
 	}
-	if h.taken.Load() != 1 || m.Commit(&first) || !m.Commit(&second) {
+	if h.taken.Load() != 1 || commits(m, &first) || !commits(m, &second) {
 		t.Errorf("told %d times; the first lease must end, the second not", h.taken.Load())
 	}
 }
@@ -144,7 +149,7 @@ func TestOwnerMayCallTheStoreWhenTakenOver(t *testing.T) {
 	}
 	done := make(chan struct{})
 	var second *Lease
-	var secondHolder *holder
+	var secondHolder *tenant
 	go func() {
 		second, secondHolder = claim(t, m, id, 4, true)
 		close(done)
@@ -154,7 +159,7 @@ func TestOwnerMayCallTheStoreWhenTakenOver(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the store hangs")
 	}
-	if secondHolder.taken.Load() != 1 || m.Commit(second) || !m.Commit(back) {
+	if secondHolder.taken.Load() != 1 || commits(m, second) || !commits(m, back) {
 		t.Error("the session is not the first owner's again")
 	}
 }
@@ -165,7 +170,7 @@ func TestReleaseEndsALease(t *testing.T) {
 	count(t, m, l, 3)
 	m.Release(l)
 	l.Count++
-	if m.Commit(l) || l.Committed() != 3 {
+	if commits(m, l) || l.Committed() != 3 {
 		t.Errorf("a released lease commits: %d", l.Committed())
 	}
 	m.Release(l)
@@ -294,7 +299,7 @@ func TestFullStoreDropsTheLongestDisconnected(t *testing.T) {
 	claim(t, m, numbered(2), 3, true)
 	claim(t, m, numbered(3), 4, true)
 	for _, gone := range []int{0, 1} {
-		if _, err := m.Claim(new(Lease), numbered(gone), new(holder)); !errors.Is(err, ErrFull) {
+		if _, err := m.Claim(new(Lease), numbered(gone), new(tenant)); !errors.Is(err, ErrFull) {
 			t.Errorf("session %d: %v", gone, err)
 		}
 	}
@@ -306,7 +311,7 @@ func TestFullOfConnectedSessions(t *testing.T) {
 	_, secondHolder := claim(t, m, numbered(2), 0, false)
 	for i := range 100 {
 		var l Lease
-		resumed, err := m.Claim(&l, numbered(10+i), new(holder))
+		resumed, err := m.Claim(&l, numbered(10+i), new(tenant))
 		if resumed || !errors.Is(err, ErrFull) || l.Held() {
 			t.Fatalf("resumed %v, held %v: %v", resumed, l.Held(), err)
 		}
@@ -350,7 +355,7 @@ type ledger struct {
 	seen    [3][100_000]atomic.Bool // by session and count: who was told that it is committed
 
 	mu      sync.Mutex
-	revoked []*holder // who was refused a commit; guarded by mu
+	revoked []*tenant // who was refused a commit; guarded by mu
 }
 
 // TestConcurrentOwners fights over a few sessions. Each count that a commit
@@ -389,14 +394,14 @@ func TestConcurrentOwners(t *testing.T) {
 
 // own is the life of one connection.
 func (book *ledger) own(session int) {
-	l, h := new(Lease), new(holder)
+	l, h := new(Lease), new(tenant)
 	if _, err := book.store.Claim(l, numbered(session), h); err != nil {
 		book.t.Error(err)
 		return
 	}
 	for range rand.IntN(30) {
 		l.Count++
-		if !book.store.Commit(l) {
+		if !commits(book.store, l) {
 			book.mu.Lock()
 			book.revoked = append(book.revoked, h)
 			book.mu.Unlock()
@@ -412,7 +417,7 @@ func (book *ledger) own(session int) {
 	}
 	if rand.IntN(4) > 0 { // the others wait to be taken over
 		book.store.Release(l)
-		if book.store.Commit(l) {
+		if commits(book.store, l) {
 			book.t.Error("a released lease commits")
 		}
 	}
@@ -449,7 +454,7 @@ func TestConcurrentEviction(t *testing.T) {
 
 // visit claims a session that nobody else claims, counts, and leaves it.
 func visit(t *testing.T, m *Memory, id ID, last uint64) (count uint64) {
-	l, h := new(Lease), new(holder)
+	l, h := new(Lease), new(tenant)
 	resumed, err := m.Claim(l, id, h)
 	if err != nil {
 		return last // full for the moment
@@ -459,7 +464,7 @@ func visit(t *testing.T, m *Memory, id ID, last uint64) (count uint64) {
 	}
 	for range 3 {
 		l.Count++
-		if !m.Commit(l) {
+		if !commits(m, l) {
 			t.Error("a connected session was dropped")
 		}
 		runtime.Gosched()
@@ -485,7 +490,7 @@ func TestNeverFullBesideExpire(t *testing.T) {
 	})
 	for n := range 20_000 { // one connection at a time
 		var l Lease
-		if _, err := m.Claim(&l, numbered(n), new(holder)); err != nil {
+		if _, err := m.Claim(&l, numbered(n), new(tenant)); err != nil {
 			t.Errorf("round %d: %v", n, err)
 			break
 		}
@@ -504,7 +509,7 @@ func TestNeverFullBesideTheSameSession(t *testing.T) {
 		for range 2 {
 			wg.Go(func() {
 				l := new(Lease)
-				if _, err := m.Claim(l, numbered(n), new(holder)); err != nil {
+				if _, err := m.Claim(l, numbered(n), new(tenant)); err != nil {
 					t.Errorf("round %d: %v", n, err)
 				}
 				m.Release(l)
@@ -562,7 +567,7 @@ func BenchmarkClaimRelease(b *testing.B) {
 	})
 }
 
-var nobody = new(holder)
+var nobody = new(tenant)
 
 // visitOnce uses l again, which a connection must not: here nothing is left
 // that could know it.
@@ -592,7 +597,7 @@ func BenchmarkCommit(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		l.Count++
-		if !m.Commit(l) {
+		if !commits(m, l) {
 			b.Fatal("not committed")
 		}
 	}

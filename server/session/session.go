@@ -4,15 +4,21 @@
 // A connection holds a session by a Lease. Counting is two steps: the holder
 // adds to Lease.Count as it likes, and Commit makes that the session's count,
 // which is when replies may be sent. A claim by another connection revokes the
-// lease at once, whatever goroutine holds it: a commit either came before the
-// claim, and is in the count that the new owner starts from, or it fails.
+// lease at once, whatever goroutine or process holds it: a commit either came
+// before the claim, and is in the count that the new owner starts from, or it
+// fails.
+//
+// There are two stores: Memory, within this process, answers at once; Redis,
+// which outlives it, answers on the owner's loop.
 package session
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"sync/atomic"
+	"time"
 )
 
 // An ID names a session: a UUID (RFC 9562).
@@ -65,38 +71,89 @@ func (id ID) String() string {
 	return string(text[:])
 }
 
-// ErrFull says that the store holds as many connected sessions as it may.
-var ErrFull = errors.New("session store is full of connected sessions")
+// The errors of Mint and Claim.
+var (
+	// ErrFull says that the store holds as many connected sessions as it may.
+	ErrFull = errors.New("session store is full of connected sessions")
+	// ErrUnavailable says that the store cannot be reached.
+	ErrUnavailable = errors.New("session store is out of reach")
+	// ErrPending says that the owner's OnClaimed will tell.
+	ErrPending = errors.New("session claim is pending")
+)
+
+// An Outcome is what became of a commit.
+type Outcome uint8
+
+const (
+	Committed   Outcome        = iota // the count is the session's
+	Revoked                           // another owner has claimed the session: nothing was stored
+	Unavailable                       // the store was out of reach for too long: whether it was stored is not known
+	Pending                           // the owner's OnCommitted will tell which of these
+	Outcomes    = int(Pending)        // how many a commit can end in
+)
+
+var outcomeNames = [...]string{"committed", "revoked", "unavailable", "pending"}
+
+func (o Outcome) String() string { return outcomeNames[o] }
+
+// A Loop runs tasks one at a time, each owner's on its own loop. *netpoll.Loop
+// is one.
+type Loop interface {
+	Post(task func()) bool
+}
 
 // An Owner is a connection that may hold a session.
 type Owner interface {
+	// Loop is where OnClaimed and OnCommitted are called; always the same.
+	Loop() Loop
+	// OnClaimed ends a claim that was pending; err is nil or ErrUnavailable.
+	OnClaimed(resumed bool, err error)
+	// OnCommitted ends a commit that was pending, which took so long. If it
+	// is Committed, so many messages have become part of the count.
+	OnCommitted(outcome Outcome, messages uint64, took time.Duration)
 	// OnTakenOver is called once, from any goroutine and under no lock, when
-	// another owner has claimed the session.
+	// another owner has claimed the session. A commit that ends as Revoked
+	// may come in its place.
 	OnTakenOver()
 }
 
 // A Store holds the sessions. It is safe for concurrent use; a Lease is used
 // by its holder alone.
 type Store interface {
+	// Mint makes l the lease on a new session with a random ID. The error is
+	// ErrFull or ErrUnavailable.
+	Mint(l *Lease, owner Owner) error
+
 	// Claim makes l the only lease on the session, held by owner, and sets
-	// l.Count; resumed says that the session was known. The error is ErrFull.
+	// l.Count; resumed says that the session was known. With ErrPending all
+	// that comes later; other errors are ErrFull and ErrUnavailable.
 	Claim(l *Lease, id ID, owner Owner) (resumed bool, err error)
 
-	// Commit makes l.Count the session's count. It reports false, and does
-	// nothing, when the lease is revoked.
-	Commit(l *Lease) bool
+	// Commit makes l.Count the session's count. While one is Pending, there
+	// must be no other.
+	Commit(l *Lease) Outcome
 
-	// Release ends the lease; the session waits for its next owner until its
-	// time to live is over. A revoked or zero lease is left alone.
+	// Release ends the lease and whatever is pending for it; the session
+	// waits for its next owner until its time to live is over. A revoked or
+	// zero lease is left alone.
 	Release(l *Lease)
+
+	// Available reports whether new sessions can be had.
+	Available() bool
+
+	// Len is how many sessions the process holds.
+	Len() int
+
+	// Close waits until what was asked is stored, or ctx is done. No lease
+	// may be held any more.
+	Close(ctx context.Context) error
 }
 
 // A Lease is one connection's hold on a session. The zero Lease holds none. It
 // must not be copied or used again.
 type Lease struct {
-	// Fixed after Claim.
-	owner  Owner
-	record *record
+	// Fixed after Mint or Claim.
+	entry entry
 
 	// Owned by the holder.
 	Count uint64 // what the session's count is once committed
@@ -105,13 +162,16 @@ type Lease struct {
 	committed atomic.Uint64
 }
 
+// An entry is what a store knows of a session that is held.
+type entry interface{ ID() ID }
+
 const revoked = 1 << 63
 
-// Held reports whether the lease was ever granted.
-func (l *Lease) Held() bool { return l.record != nil }
+// Held reports whether the lease was ever asked for.
+func (l *Lease) Held() bool { return l.entry != nil }
 
-// ID is the session that the lease was granted on.
-func (l *Lease) ID() ID { return l.record.id }
+// ID is the session that the lease is on.
+func (l *Lease) ID() ID { return l.entry.ID() }
 
 // Committed is the count that was last committed under this lease.
 func (l *Lease) Committed() uint64 { return l.committed.Load() &^ revoked }
@@ -125,3 +185,9 @@ func (l *Lease) commit() bool {
 
 // revoke ends the lease and returns the count that stands.
 func (l *Lease) revoke() uint64 { return l.committed.Or(revoked) &^ revoked }
+
+// grant sets the count from which the holder goes on.
+func (l *Lease) grant(count uint64) {
+	l.Count = count
+	l.committed.Store(count)
+}

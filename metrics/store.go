@@ -1,0 +1,57 @@
+package metrics
+
+import (
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// A Store is what a session store on another machine counts. Its fields may be
+// written to by any goroutine.
+type Store struct {
+	BatchSize     *metrics.PrometheusHistogram // sessions in one pipeline
+	CommitLatency *metrics.PrometheusHistogram // from asking to the outcome, in seconds
+	Commits       []Counter                    // by the index of StoreLabels.Commits
+	Claims        []Counter                    // by the index of StoreLabels.Claims
+	Errors        []Counter                    // by the index of StoreLabels.Errors
+	Takeovers     Counter                      // sessions lost to another connection
+	LastSuccess   atomic.Int64                 // time.Duration on the clock of Now
+	QueueLength   func() int                   // set once, before the first scrape
+	Now           func() time.Duration
+
+	labels StoreLabels
+}
+
+// StoreLabels are the values that the labels of a Store can have.
+type StoreLabels struct {
+	Commits, Claims, Errors []string
+}
+
+var batchBuckets = []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024}
+
+// NewStore adds the metrics of a session store.
+func (m *Metrics) NewStore(labels StoreLabels, now func() time.Duration) *Store {
+	m.store = &Store{
+		BatchSize:     m.set.NewPrometheusHistogramExt("websocket_store_batch_sessions", batchBuckets),
+		CommitLatency: m.set.NewPrometheusHistogramExt("websocket_store_commit_latency_seconds", latencyBuckets),
+		Commits:       make([]Counter, len(labels.Commits)),
+		Claims:        make([]Counter, len(labels.Claims)),
+		Errors:        make([]Counter, len(labels.Errors)),
+		Now:           now,
+		labels:        labels,
+	}
+	m.store.LastSuccess.Store(int64(now()))
+	return m.store
+}
+
+func (s *Store) write(out io.Writer) {
+	writeStrings(out, "websocket_store_commits_total", "result", s.labels.Commits, s.Commits)
+	writeStrings(out, "websocket_store_claims_total", "result", s.labels.Claims, s.Claims)
+	writeStrings(out, "websocket_store_errors_total", "kind", s.labels.Errors, s.Errors)
+	metrics.WriteCounterUint64(out, "websocket_store_takeovers_total", s.Takeovers.Load())
+	metrics.WriteGaugeUint64(out, "websocket_store_queue_sessions", uint64(s.QueueLength()))
+	since := s.Now() - time.Duration(s.LastSuccess.Load())
+	metrics.WriteGaugeFloat64(out, "websocket_store_last_success_seconds", max(since, 0).Seconds())
+}

@@ -1,0 +1,95 @@
+package redistest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A Cluster is a Redis Cluster.
+type Cluster struct {
+	Nodes []*Server
+	// URL is for -redis: all nodes.
+	URL string
+}
+
+const slots = 1 << 14
+
+// StartCluster runs a Redis Cluster of n masters, and waits until each knows
+// the others.
+func StartCluster(t testing.TB, n int, options ...string) *Cluster {
+	t.Helper()
+	c := &Cluster{}
+	var urls []string
+	for range n {
+		options := append([]string{"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-announce-ip", Host}, options...)
+		s := Start(t, options...)
+		c.Nodes = append(c.Nodes, s)
+		urls = append(urls, "redis://"+s.Addr)
+	}
+	c.URL = strings.Join(urls, ",")
+	for i, s := range c.Nodes {
+		s.Do("CLUSTER", "ADDSLOTSRANGE", i*slots/n, (i+1)*slots/n-1)
+		s.Do("CLUSTER", "SET-CONFIG-EPOCH", i+1)
+		s.Do("CLUSTER", "MEET", Host, port(c.Nodes[0].Addr))
+	}
+	for _, s := range c.Nodes {
+		s.Until("the cluster agrees", func() bool {
+			info := fmt.Sprint(s.Do("CLUSTER", "INFO"))
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d", n))
+		})
+	}
+	return c
+}
+
+// A Guarded is a master with replicas, which sentinels watch.
+type Guarded struct {
+	Master    *Server
+	Replicas  []*Server
+	Sentinels []*Server
+	// URL is for -redis: the sentinels.
+	URL string
+}
+
+// StartGuarded runs a master with the given number of replicas, and three
+// sentinels that make one of them the master when it dies.
+func StartGuarded(t testing.TB, replicas int, options ...string) *Guarded {
+	t.Helper()
+	g := &Guarded{Master: Start(t, options...)}
+	for range replicas {
+		follow := append([]string{"--replicaof", Host + " " + port(g.Master.Addr)}, options...)
+		g.Replicas = append(g.Replicas, Start(t, follow...))
+	}
+	var addrs []string
+	for range 3 {
+		s := startSentinel(t, g.Master)
+		g.Sentinels = append(g.Sentinels, s)
+		addrs = append(addrs, s.Addr)
+	}
+	for _, s := range g.Sentinels {
+		s.Until("the sentinel knows all others", func() bool {
+			info := fmt.Sprint(s.Do("SENTINEL", "MASTER", masterName))
+			return strings.Contains(info, "num-other-sentinels 2") && strings.Contains(info, fmt.Sprintf("num-slaves %d", replicas))
+		})
+	}
+	g.URL = "redis://" + strings.Join(addrs, ",") + "?master_name=" + masterName
+	return g
+}
+
+const masterName = "sessions"
+
+func startSentinel(t testing.TB, master *Server) *Server {
+	t.Helper()
+	s := newServer(t)
+	config := fmt.Sprintf("port %s\nbind %s\ndir %s\nsentinel announce-ip %s\nsentinel monitor %s %s %s 2\n", port(s.Addr), Host, s.dir, Host, masterName, Host, port(master.Addr))
+	config += fmt.Sprintf("sentinel down-after-milliseconds %[1]s 1000\nsentinel failover-timeout %[1]s 3000\n", masterName)
+	path := filepath.Join(s.dir, "sentinel.conf")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.args = []string{path, "--sentinel"}
+	s.Restart()
+	return s
+}

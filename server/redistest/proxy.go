@@ -1,0 +1,115 @@
+package redistest
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// A Proxy stands between a store and a redis-server, to lose and to delay what
+// goes through it.
+type Proxy struct {
+	// URL is for -redis.
+	URL string
+
+	t      testing.TB
+	target string
+
+	mu      sync.Mutex
+	changed *sync.Cond
+	mode    Mode
+	conns   []net.Conn
+}
+
+// A Mode is what a Proxy does with what it is given.
+type Mode int
+
+const (
+	Pass    Mode = iota
+	Swallow      // commands arrive, answers are lost
+	Delay        // commands wait until the mode is another, even if their client has gone
+)
+
+// StartProxy runs a proxy to s.
+func StartProxy(t testing.TB, s *Server) *Proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", Host+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{t: t, target: s.Addr, URL: "redis://" + l.Addr().String()}
+	p.changed = sync.NewCond(&p.mu)
+	t.Cleanup(func() {
+		l.Close()
+		p.Set(Pass)
+		p.Cut()
+	})
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.join(client)
+		}
+	}()
+	return p
+}
+
+// Set changes the mode.
+func (p *Proxy) Set(mode Mode) {
+	p.mu.Lock()
+	p.mode = mode
+	p.mu.Unlock()
+	p.changed.Broadcast()
+}
+
+// Cut closes all connections.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range p.conns {
+		conn.Close()
+	}
+	p.conns = nil
+}
+
+func (p *Proxy) join(client net.Conn) {
+	server, err := net.Dial("tcp", p.target)
+	if err != nil {
+		client.Close()
+		return
+	}
+	p.mu.Lock()
+	p.conns = append(p.conns, client, server)
+	p.mu.Unlock()
+	go p.copy(server, client, func(mode Mode) (wait, drop bool) { return mode == Delay, false })
+	go p.copy(client, server, func(mode Mode) (wait, drop bool) { return false, mode == Swallow })
+}
+
+// copy passes on what comes from one side, as rule says of the mode.
+func (p *Proxy) copy(to, from net.Conn, rule func(Mode) (wait, drop bool)) {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		p.mu.Lock()
+		wait, drop := rule(p.mode)
+		for wait {
+			p.changed.Wait()
+			wait, drop = rule(p.mode)
+		}
+		p.mu.Unlock()
+		if !drop && n > 0 {
+			to.Write(buf[:n])
+		}
+		if err != nil {
+			if err == io.EOF {
+				to.(*net.TCPConn).CloseWrite()
+			} else {
+				to.Close()
+			}
+			return
+		}
+	}
+}

@@ -1,0 +1,241 @@
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// An Address is where Redis is: one server, a Redis Cluster, or what Redis
+// Sentinel watches. Neither its text nor its errors have credentials.
+type Address struct {
+	scheme             string
+	addrs              []string // host:port of each, or the one path
+	username, password string
+	db                 int
+	skipVerify         bool   // of the server's certificate
+	master             string // the name by which the sentinels at addrs know it, "" without
+	sentinelUsername   string
+	sentinelPassword   string
+	replicas           int // that have to confirm each write
+}
+
+// ParseAddress reads
+//
+//	redis://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]…][/DB][?QUERY]
+//	rediss://… (TLS), in which SCHEME:// may be repeated before each host
+//	unix://[USER:PASSWORD@]PATH[?QUERY]
+//
+// Several hosts are a Redis Cluster, or sentinels if the query has master_name.
+// See queryKeys for what else it may have.
+func ParseAddress(text string) (*Address, error) {
+	scheme, _, _ := strings.Cut(text, "://")
+	switch scheme {
+	case "redis", "rediss", "unix":
+	default:
+		return nil, errors.New("must begin with redis://, rediss:// or unix://, such as redis://user:password@host:6379/0 or unix:///run/redis.sock")
+	}
+	a := &Address{scheme: scheme}
+	query := make(url.Values)
+	for _, part := range strings.Split(text, ",") {
+		if !strings.Contains(part, "://") {
+			part = scheme + "://" + part
+		}
+		if err := a.addPart(part, query); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.setQuery(query); err != nil {
+		return nil, err
+	}
+	return a, a.check()
+}
+
+// addPart takes in what is said of one host.
+func (a *Address) addPart(part string, query url.Values) error {
+	u, err := url.Parse(part)
+	if err != nil { // which would quote the password
+		return errors.New("must be a URL: write special characters of the user and the password as %XX, a comma as %2C")
+	}
+	if u.Scheme != a.scheme {
+		return fmt.Errorf("must have one scheme for all addresses, got %s:// and %s://", a.scheme, u.Scheme)
+	}
+	if user := u.User; user != nil {
+		password, _ := user.Password()
+		if a.username+a.password != "" && (a.username != user.Username() || a.password != password) {
+			return errors.New("must have the same user and password for all addresses")
+		}
+		a.username, a.password = user.Username(), password
+	}
+	for key, values := range u.Query() {
+		query[key] = values
+	}
+	if a.scheme == "unix" {
+		a.addrs = append(a.addrs, u.Host+u.Path)
+		return nil
+	}
+	a.addrs = append(a.addrs, u.Host)
+	if db := strings.Trim(u.Path, "/"); db != "" {
+		query.Set("db", db)
+	}
+	return nil
+}
+
+// queryKeys are what a URL's query may have, in the order in which a usage
+// text should name them.
+var queryKeys = []struct {
+	name string
+	set  func(a *Address, value string) error
+}{
+	{"db", func(a *Address, value string) (err error) { a.db, err = wholeNumber(value, 1<<20); return err }},
+	{"wait_replicas", func(a *Address, value string) (err error) { a.replicas, err = wholeNumber(value, 100); return err }},
+	{"master_name", func(a *Address, value string) error { a.master = value; return nil }},
+	{"sentinel_username", func(a *Address, value string) error { a.sentinelUsername = value; return nil }},
+	{"sentinel_password", func(a *Address, value string) error { a.sentinelPassword = value; return nil }},
+	{"skip_verify", func(a *Address, value string) (err error) { a.skipVerify, err = strconv.ParseBool(value); return err }},
+}
+
+func (a *Address) setQuery(query url.Values) error {
+	var names []string
+	for _, key := range queryKeys {
+		names = append(names, key.name)
+		if values, ok := query[key.name]; ok {
+			if key.set(a, values[len(values)-1]) != nil {
+				return fmt.Errorf("must have a valid %s", key.name)
+			}
+			delete(query, key.name)
+		}
+	}
+	for name := range query {
+		return fmt.Errorf("must not have %q behind the question mark: %s are known", name, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+func wholeNumber(text string, most int) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || n > most {
+		return 0, errors.New("not a whole number")
+	}
+	return n, nil
+}
+
+// check looks at the whole, and fills in the ports.
+func (a *Address) check() error {
+	port := "6379"
+	if a.master != "" {
+		port = "26379"
+	}
+	for i, addr := range a.addrs {
+		switch {
+		case addr == "":
+			return errors.New("must have a host, or a path behind unix://")
+		case a.scheme == "unix" && (len(a.addrs) > 1 || a.master != ""):
+			return errors.New("must be redis:// or rediss:// for a cluster or for sentinels")
+		case a.scheme == "unix":
+		case addr[strings.LastIndexByte(addr, ']')+1:] == "" || !strings.Contains(addr[strings.LastIndexByte(addr, ']')+1:], ":"):
+			a.addrs[i] = addr + ":" + port
+		}
+	}
+	if a.isCluster() && a.db != 0 {
+		return errors.New("must be database 0 with a cluster")
+	}
+	return nil
+}
+
+// isCluster reports whether the addresses are nodes of a Redis Cluster.
+func (a *Address) isCluster() bool { return len(a.addrs) > 1 && a.master == "" }
+
+// String has all but the credentials.
+func (a *Address) String() string {
+	query := make(url.Values)
+	if a.db != 0 {
+		query.Set("db", strconv.Itoa(a.db))
+	}
+	if a.master != "" {
+		query.Set("master_name", a.master)
+	}
+	if a.replicas != 0 {
+		query.Set("wait_replicas", strconv.Itoa(a.replicas))
+	}
+	text := a.scheme + "://" + strings.Join(a.addrs, ",")
+	if len(query) > 0 {
+		text += "?" + query.Encode()
+	}
+	return text
+}
+
+const (
+	// callShare is which part of the store's timeout one call may take, and
+	// waitShare how long replicas get to confirm: there has to be time for
+	// another try.
+	callShare, waitShare = 4, 8
+	longestCall          = 2 * time.Second
+)
+
+// client connects to the one server, or to the one that the sentinels name.
+func (a *Address) client(timeout time.Duration) *redis.Client {
+	if a.master == "" {
+		return a.node(a.addrs[0], timeout)
+	}
+	o := a.options("", timeout)
+	return redis.NewFailoverClient(&redis.FailoverOptions{
+		MasterName: a.master, SentinelAddrs: a.addrs, SentinelUsername: a.sentinelUsername, SentinelPassword: a.sentinelPassword,
+		Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLSConfig,
+		Protocol: o.Protocol, MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries, DisableIdentity: o.DisableIdentity, PoolSize: o.PoolSize,
+		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
+	})
+}
+
+// node connects to one server.
+func (a *Address) node(addr string, timeout time.Duration) *redis.Client {
+	return redis.NewClient(a.options(addr, timeout))
+}
+
+// cluster knows the whole cluster.
+func (a *Address) cluster(timeout time.Duration) *redis.ClusterClient {
+	o := a.options("", timeout)
+	return redis.NewClusterClient(&redis.ClusterOptions{
+		Addrs: a.addrs, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig,
+		Protocol: o.Protocol, MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries, DisableIdentity: o.DisableIdentity, PoolSize: o.PoolSize,
+		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
+		MaintNotificationsConfig: o.MaintNotificationsConfig,
+	})
+}
+
+// options are those of a connection that repeats nothing by itself: what has to
+// be done after a failure is the store's to know.
+func (a *Address) options(addr string, timeout time.Duration) *redis.Options {
+	call := min(timeout/callShare, longestCall)
+	o := &redis.Options{
+		Network: "tcp", Addr: addr, Username: a.username, Password: a.password, DB: a.db,
+		Protocol: 2, MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, PoolSize: 4,
+		DialTimeout: call, ReadTimeout: call, WriteTimeout: call, ContextTimeoutEnabled: true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	}
+	switch a.scheme {
+	case "unix":
+		o.Network = "unix"
+	case "rediss":
+		host, _, _ := net.SplitHostPort(addr)
+		o.TLSConfig = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, InsecureSkipVerify: a.skipVerify}
+	}
+	return o
+}
+
+// quiet keeps the client library from writing to standard error: what goes
+// wrong is told by errors.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
+func init() { redis.SetLogger(quiet{}) }

@@ -1,0 +1,172 @@
+package session
+
+import (
+	"context"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A cluster keeps the nodes and the routes of a Redis store as Redis Cluster
+// says that they are. MOVED, and any node's trouble, make it ask again.
+type cluster struct {
+	// Fixed after newCluster.
+	store  *Redis
+	client *redis.ClusterClient // for CLUSTER SLOTS and publish/subscribe
+	limbo  *node                // takes what has no node, and is always down
+	again  chan struct{}
+}
+
+const (
+	slotsEvery = 10 * time.Second       // between two looks at the slots when all is well
+	slotsPause = 100 * time.Millisecond // between two looks at the least
+)
+
+func newCluster(s *Redis) *cluster {
+	c := &cluster{store: s, client: s.config.Address.cluster(s.config.Timeout), again: make(chan struct{}, 1)}
+	c.limbo = newNode(s, nil, s.config.Address.String(), "")
+	s.nodes = []*node{c.limbo}
+	s.routes.Store(&[]*node{c.limbo})
+	s.goes(c.run)
+	s.goes(func() { s.listen(c.client) })
+	return c
+}
+
+// reload has the slots asked for again soon.
+func (c *cluster) reload() {
+	select {
+	case c.again <- struct{}{}:
+	default:
+	}
+}
+
+func (c *cluster) run() {
+	defer c.client.Close()
+	for told := false; ; {
+		ctx, cancel := context.WithTimeout(c.store.stopped, c.store.config.Timeout)
+		ranges, err := c.client.ClusterSlots(ctx).Result()
+		cancel()
+		if err == nil {
+			c.apply(ranges)
+			told = true
+		} else if !told && c.store.stopped.Err() == nil {
+			told = true
+			c.store.config.OnTrouble(c.limbo.name, err)
+		}
+		if !c.wait(err) {
+			return
+		}
+	}
+}
+
+// wait waits until it is time to ask for the slots again.
+func (c *cluster) wait(err error) (goOn bool) {
+	stopped := c.store.stopped.Done()
+	select {
+	case <-stopped:
+		return false
+	case <-time.After(slotsPause):
+	}
+	if err != nil {
+		return true
+	}
+	select {
+	case <-stopped:
+		return false
+	case <-c.again:
+	case <-time.After(slotsEvery):
+	}
+	return true
+}
+
+// apply makes the nodes and the routes what ranges say.
+func (c *cluster) apply(ranges []redis.ClusterSlot) {
+	s := c.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	routes := make([]*node, slots)
+	for i := range routes {
+		routes[i] = c.limbo
+	}
+	old := s.nodes
+	s.nodes = nil
+	for _, r := range ranges {
+		if len(r.Nodes) == 0 {
+			continue
+		}
+		n := c.keep(old, c.addressOf(r.Nodes[0].Addr), uint16(r.Start))
+		for slot := r.Start; slot <= r.End; slot++ {
+			routes[slot] = n
+		}
+	}
+	if slices.Contains(routes, c.limbo) {
+		s.nodes = append(s.nodes, c.limbo)
+		if !slices.Contains(old, c.limbo) {
+			c.limbo.failing.Store(int64(s.config.Now()))
+		}
+	}
+	s.routes.Store(&routes)
+	c.limbo.up.Store(true) // from now on, what has no node may get one any moment
+	c.retire(old)
+}
+
+// keep returns the node at addr, which has the given slot: the one there was,
+// or a new one.
+func (c *cluster) keep(old []*node, addr string, slot uint16) *node {
+	s := c.store
+	for _, n := range s.nodes {
+		if n.name == addr {
+			return n
+		}
+	}
+	for _, n := range old {
+		if n.name == addr {
+			n.probe = probeKey(slot)
+			s.nodes = append(s.nodes, n)
+			return n
+		}
+	}
+	n := newNode(s, s.config.Address.node(addr, s.config.Timeout), addr, probeKey(slot))
+	n.up.Store(c.limbo.up.Load()) // after the start, a new one gets time to answer
+	s.nodes = append(s.nodes, n)
+	n.start()
+	return n
+}
+
+// retire ends the nodes that have no slots any more, and sends what waits for
+// any node where it belongs now.
+func (c *cluster) retire(old []*node) {
+	for _, n := range old {
+		if n != c.limbo && !slices.Contains(c.store.nodes, n) {
+			n.cancel()
+		}
+		queue := append(n.queue, n.claims...)
+		n.queue, n.claims = nil, nil
+		c.store.requeue(queue)
+	}
+}
+
+// nodeAt is the node at addr, nil if there is none. Under the store's mu.
+func (c *cluster) nodeAt(addr string) *node {
+	if c == nil {
+		return nil
+	}
+	for _, n := range c.store.nodes {
+		if n.name == addr && n != c.limbo {
+			return n
+		}
+	}
+	return nil
+}
+
+// addressOf fills in the host that a node which does not know its own leaves out.
+func (c *cluster) addressOf(addr string) string {
+	if !strings.HasPrefix(addr, ":") {
+		return addr
+	}
+	host, _, _ := net.SplitHostPort(c.store.config.Address.addrs[0])
+	return host + addr
+}

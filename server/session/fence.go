@@ -1,0 +1,11 @@
+//go:build !unfenced
+
+package session
+
+import "time"
+
+// storeCommand writes a count, if the record is still there: the fence against
+// an owner that does not know yet that it was taken over.
+func storeCommand(key string, count uint64, lives time.Duration) []any {
+	return []any{"SET", key, count, "XX", "PX", lives.Milliseconds()}
+}

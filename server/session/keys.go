@@ -1,0 +1,144 @@
+package session
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// A session is two keys, of one hash slot:
+//
+//	turnstile:{ID}          the token of the owner
+//	turnstile:{ID}:TOKEN    the count, written by that owner alone
+//
+// A commit is SET … XX on the owner's record. A claim replaces the owner and
+// deletes its record, so whatever the older one still sends finds nothing.
+
+const keyPrefix = "turnstile:{"
+
+func ownerKey(id ID) string {
+	text := id.Text()
+	return keyPrefix + string(text[:]) + "}"
+}
+
+func recordKey(id ID, token string) string {
+	text := id.Text()
+	return keyPrefix + string(text[:]) + "}:" + token
+}
+
+// A token names a lease to all processes. Attempt counts up whenever it is in
+// doubt what became of the commands of the one before: under a new token they
+// do no harm, however late they are carried out.
+type token struct {
+	epoch   uint64 // microseconds since 1970, and more than that of the owner before
+	holder  holderID
+	attempt uint32
+}
+
+// A holderID is one lease of one process.
+type holderID struct {
+	instance uint32 // the process, at random
+	serial   uint32
+}
+
+// String is EPOCH.INSTANCE-SERIAL.ATTEMPT, each in base 16.
+func (t token) String() string {
+	buf := make([]byte, 0, 48)
+	buf = strconv.AppendUint(buf, t.epoch, 16)
+	buf = strconv.AppendUint(append(buf, '.'), uint64(t.holder.instance), 16)
+	buf = strconv.AppendUint(append(buf, '-'), uint64(t.holder.serial), 16)
+	buf = strconv.AppendUint(append(buf, '.'), uint64(t.attempt), 16)
+	return string(buf)
+}
+
+// parseToken reads what String writes; what is no token is the zero token,
+// which is older than any.
+func parseToken(text string) token {
+	epoch, rest, _ := strings.Cut(text, ".")
+	holder, attempt, _ := strings.Cut(rest, ".")
+	instance, serial, _ := strings.Cut(holder, "-")
+	var numbers [4]uint64
+	for i, digits := range []string{epoch, instance, serial, attempt} {
+		bits := 32
+		if i == 0 {
+			bits = 64
+		}
+		n, err := strconv.ParseUint(digits, 16, bits)
+		if err != nil {
+			return token{}
+		}
+		numbers[i] = n
+	}
+	return token{numbers[0], holderID{uint32(numbers[1]), uint32(numbers[2])}, uint32(numbers[3])}
+}
+
+// channel is where an instance is told that one of its leases was taken over;
+// the message is the serial.
+func channel(instance uint32) string {
+	return "turnstile:instance:" + strconv.FormatUint(uint64(instance), 16)
+}
+
+// own makes the caller the owner, if the owner is still the one it expects, or
+// there is none.
+//
+//	KEYS  the owner, the caller's record, the expected owner's record
+//	ARGV  the caller's token, the expected owner's token (or ''),
+//	      the count (or '': that of the expected owner, else 0),
+//	      and how long the record and the owner live, in milliseconds
+//
+// It returns {1, count, whether the session was known}, or {0, the owner} and
+// changes nothing.
+const own = `
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[2] then
+	return {0, owner}
+end
+local stored = owner and redis.call('GET', KEYS[3])
+if KEYS[3] ~= KEYS[2] then
+	redis.call('DEL', KEYS[3])
+end
+local count = ARGV[3]
+if count == '' then
+	count = stored or '0'
+end
+redis.call('SET', KEYS[2], count, 'PX', ARGV[4])
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[5])
+return {1, count, stored and 1 or 0}
+`
+
+var ownScript = redis.NewScript(own)
+
+// slots is how many there are (Redis Cluster specification).
+const slots = 1 << 14
+
+// slotOf is the hash slot of a session's keys: CRC-16/XMODEM of what stands in
+// braces.
+func slotOf(id ID) uint16 {
+	text := id.Text()
+	return crc16(text[:]) % slots
+}
+
+func crc16(text []byte) (crc uint16) {
+	for _, b := range text {
+		crc ^= uint16(b) << 8
+		for range 8 {
+			if crc&0x8000 != 0 {
+				crc = crc<<1 ^ 0x1021
+			} else {
+				crc <<= 1
+			}
+		}
+	}
+	return crc
+}
+
+// probeKey is a key of the given slot that only says that writing works.
+func probeKey(slot uint16) string {
+	for n := 0; ; n++ {
+		tag := strconv.Itoa(n)
+		if crc16([]byte(tag))%slots == slot {
+			return keyPrefix + tag + "}:probe"
+		}
+	}
+}

@@ -1,0 +1,253 @@
+package session
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// batchMost is how many sessions' commands one pipeline takes at the most.
+	batchMost = 1024
+	// probeEvery is how often a node that has nothing to do is tried.
+	probeEvery = time.Second
+	probeTTL   = 10 * time.Second
+	// The pause before a node that failed is tried again doubles from the
+	// first to the second.
+	pauseFirst, pauseMost = 10 * time.Millisecond, 500 * time.Millisecond
+)
+
+// A node is one Redis server that takes writes, and the goroutine that talks to
+// it: one connection, one pipeline at a time.
+type node struct {
+	// Fixed after newNode.
+	store  *Redis
+	client *redis.Client
+	name   string // for people
+	wake   chan struct{}
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	// Guarded by store.mu.
+	probe  string // a key that can always be written
+	queue  []*remote
+	claims []*remote // wait until every lease has been looked at
+	closed bool      // to claims, for that reason
+	flight []flying
+	hints  []holderID // leases of other instances whose sessions were taken
+
+	// Owned by the goroutine.
+	troubled bool // OnTrouble has been told
+
+	// Atomic: since when it does not answer, on the store's clock, 0 if it
+	// does; and whether it ever did.
+	failing atomic.Int64
+	up      atomic.Bool
+}
+
+func newNode(s *Redis, client *redis.Client, name, probe string) *node {
+	n := &node{store: s, client: client, name: name, probe: probe, wake: make(chan struct{}, 1)}
+	n.failing.Store(int64(s.config.Now()))
+	n.ctx, n.cancel = context.WithCancel(s.stopped)
+	return n
+}
+
+func (n *node) start() { n.store.goes(n.run) }
+
+// isDown reports whether the node has not answered for so long that waiting for
+// it makes no sense.
+func (n *node) isDown() bool {
+	since := time.Duration(n.failing.Load())
+	return since != 0 && (!n.up.Load() || n.store.config.Now()-since > n.store.config.Timeout)
+}
+
+// push puts r at the end of the queue. Under store.mu.
+func (n *node) push(r *remote) {
+	r.queued = true
+	if n.closed && r.claiming() {
+		n.claims = append(n.claims, r)
+		return
+	}
+	n.queue = append(n.queue, r)
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run talks to the node until its context is done.
+func (n *node) run() {
+	defer n.client.Close()
+	pause := pauseFirst
+	for {
+		worked, err := n.converse()
+		if n.ctx.Err() != nil {
+			return
+		}
+		if worked {
+			pause = pauseFirst
+		}
+		n.onTrouble(err)
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-time.After(pause/2 + rand.N(pause/2)):
+		}
+		pause = min(2*pause, pauseMost)
+	}
+}
+
+// converse connects, and exchanges until something fails; worked says that
+// something did not.
+func (n *node) converse() (worked bool, err error) {
+	conn := n.client.EphemeralConn()
+	defer conn.Close()
+	if err := n.try(conn); err != nil {
+		return false, err
+	}
+	if err := n.revisit(conn); err != nil {
+		return false, err
+	}
+	for {
+		if err := n.exchange(conn); err != nil {
+			return worked, err
+		}
+		worked = true
+		n.onSuccess()
+		select {
+		case <-n.ctx.Done():
+			return worked, n.ctx.Err()
+		case <-n.wake:
+		case <-time.After(probeEvery):
+			if err := n.try(conn); err != nil {
+				return worked, err
+			}
+		}
+	}
+}
+
+// revisit looks at every lease of the node's before any claim is carried out:
+// the server may have lost what was stored, and what is known here has to be
+// there again. Once to see, once more for those that are not as they were.
+func (n *node) revisit(conn *redis.Conn) error {
+	n.store.revisit(n)
+	defer n.store.admitClaims(n)
+	for range 2 {
+		n.store.mu.Lock()
+		rounds := (len(n.queue) + batchMost - 1) / batchMost
+		n.store.mu.Unlock()
+		for range rounds {
+			if _, err := n.exchangeOnce(conn); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// try sees whether the node takes writes.
+func (n *node) try(conn *redis.Conn) error {
+	n.store.mu.Lock()
+	key := n.probe
+	n.store.mu.Unlock()
+	return conn.Set(n.ctx, key, n.name, probeTTL).Err()
+}
+
+// onTrouble notes that the node does not answer.
+func (n *node) onTrouble(err error) {
+	s := n.store
+	s.config.Metrics.Errors[errorKindOf(err)].Inc()
+	n.failing.CompareAndSwap(0, int64(s.config.Now()))
+	if !n.troubled {
+		n.troubled = true
+		s.config.OnTrouble(n.name, err)
+	}
+	if s.cluster != nil {
+		s.cluster.reload()
+	}
+}
+
+// onSuccess notes that it does.
+func (n *node) onSuccess() {
+	s := n.store
+	now := s.config.Now()
+	since := time.Duration(n.failing.Swap(0))
+	n.up.Store(true)
+	s.config.Metrics.LastSuccess.Store(int64(now))
+	if since != 0 {
+		n.troubled = false
+		s.config.OnRecovered(n.name, now-since)
+	}
+}
+
+// exchange sends what is in the queue, batch by batch, until it is empty.
+func (n *node) exchange(conn *redis.Conn) error {
+	for {
+		if more, err := n.exchangeOnce(conn); !more || err != nil {
+			return err
+		}
+	}
+}
+
+func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
+	batch, hints := n.take()
+	if len(batch)+len(hints) == 0 {
+		return false, nil
+	}
+	n.send(conn, batch, hints)
+	return true, n.store.settle(n, batch)
+}
+
+// take moves the front of the queue into flight.
+func (n *node) take() ([]flying, []holderID) {
+	s := n.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.config.Now()
+	count := min(len(n.queue), batchMost)
+	for _, r := range n.queue[:count] {
+		r.queued = false
+		if r.due(now, s.times.every) {
+			r.flying = true
+			n.flight = append(n.flight, newFlying(r, now, &s.times))
+		}
+	}
+	n.queue = n.queue[:copy(n.queue, n.queue[count:])]
+	hints := n.hints
+	n.hints = nil
+	s.checkDrained()
+	return n.flight, hints
+}
+
+// send carries out a batch in one pipeline. What became of it is in the
+// commands.
+func (n *node) send(conn *redis.Conn, batch []flying, hints []holderID) {
+	s := n.store
+	pipe := conn.Pipeline()
+	script := ownScript.Eval // the first one in a pipeline brings the text
+	for i := range batch {
+		if batch[i].append(n.ctx, pipe, script, &s.times) {
+			script = ownScript.EvalSha
+		}
+	}
+	for _, h := range hints {
+		pipe.Publish(n.ctx, channel(h.instance), h.serial)
+	}
+	var replicated *redis.IntCmd
+	replicas := s.config.Address.replicas
+	if replicas > 0 {
+		patience := min(s.config.Timeout/waitShare, longestCall/2)
+		replicated = redis.NewIntCmd(n.ctx, "WAIT", replicas, patience.Milliseconds())
+		pipe.Process(n.ctx, replicated)
+	}
+	pipe.Exec(n.ctx)
+	if replicas > 0 && replicated.Err() == nil && replicated.Val() < int64(replicas) {
+		for i := range batch {
+			batch[i].cmd.SetErr(errNotReplicated)
+		}
+	}
+	s.config.Metrics.BatchSize.Update(float64(len(batch)))
+}

@@ -85,6 +85,7 @@ type Metrics struct {
 	Workers  []*Worker
 	Duration *metrics.PrometheusHistogram // of closed connections, in seconds
 	Accepted Counter                      // sockets taken off the listeners
+	Dropped  Counter                      // sockets closed without a word, beyond the limits
 	Paused   Counter                      // times that accepting paused for want of file descriptors
 
 	labels  Labels

@@ -30,6 +30,7 @@ var help = map[string]string{
 	"websocket_sessions_evicted_total":       "Disconnected sessions dropped before their time because the store was full.",
 	"websocket_sessions_expired_total":       "Disconnected sessions forgotten at the end of their time.",
 	"websocket_accepted_total":               "Sockets accepted, plain HTTP included.",
+	"websocket_accept_dropped_total":         "Sockets closed without a word, because too many others waited to be refused.",
 	"websocket_accept_paused_total":          "Times that accepting paused because file descriptors had run out.",
 	"websocket_max_connections":              "The limit on sockets that are served at once.",
 	"websocket_ready":                        "1 while the instance takes new connections, else 0.",
@@ -139,6 +140,7 @@ func (m *Metrics) writeSources(out io.Writer) {
 		ready = 1
 	}
 	metrics.WriteCounterUint64(out, "websocket_accepted_total", m.Accepted.Load())
+	metrics.WriteCounterUint64(out, "websocket_accept_dropped_total", m.Dropped.Load())
 	metrics.WriteCounterUint64(out, "websocket_accept_paused_total", m.Paused.Load())
 	metrics.WriteGaugeUint64(out, "websocket_max_connections", uint64(s.MaxConnections))
 	metrics.WriteGaugeUint64(out, "websocket_ready", ready)

@@ -40,9 +40,21 @@ func Listen(address string) (*Listener, error) {
 		l, err = listenTCP(address)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %q: %w", address, err)
+		return nil, fmt.Errorf("cannot listen on %q: %w%s", address, err, advice(err))
 	}
 	return l, nil
+}
+
+// advice is what an operator can do about a failed bind(2), where it is not
+// plain.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return ": ports below 1024 need CAP_NET_BIND_SERVICE, a socket's folder must be writable"
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return ": it is no address of this machine"
+	}
+	return ""
 }
 
 // Close closes the socket; connections that wait to be accepted are reset.
@@ -100,6 +112,9 @@ func listenUnix(path string) (*Listener, error) {
 	address := &unix.SockaddrUnix{Name: path}
 	none := func(int) error { return nil }
 	fd, err := listenOn(address, none)
+	if info, e := os.Lstat(path); e == nil && info.Mode().Type() != os.ModeSocket {
+		return nil, errors.New("the path exists and is no socket")
+	}
 	if errors.Is(err, unix.EADDRINUSE) && abandoned(address) {
 		if err := os.Remove(path); err != nil {
 			return nil, err

@@ -62,7 +62,7 @@ type Loop struct {
 	epoll   *netpoll.Epoll
 	mailbox *mailbox
 	timerFD int
-	started time.Duration // when the timerfd counts its first expiration from, less one Tick
+	started time.Duration // when the timerfd was armed
 
 	// Owned by the loop's goroutine.
 	wheel Wheel

@@ -37,6 +37,16 @@ func transfer(call uintptr, fd int, p []byte) (int, error) {
 	}
 }
 
+// Unread is how many bytes have arrived at a socket and not been read. See
+// FIONREAD in tcp(7).
+func Unread(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // ShutdownWrite tells the peer that nothing more comes. See shutdown(2).
 func ShutdownWrite(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }
 

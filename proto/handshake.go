@@ -45,6 +45,25 @@ func RequestPath(header []byte) []byte {
 	return path
 }
 
+// HasBody reports whether the request whose header is given announces a body.
+func HasBody(header []byte) bool {
+	for line := range bytes.Lines(header) {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		value = bytes.TrimSpace(value)
+		switch {
+		case bytes.EqualFold(name, []byte("Transfer-Encoding")):
+			return true
+		case bytes.EqualFold(name, []byte("Content-Length")) && !bytes.Equal(value, []byte("0")):
+			return true
+		}
+	}
+	return false
+}
+
+// IsTLS reports whether what a client begins with is a TLS handshake record
+// (RFC 8446 §5.1), which no request begins with.
+func IsTLS(buf []byte) bool { return len(buf) > 0 && buf[0] == 0x16 }
+
 // A Request is what an upgrade request asks for. Its slices are parts of the
 // header that was given to Upgrade, nil where the request does not say.
 type Request struct {

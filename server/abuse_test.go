@@ -1,13 +1,17 @@
 package main
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -286,6 +290,70 @@ func TestForwardedForIsNotBelieved(t *testing.T) {
 		response := newWire(t, p.dial()).request(upgradeRequest("/ws/chat/"))
 		return response.StatusCode == 101
 	})
+}
+
+// Who is refused for its address takes no place from the others.
+func TestMaxConnectionsPerIPTakesNoPlaces(t *testing.T) {
+	p := startServer(t, "-max-connections", "3", "-max-connections-per-ip", "1")
+	for range 10 {
+		newWire(t, p.dial()) // from 127.0.0.1; all but one are refused, and stay for a while
+	}
+	eventually(t, "they are refused", func() bool {
+		return p.metricFrom("127.0.0.6", `websocket_handshakes_total{result="max_connections_per_ip"}`) == 9
+	})
+	w := newWire(t, p.dialFrom("127.0.0.5"))
+	if response := w.request(upgradeRequest("/ws/chat/")); response.StatusCode != 101 {
+		t.Errorf("another client gets %s", response.Status)
+	}
+}
+
+// Too many that wait to be refused are closed without a word.
+func TestManyBeyondTheLimit(t *testing.T) {
+	p := startServer(t, "-max-connections", "1", "-handshake-timeout", "1m")
+	w := p.open("/ws/chat/")
+	for range beyondMost {
+		newWire(t, p.dial())
+	}
+	eventually(t, "one is closed at once", func() bool {
+		conn := p.dial()
+		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err := conn.Read(make([]byte, 1))
+		return err == io.EOF || errors.Is(err, syscall.ECONNRESET)
+	})
+	w.send(text("x"))
+	w.wantCount(1, "x")
+}
+
+// An address that is nobody's is not counted for ever.
+func TestForwardedForNobody(t *testing.T) {
+	p := startServer(t, "-max-connections-per-ip", "1", "-trusted-proxies", "127.0.0.1")
+	for range 3 {
+		p.open("/ws/chat/", "X-Forwarded-For: ::").reset()
+		eventually(t, "it is gone", func() bool { return p.metric("websocket_active_connections") == 0 })
+	}
+}
+
+// A request without its body must not hold one of the places for plain HTTP.
+func TestBodiesAreRefused(t *testing.T) {
+	p := startServer(t, "-handshake-timeout", "1m")
+	for _, header := range []string{"Content-Length: 100", "content-length:1", "Transfer-Encoding: chunked"} {
+		w := newWire(t, p.dial())
+		if response := w.request("GET /healthz/ HTTP/1.1\r\nHost: x\r\n" + header + "\r\n\r\n"); response.StatusCode != 413 {
+			t.Errorf("%s: %s", header, response.Status)
+		}
+	}
+	w := newWire(t, p.dial())
+	if response := w.request("GET /healthz/ HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"); response.StatusCode != 200 {
+		t.Errorf("no body: %s", response.Status)
+	}
+}
+
+func TestTLSOnThePlainPort(t *testing.T) {
+	p := startServer(t, "-handshake-timeout", "1m")
+	conn := p.dial()
+	if err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).Handshake(); err == nil || !strings.Contains(err.Error(), "does not look like a TLS handshake") {
+		t.Errorf("got %v, want an answer at once", err)
+	}
 }
 
 func TestUnixPeerIsTrusted(t *testing.T) {

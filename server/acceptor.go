@@ -70,7 +70,12 @@ func (a *acceptor) onConnections(l *netpoll.Listener) {
 			a.onFailure(l, err)
 			return
 		}
-		a.server.workers[a.next].inbox.put(a.server.arrive(fd, peer.Addr()))
+		arrival, ok := a.server.arrive(fd, peer.Addr())
+		if !ok {
+			netpoll.CloseFD(fd)
+			continue
+		}
+		a.server.workers[a.next].inbox.put(arrival)
 		a.next = (a.next + 1) % len(a.server.workers)
 	}
 }

@@ -70,7 +70,7 @@ func parseConfig(args []string, getenv func(string) string, cpus, fds int, out i
 		return nil, plain(err, flags)
 	}
 	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q: everything is a flag; see -help", flags.Arg(0))
+		return nil, fmt.Errorf("unexpected argument %q: everything is a flag, and -echo takes its value as -echo=true; see -help", flags.Arg(0))
 	}
 	return c, c.check(fds)
 }
@@ -108,7 +108,7 @@ func newConfig(cpus, fds int) *Config {
 	whole(&c.MessageRate, "message-rate", 0, 0, 1_000_000, "messages a second for each connection, in bursts of up to a second's worth; more closes with 1008; 0 is no limit")
 	f.Var(&listFlag{&c.Origins, checkOrigin}, "origins", "`hosts` whose pages may connect, beside the server's own, separated by commas; * is all")
 	f.Var(&prefixesFlag{&c.TrustedProxies}, "trusted-proxies", "`addresses` of proxies whose X-Forwarded-For and X-Real-IP are believed, separated by commas, as IP or CIDR; a unix socket's peer always is")
-	f.BoolVar(&c.Echo, "echo", false, "serve /ws/echo/ as well, for conformance suites and benchmarks")
+	f.Var(&boolFlag{&c.Echo}, "echo", "serve /ws/echo/ as well, for conformance suites and benchmarks")
 	choice(&c.LogLevel, "log-level", "info", "the least level that is logged", "debug", "info", "warn", "error")
 	choice(&c.LogFormat, "log-format", "auto", "auto is console on a terminal and json elsewhere", "auto", "json", "console")
 	f.Var(&addressFlag{&c.DebugListen}, "debug-listen", "`address`, host:port, that serves net/http/pprof; keep it private")
@@ -160,8 +160,8 @@ func plain(err error, flags *flag.FlagSet) error {
 	}
 	if rest, ok := strings.CutPrefix(text, "invalid boolean value "); ok {
 		value, rest, _ := strings.Cut(rest, " for ")
-		name, _, _ := strings.Cut(rest, ": ")
-		return fmt.Errorf("%s must be true or false, got %s", name, value)
+		name, why, _ := strings.Cut(rest, ": ")
+		return fmt.Errorf("%s %s, got %s", name, why, value)
 	}
 	return fmt.Errorf("%s; see -help", text)
 }

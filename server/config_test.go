@@ -44,15 +44,17 @@ func TestConfigErrors(t *testing.T) {
 	f(`-workers must be a whole number from 1 to 1024, got "two"`, "-workers=two")
 	f(`-heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s, got "30"`, "-heartbeat", "30")
 	f(`-heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s, got "-1s"`, "-heartbeat", "-1s")
-	f(`-listen must be host:port, with a port from 0 to 65535, such as :8000 or 127.0.0.1:8000, got "8000"`, "-listen", "8000")
-	f(`-listen must be host:port, with a port from 0 to 65535, such as :8000 or 127.0.0.1:8000, got ":8000,:99999"`, "-listen", ":8000,:99999")
+	f(`-listen must be host:port, with a port from 0 to 65535 (0 is a free one), such as :8000 or [::1]:8000, or unix:/path, got "8000"`, "-listen", "8000")
+	f(`-listen must be host:port, with a port from 0 to 65535 (0 is a free one), such as :8000 or [::1]:8000, or unix:/path, got ":8000,:99999"`, "-listen", ":8000,:99999")
 	f(`-listen must have a path of 1 to 107 bytes behind its unix: prefix, got "unix:"`, "-listen", "unix:")
 	f(`-log-level must be one of debug, info, warn, error, got "loud"`, "-log-level", "loud")
 	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "http://x"`, "-origins", "http://x")
 	f(`-trusted-proxies must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas, got "10.0.0.0/8,proxy"`, "-trusted-proxies", "10.0.0.0/8,proxy")
 	f(`-echo must be true or false, got "maybe"`, "-echo=maybe")
 	f(`-max-connections must be at most 19744 under this process's limit of 20000 open files, got 30000: raise the limit (ulimit -n, LimitNOFILE) or lower the flag`, "-max-connections", "30000")
-	f(`unexpected argument "8000": everything is a flag; see -help`, "8000")
+	f(`unexpected argument "8000": everything is a flag, and -echo takes its value as -echo=true; see -help`, "8000")
+	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "*.example.com"`, "-origins", "*.example.com")
+	f(`-listen must not name anything twice, got ":1,:1"`, "-listen", ":1,:1")
 	f(`flag provided but not defined: -port; see -help`, "-port", "1")
 	f(`flag needs an argument: -workers; see -help`, "-workers")
 }
@@ -63,6 +65,12 @@ func TestConfigFromTheEnvironment(t *testing.T) {
 	if err != nil || c.MaxMessage != 1000 || c.Workers != 5 || !c.Echo {
 		t.Errorf("%v, %v", c, err)
 	}
+	env["TURNSTILE_ECHO"] = "yes"
+	_, err = parseConfig(nil, func(name string) string { return env[name] }, 2, 20_000, io.Discard)
+	if want := `TURNSTILE_ECHO="yes" is not valid: -echo must be true or false`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	env["TURNSTILE_ECHO"] = ""
 	env["TURNSTILE_HEARTBEAT"] = "soon"
 	_, err = parseConfig(nil, func(name string) string { return env[name] }, 2, 20_000, io.Discard)
 	if want := `TURNSTILE_HEARTBEAT="soon" is not valid: -heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s`; err == nil || err.Error() != want {

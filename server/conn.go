@@ -15,7 +15,7 @@ import (
 type Conn struct {
 	// Fixed after newConn.
 	worker *worker
-	opened time.Duration // on the loop's clock
+	opened time.Duration // netpoll.Monotonic at the accept, then at the upgrade
 
 	// Owned by the worker's loop. (The order keeps the struct at 240 bytes.)
 	fd       int32
@@ -152,7 +152,8 @@ func (c *Conn) onEvent(events netpoll.Events) {
 		c.close(closeReset) // an error or a hang-up, which would come again and again
 	}
 	c.flush()
-	if c.session.Count != before {
+	c.finishDrain()
+	if c.session.Count != before && c.asked == 0 {
 		c.worker.metrics.MessageLatency.Update((netpoll.Monotonic() - began).Seconds())
 	}
 }
@@ -224,8 +225,8 @@ func (c *Conn) linger() {
 // everything.
 const lingerTime = 2 * time.Second
 
-// close ends the connection now: whatever is unsent is dropped. It is the only
-// way out; a second call does nothing.
+// close ends the connection now: whatever is unsent is dropped. A second call
+// does nothing. Only handOff, to net/http, is another way out.
 func (c *Conn) close(reason closeReason) {
 	if c.state == stateClosed {
 		return

@@ -60,7 +60,7 @@ func (h *counter) onMessage(c *Conn, m proto.Message) {
 	case bytes.EqualFold(text, goodbye):
 		w.out = proto.AppendGoodbye(w.out, c.session.Count)
 		c.sendClose(closeGoodbye, proto.StatusNormalClosure, "Normal closure")
-	case w.draining:
+	case w.isLate(c):
 		id := c.session.ID().Text()
 		w.out = proto.AppendShuttingDown(w.out, id[:])
 	default:

@@ -57,6 +57,9 @@ func (c *Conn) OnTimer() {
 
 // onDue does what is due on an open connection.
 func (c *Conn) onDue(now time.Duration) {
+	if c.paused || c.backedUp() {
+		c.lastRead = now // it is not the client who is silent
+	}
 	if now >= c.idleAt() {
 		// After a pause of the whole process, what keeps the connection
 		// alive is in its socket, not yet read.

@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 
+	"turnstile/netpoll"
 	"turnstile/proto"
 )
 
@@ -12,39 +13,84 @@ const drainSlice = 256
 
 // drain says goodbye to every connection; it runs on the loop. What had
 // arrived before is answered first, but for requests that wait for their
-// session; messages that come between that and a
-// connection's goodbye are told that they are too late. New requests are
+// session; what comes later is told that it is too late. New requests are
 // refused. onEmpty is called on the loop when the last connection has closed.
 func (w *worker) drain(onEmpty func()) {
+	w.draining = true
+	w.arrived = make(map[*Conn]int)
+	var idle []*Conn
 	for _, c := range slices.Clone(w.conns) {
 		switch {
 		case c.state == stateClaiming:
 			c.refuseClaim(handshakeDraining)
-		case c.state == stateOpen && !c.paused && !c.backedUp():
-			c.onReadable()
-			c.flush()
+		case c.state != stateOpen:
+		case c.paused || netpoll.Unread(int(c.fd)) > 0:
+			w.arrived[c] = netpoll.Unread(int(c.fd))
+		default:
+			idle = append(idle, c)
 		}
 	}
-	w.draining = true
 	if w.upgraded == 0 {
 		onEmpty()
 		return
 	}
 	w.onEmpty = onEmpty
-	w.sayGoodbye(slices.Clone(w.conns))
+	w.sayGoodbye(idle)
 }
 
 func (w *worker) sayGoodbye(conns []*Conn) {
 	n := min(len(conns), drainSlice)
 	for _, c := range conns[:n] {
-		if c.state == stateOpen {
-			c.endpoint.onDrain(c)
-			c.sendClose(closeShutdown, proto.StatusGoingAway, "Going away")
-			c.flush()
-		}
+		c.goodbye()
 	}
 	if rest := conns[n:]; len(rest) > 0 {
 		w.loop.Post(func() { w.sayGoodbye(rest) })
+	}
+}
+
+func (c *Conn) goodbye() {
+	if c.state == stateOpen {
+		c.endpoint.onDrain(c)
+		c.sendClose(closeShutdown, proto.StatusGoingAway, "Going away")
+		c.flush()
+	}
+}
+
+// isLate reports whether what c sends came after the drain began.
+func (w *worker) isLate(c *Conn) bool {
+	if !w.draining {
+		return false
+	}
+	_, early := w.arrived[c]
+	return !early
+}
+
+// mayTake is how many bytes of at most room a read of c's may take: in a drain,
+// no more than had arrived when it began.
+func (w *worker) mayTake(c *Conn, room int) int {
+	if left, early := w.arrived[c]; early && left > 0 {
+		return min(room, left)
+	}
+	return room
+}
+
+// tookLast notes that n bytes of c's were read, and reports whether they were
+// the last that had arrived before the drain.
+func (w *worker) tookLast(c *Conn, n int) bool {
+	left, early := w.arrived[c]
+	if early {
+		w.arrived[c] = left - n
+	}
+	return early && left <= n
+}
+
+// finishDrain says goodbye to a connection that was not yet, once all is
+// handled that had arrived before the drain began.
+func (c *Conn) finishDrain() {
+	w := c.worker
+	if left, early := w.arrived[c]; early && left <= 0 && !c.paused {
+		delete(w.arrived, c)
+		c.goodbye()
 	}
 }
 

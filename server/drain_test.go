@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
+	"net"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"turnstile/proto"
+	"turnstile/server/redistest"
 )
 
 // wantShutdown expects the goodbye of a drain and the close behind it.
@@ -149,14 +154,89 @@ func TestDrainIsCut(t *testing.T) {
 	}
 }
 
+// All that has arrived is answered, also what waits because the client took its
+// replies too slowly; nothing is passed over in silence.
+func TestDrainAnswersAllThatHasArrived(t *testing.T) {
+	p := startServer(t, "-drain-timeout", "1m", "-write-timeout", "1m")
+	w := newWire(t, p.dial())
+	w.request(upgradeRequest("/ws/chat/"))
+	conn, err := w.conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := text("x")
+	flood := bytes.Repeat(one, 100_000)
+	written, unacked := 0, 0
+	eventually(t, "nothing more goes in", func() (full bool) {
+		conn.Control(func(fd uintptr) {
+			for n, err := 1, error(nil); err == nil; written += max(n, 0) {
+				n, err = unix.Write(int(fd), flood[written%len(one):])
+			}
+			before := unacked
+			unacked, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
+			full = unacked > 0 && unacked == before
+		})
+		return full && p.metric("websocket_backlog_bytes") > highWater
+	})
+	p.signal(syscall.SIGTERM)
+	p.waitLog("drain_started")
+	counted, late := 0, 0
+	for {
+		r := w.reply()
+		switch {
+		case r.Bye:
+			if r.Total != uint64(counted) {
+				t.Errorf("the bye says %d, %d were answered", r.Total, counted)
+			}
+			w.wantClose(proto.StatusGoingAway)
+			if arrived := (written - unacked) / len(one); counted < arrived {
+				t.Errorf("%d messages had arrived, %d were counted, %d called late", arrived, counted, late)
+			}
+			return
+		case r.Error != "":
+			late++
+		default:
+			if counted++; r.Count != uint64(counted) || late > 0 {
+				t.Fatalf("count %d follows %d, after %d late ones", r.Count, counted-1, late)
+			}
+		}
+	}
+}
+
+func TestSecondSignalWhileItStops(t *testing.T) {
+	redis := redistest.Start(t)
+	p := startWithRedis(t, redis.URL(), "-drain-timeout", "1h", "-store-timeout", "1h")
+	w := p.open("/ws/chat/")
+	w.send(text("x"))
+	w.wantCount(1, "x")
+	redis.Pause() // the session cannot be released
+	p.signal(syscall.SIGTERM)
+	w.wantShutdown(1)
+	w.conn.Close()
+	eventually(t, "the listener is closed", func() bool {
+		conn, err := net.Dial("tcp", p.addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	p.signal(syscall.SIGTERM)
+	if code := p.wait(); code != exitFailure {
+		t.Errorf("exit code %d", code)
+	}
+}
+
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	p := startServer(t, "-drain-timeout", "1h", "-write-timeout", "1h")
 	p.openDeaf()
 	p.signal(syscall.SIGTERM)
 	p.waitLog("drain_started")
 	p.signal(syscall.SIGTERM)
-	if code := p.wait(); code != exitFailure || !strings.Contains(p.stderr.String(), "second signal") {
+	if code := p.wait(); code != exitFailure {
 		t.Errorf("exit code %d: %s", code, p.stderr.String())
+	}
+	if text := fmt.Sprint(p.waitLog("server_failed")["error"]); !strings.Contains(text, "second signal") {
+		t.Errorf("the log says %q", text)
 	}
 }
 

@@ -126,6 +126,43 @@ func TestSystemCallsOfAMessage(t *testing.T) {
 	}
 }
 
+// A read behind an unfinished frame takes as much as any other.
+func TestStreamIsReadInFullBuffers(t *testing.T) {
+	e := startEngine(t)
+	fd := e.connect("/ws/chat/")
+	stream := bytes.Repeat(text("x"), 5000)
+	stream = append(stream, text("last")...)
+	unix.Write(fd, stream[:3])
+	eventually(t, "a part of a frame is kept", func() (kept bool) {
+		e.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 3 })
+		return kept
+	})
+	var before uint64
+	e.onLoop(func(w *worker) {
+		before = w.metrics.ReadCalls.Load()
+		unix.Write(fd, stream[3:]) // all arrives before the loop goes on
+	})
+	exchange(t, fd, nil, []byte(`"last"}`), make([]byte, 1<<20))
+	e.onLoop(func(w *worker) {
+		if reads := w.metrics.ReadCalls.Load() - before; reads != 1 {
+			t.Errorf("%d reads for %d bytes", reads, len(stream)-3)
+		}
+	})
+}
+
+// The text of one long message does not stay as memory for replies.
+func TestLongReplyIsNotKept(t *testing.T) {
+	e := startEngine(t, "-max-message", "1000000")
+	fd := e.connect("/ws/chat/")
+	message := strings.Repeat("\x01", 1_000_000)
+	exchange(t, fd, text(message), []byte(`"}`), make([]byte, 8<<20))
+	e.onLoop(func(w *worker) {
+		if cap(w.out) > outMost {
+			t.Errorf("%d bytes are kept", cap(w.out))
+		}
+	})
+}
+
 func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
 	e := startEngine(t)
 	fd := e.connect("/ws/chat/")

@@ -77,6 +77,7 @@ type choiceFlag struct {
 }
 
 func (f *choiceFlag) Set(s string) error {
+	s = strings.ToLower(s)
 	if !slices.Contains(f.allowed, s) {
 		return fmt.Errorf("must be one of %s", strings.Join(f.allowed, ", "))
 	}
@@ -90,6 +91,20 @@ func (f *choiceFlag) String() string {
 	}
 	return *f.value
 }
+
+type boolFlag struct{ value *bool }
+
+func (f *boolFlag) Set(s string) (err error) {
+	if *f.value, err = strconv.ParseBool(s); err != nil {
+		return errors.New("must be true or false")
+	}
+	return nil
+}
+
+func (f *boolFlag) String() string { return strconv.FormatBool(f.value != nil && *f.value) }
+
+// IsBoolFlag makes the flag's name alone mean true.
+func (f *boolFlag) IsBoolFlag() bool { return true }
 
 type addressFlag struct{ value *string }
 
@@ -117,6 +132,9 @@ func (f *listFlag) Set(s string) error {
 		value = strings.TrimSpace(value)
 		if err := f.check(value); err != nil {
 			return err
+		}
+		if slices.Contains(values, value) {
+			return errors.New("must not name anything twice")
 		}
 		values = append(values, value)
 	}
@@ -174,7 +192,10 @@ func checkListenAddress(s string) error {
 		}
 		return nil
 	}
-	return checkTCPAddress(s)
+	if err := checkTCPAddress(s); err != nil {
+		return fmt.Errorf("%w, or unix:/path", err)
+	}
+	return nil
 }
 
 func checkTCPAddress(s string) error {
@@ -183,7 +204,7 @@ func checkTCPAddress(s string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return errors.New("must be host:port, with a port from 0 to 65535, such as :8000 or 127.0.0.1:8000")
+		return errors.New("must be host:port, with a port from 0 to 65535 (0 is a free one), such as :8000 or [::1]:8000")
 	}
 	return nil
 }
@@ -195,7 +216,7 @@ func checkOrigin(s string) error {
 		return nil
 	}
 	u, err := url.Parse("http://" + s)
-	if err != nil || s == "" || u.Host != s {
+	if err != nil || s == "" || u.Host != s || strings.Contains(s, "*") {
 		return errors.New("must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *")
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/http"
 
+	"turnstile/netpoll"
 	"turnstile/proto"
 )
 
@@ -16,6 +17,8 @@ const (
 	handshakeAbandoned
 	handshakeTimeout
 	handshakeBadRequest
+	handshakeTLS
+	handshakeBody
 	handshakeTooLong
 	handshakeBadOrigin
 	handshakeBadSession
@@ -40,6 +43,8 @@ var handshakeOutcomes = [handshakeResults]struct {
 	handshakeAbandoned:   {"abandoned", false, nil},
 	handshakeTimeout:     {"handshake_timeout", true, nil},
 	handshakeBadRequest:  {"bad_request", true, nil},
+	handshakeTLS:         {"tls", true, &proto.Refusal{Status: http.StatusBadRequest, Text: "this port speaks plain HTTP: put TLS into the proxy in front"}},
+	handshakeBody:        {"body", true, &proto.Refusal{Status: http.StatusRequestEntityTooLarge, Text: "no request here takes a body"}},
 	handshakeTooLong:     {"header_too_long", true, proto.ErrHeaderTooLong},
 	handshakeBadOrigin:   {"forbidden_origin", true, &proto.Refusal{Status: http.StatusForbidden, Text: "origin not allowed: see -origins"}},
 	handshakeBadSession:  {"invalid_session_id", true, &proto.Refusal{Status: http.StatusBadRequest, Text: "invalid session_id"}},
@@ -57,18 +62,26 @@ const retryAfter = "Retry-After: 1\r\n"
 // have been looked at before, once it is all there; used is its length.
 func (c *Conn) onRequest(buf []byte, seen int) (used int) {
 	end := proto.HeaderEnd(buf[:min(len(buf), proto.MaxRequestHeader)], seen)
-	if end == 0 {
-		if len(buf) >= proto.MaxRequestHeader {
-			c.refuse(handshakeTooLong)
-		}
+	switch {
+	case proto.IsTLS(buf):
+		c.refuse(handshakeTLS)
+		return 0
+	case end == 0 && len(buf) >= proto.MaxRequestHeader:
+		c.refuse(handshakeTooLong)
+		return 0
+	case end == 0:
 		return 0
 	}
 	e := c.worker.server.endpointOf(proto.RequestPath(buf[:end]))
-	if e == nil {
+	switch {
+	case e != nil:
+		c.upgrade(e, buf[:end])
+	case proto.HasBody(buf[:end]):
+		c.refuse(handshakeBody)
+	default:
 		c.handOff(buf)
 		return len(buf)
 	}
-	c.upgrade(e, buf[:end])
 	return end
 }
 
@@ -103,7 +116,7 @@ func (c *Conn) upgrade(e *endpoint, header []byte) {
 func (c *Conn) open(requestID []byte) {
 	w := c.worker
 	c.state, c.upgraded = stateOpen, true
-	c.opened = w.loop.Now()
+	c.opened = netpoll.Monotonic()
 	c.heartbeatAt = c.opened + w.config.Heartbeat
 	c.schedule()
 	c.reportOpened(requestID)
@@ -118,6 +131,7 @@ func (c *Conn) admit(r *proto.Request) handshakeResult {
 	case c.over:
 		return handshakeTooMany
 	case !originAllowed(r.Origin, r.Host, s.config.Origins):
+		s.log.Debug().Bytes("origin", r.Origin).Bytes("host", r.Host).Strs("origins", s.config.Origins).Msg("origin_not_allowed")
 		return handshakeBadOrigin
 	}
 	if peer := c.clientIP(); s.peers.trusts(peer) {

@@ -68,12 +68,12 @@ func serve(config *Config) int {
 	log, buffer := newLogger(config, os.Stdout)
 	defer buffer.Flush()
 	s, err := newServer(config, log)
-	if err == nil {
-		err = s.run(signals)
-	}
 	if err != nil {
-		log.Error().Err(err).Msg("server_failed")
 		return complain(err, exitFailure)
+	}
+	if err := s.run(signals); err != nil {
+		log.Error().Err(err).Msg("server_failed")
+		return exitFailure
 	}
 	return exitOK
 }

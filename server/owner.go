@@ -79,6 +79,7 @@ func (c *Conn) proceed() {
 		c.resume()
 		c.flush()
 	}
+	c.finishDrain()
 	c.worker.relieve()
 }
 
@@ -119,6 +120,7 @@ func (w *worker) relieve() {
 		if c.state != stateClosed {
 			c.resume()
 			c.flush()
+			c.finishDrain()
 		}
 	}
 }

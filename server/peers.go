@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"net/netip"
 	"sync"
 
@@ -62,8 +63,13 @@ func (p *peers) clientOf(r *proto.Request, peer netip.Addr) netip.Addr {
 	return peer
 }
 
+var errUnspecified = errors.New("nobody's address")
+
 func parseAddr(text []byte) (netip.Addr, error) {
 	ip, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
+	if err == nil && ip.IsUnspecified() {
+		err = errUnspecified
+	}
 	return ip.Unmap().WithZone(""), err
 }
 

@@ -173,6 +173,19 @@ func (p *process) dial() net.Conn {
 	return dialAddress(p.t, p.addr)
 }
 
+// dialFrom connects from another loopback address.
+func (p *process) dialFrom(ip string) net.Conn {
+	p.t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+	conn, err := dialer.Dial("tcp", p.addr)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(patience))
+	p.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
 func dialAddress(t testing.TB, addr string) net.Conn {
 	t.Helper()
 	network, address := "tcp", addr
@@ -191,7 +204,11 @@ func dialAddress(t testing.TB, addr string) net.Conn {
 // get does a plain HTTP request to the server.
 func (p *process) get(path string) (status int, body string, header http.Header) {
 	p.t.Helper()
-	conn := p.dial()
+	return p.getOver(p.dial(), path)
+}
+
+func (p *process) getOver(conn net.Conn, path string) (status int, body string, header http.Header) {
+	p.t.Helper()
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, p.addr)
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -213,6 +230,18 @@ func (p *process) get(path string) (status int, body string, header http.Header)
 func (p *process) metric(name string) float64 {
 	p.t.Helper()
 	_, body, _ := p.get("/metrics/")
+	return p.metricOf(body, name)
+}
+
+// metricFrom is metric, scraped from another loopback address.
+func (p *process) metricFrom(ip, name string) float64 {
+	p.t.Helper()
+	_, body, _ := p.getOver(p.dialFrom(ip), "/metrics/")
+	return p.metricOf(body, name)
+}
+
+func (p *process) metricOf(body, name string) float64 {
+	p.t.Helper()
 	for line := range strings.Lines(body) {
 		if rest, ok := strings.CutPrefix(line, name+" "); ok {
 			value, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)

@@ -12,8 +12,9 @@ const (
 	// readBufferBytes is what one read takes at the most; each worker has
 	// one such buffer.
 	readBufferBytes = 64 << 10
-	// spillRoom is what a read takes at least behind an unfinished frame.
-	spillRoom = 4 << 10
+	// spillSmall is what of an unfinished frame is rather copied than read
+	// behind in its own memory.
+	spillSmall = 16 << 10
 	// readBudget is how many full reads one client gets before the others'
 	// turn.
 	readBudget = 4
@@ -23,8 +24,8 @@ const (
 // taken all there was: no second one is spent to be told so.
 func (c *Conn) onReadable() {
 	for range readBudget {
-		room := c.room()
-		n, err := netpoll.Read(int(c.fd), room)
+		buf, seen := c.room()
+		n, err := netpoll.Read(int(c.fd), buf[seen:])
 		c.worker.metrics.ReadCalls.Inc()
 		if err == netpoll.ErrAgain {
 			return
@@ -39,36 +40,31 @@ func (c *Conn) onReadable() {
 		}
 		c.worker.metrics.BytesIn.Add(uint64(n))
 		c.lastRead = c.worker.loop.Now()
-		c.take(room[:n])
-		if n < len(room) || c.state == stateClosed || c.paused || c.backedUp() {
+		c.take(buf[:seen+n], seen)
+		if c.worker.tookLast(c, n) || seen+n < len(buf) || c.state == stateClosed || c.paused || c.backedUp() {
 			return
 		}
 	}
 }
 
-// room is where the next bytes go: behind the spill, or into the buffer of the
-// worker, so that an idle connection holds none.
-func (c *Conn) room() []byte {
-	if len(c.spill) == 0 {
-		return c.worker.in
+// room is the memory for the next read, in which the spill stands in front:
+// the buffer of the worker, so that an idle connection holds none, or where the
+// spill is if it is large.
+func (c *Conn) room() (buf []byte, seen int) {
+	seen = len(c.spill)
+	if seen < spillSmall {
+		copy(c.worker.in, c.spill)
+		buf = c.worker.in
+	} else {
+		c.spill = slices.Grow(c.spill, seen)
+		buf = c.spill[:cap(c.spill)]
 	}
-	c.spill = slices.Grow(c.spill, spillRoom)
-	return c.spill[len(c.spill):cap(c.spill)]
+	return buf[:seen+c.worker.mayTake(c, len(buf)-seen)], seen
 }
 
-// take handles what was read into room.
-func (c *Conn) take(fresh []byte) {
-	if len(c.spill) == 0 {
-		c.spill = c.consume(fresh, 0)
-		return
-	}
-	before := len(c.spill)
-	c.spill = c.consume(c.spill[:before+len(fresh)], before)
-}
-
-// consume handles buf, whose first seen bytes were there before, and returns
-// what is to be kept of it in memory of its own.
-func (c *Conn) consume(buf []byte, seen int) (rest []byte) {
+// take handles buf, whose first seen bytes are the spill, and makes what is
+// unfinished of it the spill.
+func (c *Conn) take(buf []byte, seen int) {
 	used := 0
 	if c.state == stateHandshake {
 		used = c.onRequest(buf, seen)
@@ -76,14 +72,15 @@ func (c *Conn) consume(buf []byte, seen int) (rest []byte) {
 	if c.state == stateOpen {
 		used += c.onFrames(buf[used:])
 	}
-	rest = buf[used:]
+	rest := buf[used:]
 	switch {
 	case c.state >= stateClosing || len(rest) == 0:
-		return nil
-	case seen > 0 && cap(buf) <= 2*len(rest)+spillRoom:
-		return buf[:copy(buf, rest)]
+		c.spill = nil
+	case len(rest) <= cap(c.spill) && cap(c.spill) <= 2*len(rest)+spillSmall:
+		c.spill = append(c.spill[:0], rest...)
+	default:
+		c.spill = slices.Clone(rest)
 	}
-	return slices.Clone(rest)
 }
 
 // onFrames handles the frames in buf until one is unfinished, or the replies

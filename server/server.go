@@ -39,6 +39,7 @@ type server struct {
 
 	// Atomic.
 	connections atomic.Int64 // sockets of the workers
+	beyond      atomic.Int64 // sockets that only wait to be refused
 	ready       atomic.Bool
 	drainSince  atomic.Int64 // time.Duration on netpoll's clock, 0 before the drain
 }
@@ -119,7 +120,7 @@ func (s *server) openDebug() error {
 	}
 	l, err := net.Listen("tcp", s.config.DebugListen)
 	if err != nil {
-		return fmt.Errorf("cannot listen on -debug-listen %q: %w", s.config.DebugListen, err)
+		return fmt.Errorf("-debug-listen: %w", err)
 	}
 	s.debug = &http.Server{Handler: admin.Profiles(), ReadHeaderTimeout: s.config.HandshakeTimeout}
 	s.log.Info().Stringer("address", l.Addr()).Msg("profiles_listening")
@@ -153,18 +154,21 @@ func (s *server) run(signals <-chan os.Signal) error {
 	s.acceptor.loop.Post(s.open)
 	var drained <-chan struct{}
 	var over <-chan time.Time
+	var stopped <-chan error
 	for {
 		select {
 		case signal := <-signals:
-			if drained != nil {
+			if s.drainSince.Load() != 0 {
 				return errKilled
 			}
 			s.log.Info().Stringer("signal", signal).Int64("connections", s.connections.Load()).Msg("drain_started")
 			drained, over = s.drain(), time.After(s.config.DrainTimeout*9/10)
 		case <-drained:
-			return s.stop()
+			drained, over, stopped = nil, nil, s.stop()
 		case <-over:
-			return s.stop()
+			drained, over, stopped = nil, nil, s.stop()
+		case err := <-stopped:
+			return err
 		case err := <-s.failure:
 			return err
 		}
@@ -180,7 +184,7 @@ func (s *server) open() {
 	if s.memory != nil {
 		(&sweeper{server: s}).start()
 	}
-	s.ready.Store(true)
+	s.ready.Store(s.drainSince.Load() == 0)
 	var addresses []string
 	for _, l := range s.acceptor.listeners {
 		addresses = append(addresses, l.Addr)
@@ -196,24 +200,41 @@ func (s *server) fail(err error) {
 	}
 }
 
-// arrive counts a socket that was accepted. One beyond -max-connections is not
-// counted: while it waits to be refused it takes nobody's place. See forget.
-func (s *server) arrive(fd int, ip netip.Addr) arrival {
+// arrive counts a socket that was accepted. One beyond a limit takes nobody's
+// place while it waits to be refused; ok is false if too many wait for that.
+// See forget.
+func (s *server) arrive(fd int, ip netip.Addr) (a arrival, ok bool) {
 	s.metrics.Accepted.Inc()
-	a := arrival{fd: fd, ip: ip}
-	if a.over = s.connections.Add(1) > int64(s.config.MaxConnections); a.over {
-		s.connections.Add(-1)
-	}
+	a = arrival{fd: fd, ip: ip}
 	if !s.peers.trusts(ip) {
 		a.charged = s.peers.charge(ip)
 		a.refused = !a.charged
 	}
-	return a
+	a.over = a.refused
+	if !a.over && s.connections.Add(1) > int64(s.config.MaxConnections) {
+		a.over = true
+		s.connections.Add(-1)
+	}
+	if a.over && s.beyond.Add(1) > beyondMost {
+		s.beyond.Add(-1)
+		s.metrics.Dropped.Inc()
+		if a.charged {
+			s.peers.release(ip)
+		}
+		return a, false
+	}
+	return a, true
 }
+
+// beyondMost is how many sockets beyond the limits may wait to be refused; the
+// file descriptors for them are set aside.
+const beyondMost = 128
 
 // forget undoes arrive.
 func (s *server) forget(c *Conn) {
-	if !c.over {
+	if c.over {
+		s.beyond.Add(-1)
+	} else {
 		s.connections.Add(-1)
 	}
 	if c.charged {
@@ -253,8 +274,15 @@ func (s *server) drainTime() time.Duration {
 	return netpoll.Monotonic() - time.Duration(since)
 }
 
-// stop ends what is left: listeners, connections, requests and loops.
-func (s *server) stop() error {
+// stop ends what is left, and sends what came of it.
+func (s *server) stop() <-chan error {
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.end() }()
+	return stopped
+}
+
+// end ends listeners, connections, requests and loops, in this order.
+func (s *server) end() error {
 	wait(s.acceptor.loop, func(done func()) { s.acceptor.stop(); done() })
 	var cut int
 	for _, w := range s.workers {

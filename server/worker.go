@@ -32,7 +32,8 @@ type worker struct {
 	text       []byte           // what a log line is given
 	upgrader   *proto.Upgrader
 	draining   bool
-	onEmpty    func() // called once, when a draining worker has no upgraded connection left
+	arrived    map[*Conn]int // what of a drain's connections is still to be read, nil before it
+	onEmpty    func()        // called once, when a draining worker has no upgraded connection left
 }
 
 // An arrival is what the acceptor knows of a socket.
@@ -85,6 +86,7 @@ func (w *worker) remove(c *Conn) {
 	w.conns[last] = nil
 	w.conns = w.conns[:last]
 	delete(w.requestIDs, c)
+	delete(w.arrived, c)
 	w.server.forget(c)
 }
 

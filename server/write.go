@@ -9,6 +9,9 @@ const (
 	// the replies of one more message it is the most that a client that does
 	// not read, or a store that does not answer, can make the server hold.
 	highWater = 64 << 10
+	// outMost is how much memory for replies a worker keeps: the escaped text
+	// of one long message can be six times as long.
+	outMost = 1 << 20
 	// heldBudget is how many bytes of replies may wait for the store on all
 	// connections of a worker before none of them is read.
 	heldBudget = 32 << 20
@@ -26,6 +29,9 @@ func (c *Conn) flush() {
 	asks := c.asked == 0 && c.endpoint != nil && c.state != stateClosed && c.endpoint.commit(c)
 	out := w.out
 	w.out = out[:0]
+	if cap(out) > outMost {
+		w.out = nil
+	}
 	if c.state == stateClosed {
 		return
 	}
@@ -94,7 +100,7 @@ func (c *Conn) push() {
 func (c *Conn) resume() {
 	if c.paused && len(c.backlog) == 0 && !c.backedUp() {
 		c.paused = false
-		c.spill = c.consume(c.spill, len(c.spill))
+		c.take(c.spill, len(c.spill))
 	}
 }
 

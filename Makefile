@@ -5,6 +5,7 @@ PACKAGES = ./...
 # Executions, not seconds: before Go 1.27 the end of a time may be reported as a
 # failure (go.dev/issue/75804).
 FUZZTIME ?= 100000x
+CHAOS   ?= 300
 BIN      = bin/server
 TOOLS    = .cache/bin
 
@@ -26,7 +27,7 @@ run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS=
 	./$(BIN) $(FLAGS)
 
 .PHONY: test
-test: deps check race plain fuzz ## Install what the tests need and run all of them
+test: deps check race plain unfenced fuzz ## Install what the tests need and run all of them
 
 .PHONY: deps
 deps: ## Install what the tests need: foreign WebSocket clients
@@ -45,6 +46,14 @@ race: ## Run the tests under the race detector
 plain: ## Run the tests as built for production: allocations, 10,000 clients
 	$(GO) test -count=1 -timeout 10m $(PACKAGES)
 
+.PHONY: chaos
+chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
+	TURNSTILE_CHAOS_SECONDS=$(CHAOS) $(GO) test -count=1 -timeout 0 -run TestChaos -v ./server
+
+.PHONY: unfenced
+unfenced: ## See that the chaos test notices when commits do not look who owns the session
+	$(GO) test -count=1 -tags unfenced -run TestChaos/single -v ./server
+
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (100000x executions)
 	@for file in $$(git grep -l 'func Fuzz' -- '*_test.go'); do \
@@ -52,10 +61,16 @@ fuzz: ## Fuzz each target for FUZZTIME (100000x executions)
 			$(GO) test ./$$(dirname $$file) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
 
 .PHONY: bench
-bench: ## Run the benchmarks: messages, idle memory, upgrade, parser, wheel, store
+bench: ## Run the benchmarks: messages, idle memory, upgrade, parser, wheel, embedded store
 	$(GO) test -run '^$$' -bench . -benchtime 300ms ./proto ./netpoll ./server/session
 	$(GO) test -run '^$$' -bench 'Idle' -benchtime 3x ./server
 	$(GO) test -run '^$$' -bench 'Messages' -benchtime 300000x -count 3 ./server
+
+.PHONY: bench-redis
+bench-redis: ## Compare Redis with the embedded store: messages, latency at a fixed rate, resume of 10,000
+	$(GO) test -run '^$$' -bench Stores -benchtime 300000x -count 3 ./server
+	$(GO) test -run '^$$' -bench RedisRate -benchtime 20000x ./server
+	$(GO) test -run '^$$' -bench RedisResume -benchtime 3x ./server
 
 .PHONY: lint
 lint: check ## go vet, staticcheck, shellcheck

@@ -37,6 +37,7 @@ func BenchmarkMessages(b *testing.B) {
 
 func benchmarkMessages(b *testing.B, conns, inFlight int, flags ...string) {
 	p := startServer(b, flags...)
+	p.waitReady()
 	s := newSwarm(b, 2)
 	frame := proto.AppendMaskedFrame(nil, proto.OpText, true, clientMask, []byte("a message of thirty-two bytes...."))
 	burst := bytes.Repeat(frame, inFlight)

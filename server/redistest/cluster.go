@@ -93,3 +93,31 @@ func startSentinel(t testing.TB, master *Server) *Server {
 	s.Restart()
 	return s
 }
+
+// CurrentMaster is the server that the sentinels call the master.
+func (g *Guarded) CurrentMaster() *Server {
+	answer, _ := g.Sentinels[0].Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", masterName).([]any)
+	for _, s := range append([]*Server{g.Master}, g.Replicas...) {
+		if len(answer) == 2 && s.Addr == fmt.Sprint(answer[0], ":", answer[1]) {
+			return s
+		}
+	}
+	g.Master.t.Fatalf("no server is the master %v", answer)
+	return nil
+}
+
+// WaitForAnotherMaster waits until a failover from old is over.
+func (g *Guarded) WaitForAnotherMaster(old *Server) {
+	g.Master.t.Helper()
+	g.Sentinels[0].Until("there is another master", func() bool { return g.CurrentMaster() != old })
+}
+
+// WaitForReplicas waits until the master has n replicas that keep up with it,
+// and the sentinels know that.
+func (g *Guarded) WaitForReplicas(n int) {
+	g.Master.t.Helper()
+	g.Sentinels[0].Until("the replicas keep up", func() bool {
+		replication := fmt.Sprint(g.CurrentMaster().Do("INFO", "replication"))
+		return strings.Count(replication, "state=online") == n
+	})
+}

@@ -1,0 +1,5 @@
+//go:build unfenced
+
+package main
+
+const fenceIsBroken = true

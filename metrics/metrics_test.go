@@ -188,7 +188,7 @@ func (r *recorder) Error(...any)          { r.faults++ }
 // TestEachMetricHasItsHelp holds the help texts to the metrics, both ways.
 func TestEachMetricHasItsHelp(t *testing.T) {
 	m := New(2, testLabels, testSources())
-	m.NewStore(StoreLabels{Commits: []string{"committed"}, Claims: []string{"resumed"}, Errors: []string{"timeout"}},
+	m.NewStore(StoreLabels{Commits: []string{"committed"}, Claims: []string{"resumed"}, Takeovers: []string{"told"}, Errors: []string{"timeout"}},
 		func() time.Duration { return time.Hour }).QueueLength = func() int { return 0 }
 	p := write(t, m)
 	for name, f := range p {

@@ -16,7 +16,7 @@ type Store struct {
 	Commits       []Counter                    // by the index of StoreLabels.Commits
 	Claims        []Counter                    // by the index of StoreLabels.Claims
 	Errors        []Counter                    // by the index of StoreLabels.Errors
-	Takeovers     Counter                      // sessions lost to another connection
+	Takeovers     []Counter                    // by the index of StoreLabels.Takeovers
 	LastSuccess   atomic.Int64                 // time.Duration on the clock of Now
 	QueueLength   func() int                   // set once, before the first scrape
 	Now           func() time.Duration
@@ -26,7 +26,7 @@ type Store struct {
 
 // StoreLabels are the values that the labels of a Store can have.
 type StoreLabels struct {
-	Commits, Claims, Errors []string
+	Commits, Claims, Takeovers, Errors []string
 }
 
 var batchBuckets = []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024}
@@ -38,6 +38,7 @@ func (m *Metrics) NewStore(labels StoreLabels, now func() time.Duration) *Store 
 		CommitLatency: m.set.NewPrometheusHistogramExt("websocket_store_commit_latency_seconds", latencyBuckets),
 		Commits:       make([]Counter, len(labels.Commits)),
 		Claims:        make([]Counter, len(labels.Claims)),
+		Takeovers:     make([]Counter, len(labels.Takeovers)),
 		Errors:        make([]Counter, len(labels.Errors)),
 		Now:           now,
 		labels:        labels,
@@ -50,7 +51,7 @@ func (s *Store) write(out io.Writer) {
 	writeStrings(out, "websocket_store_commits_total", "result", s.labels.Commits, s.Commits)
 	writeStrings(out, "websocket_store_claims_total", "result", s.labels.Claims, s.Claims)
 	writeStrings(out, "websocket_store_errors_total", "kind", s.labels.Errors, s.Errors)
-	metrics.WriteCounterUint64(out, "websocket_store_takeovers_total", s.Takeovers.Load())
+	writeStrings(out, "websocket_store_takeovers_total", "result", s.labels.Takeovers, s.Takeovers)
 	metrics.WriteGaugeUint64(out, "websocket_store_queue_sessions", uint64(s.QueueLength()))
 	since := s.Now() - time.Duration(s.LastSuccess.Load())
 	metrics.WriteGaugeFloat64(out, "websocket_store_last_success_seconds", max(since, 0).Seconds())

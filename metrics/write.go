@@ -40,7 +40,7 @@ var help = map[string]string{
 	"websocket_store_commits_total":          "Counts that were to be stored, by what became of it.",
 	"websocket_store_claims_total":           "Sessions that clients asked for by their ID, by what became of it.",
 	"websocket_store_errors_total":           "What kept Redis from doing what it was asked.",
-	"websocket_store_takeovers_total":        "Connections of this instance that lost their session to another one.",
+	"websocket_store_takeovers_total":        "Connections of this instance that lost their session to another one: told while they were silent, or fenced when they counted.",
 	"websocket_store_queue_sessions":         "Sessions that have something to be stored, or on its way.",
 	"websocket_store_last_success_seconds":   "How long ago Redis last answered.",
 }

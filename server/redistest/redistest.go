@@ -5,6 +5,12 @@ package redistest
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -85,6 +91,42 @@ func freeAddr(t testing.TB) string {
 }
 
 func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
+
+// StartTLS is Start with a port that speaks TLS as well, with a certificate of
+// its own making, at the address that is returned.
+func StartTLS(t testing.TB, options ...string) (s *Server, tlsAddr string) {
+	t.Helper()
+	tlsAddr = freeAddr(t)
+	cert, key := selfSigned(t)
+	tls := []string{"--tls-port", port(tlsAddr), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no"}
+	return Start(t, append(tls, options...)...), tlsAddr
+}
+
+// selfSigned writes a certificate for Host, and its key.
+func selfSigned(t testing.TB) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.ParseIP(Host)}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	return write("cert.pem", "CERTIFICATE", cert), write("key.pem", "EC PRIVATE KEY", secret)
+}
 
 // URL is for -redis: the unix socket.
 func (s *Server) URL() string { return "unix://" + s.Socket }

@@ -133,9 +133,21 @@ const (
 
 var claimNames = [claimResults]string{"resumed", "started", "unavailable"}
 
+// A takeoverResult is how a connection found out that it had lost its session:
+// a label of the metrics.
+type takeoverResult uint8
+
+const (
+	takeoverTold takeoverResult = iota
+	takeoverFenced
+	takeoverResults // how many there are
+)
+
+var takeoverNames = [takeoverResults]string{"told", "fenced"}
+
 // MetricLabels are the labels of what a Redis store counts.
 func MetricLabels() metrics.StoreLabels {
-	labels := metrics.StoreLabels{Claims: claimNames[:]}
+	labels := metrics.StoreLabels{Claims: claimNames[:], Takeovers: takeoverNames[:]}
 	for o := range Outcomes {
 		labels.Commits = append(labels.Commits, outcomeNames[o])
 	}

@@ -645,6 +645,42 @@ func TestRedisKeyOfAnotherType(t *testing.T) {
 	}
 }
 
+func TestRedisOverTLS(t *testing.T) {
+	_, addr := redistest.StartTLS(t)
+	a := readyStore(t, "rediss://"+addr+"?skip_verify=true")
+	c := a.mint().count(1)
+	a.claim(c.ID(), 1, true)
+	b := startStore(t, "rediss://"+addr)
+	eventually(t, "a certificate that nobody vouches for is refused", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.troubles) == 1 && strings.Contains(b.troubles[0].Error(), "certificate")
+	})
+	if b.Available() {
+		t.Error("the store is available")
+	}
+}
+
+func TestRedisPassword(t *testing.T) {
+	server := redistest.Start(t)
+	server.Do("ACL", "SETUSER", "counter", "on", ">pass,word", "~turnstile:*", "&turnstile:*", "+get", "+set", "+del", "+pexpire", "+eval", "+evalsha", "+publish", "+subscribe", "+ping")
+	server.Do("ACL", "SETUSER", "default", "off")
+	a := readyStore(t, "redis://counter:pass%2Cword@"+server.Addr)
+	b := readyStore(t, "unix://counter:pass%2Cword@"+server.Socket)
+	c := a.mint().count(1)
+	b.claim(c.ID(), 1, true)
+	receive(t, "the loser is told", c.taken)
+}
+
+func TestRedisDatabase(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, "redis://"+server.Addr+"/3")
+	a.mint().count(1)
+	if keys := server.Keys("turnstile:*"); len(keys) != 0 {
+		t.Errorf("keys in database 0: %q", keys)
+	}
+}
+
 func TestRedisWaitsForReplicas(t *testing.T) {
 	server := redistest.Start(t)
 	a := readyStore(t, server.URL()+"?wait_replicas=1", func(c *RedisConfig) { c.Timeout = time.Minute })

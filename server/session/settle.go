@@ -88,10 +88,11 @@ func (s *Redis) lose(r *remote) []note {
 	if r.owner == nil {
 		return nil
 	}
-	s.config.Metrics.Takeovers.Inc()
 	if r.waiting == 0 {
+		s.config.Metrics.Takeovers[takeoverTold].Inc()
 		return []note{{owner: r.owner, kind: noteTakenOver}}
 	}
+	s.config.Metrics.Takeovers[takeoverFenced].Inc()
 	s.config.Metrics.Commits[Revoked].Inc()
 	return []note{{owner: r.owner, kind: noteCommitted, outcome: Revoked}}
 }

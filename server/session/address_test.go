@@ -1,0 +1,75 @@
+package session
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestParseAddress(t *testing.T) {
+	f := func(text, want string, cluster bool) {
+		t.Helper()
+		a, err := ParseAddress(text)
+		if err != nil || a.String() != want || a.isCluster() != cluster {
+			t.Errorf("%q is read as %v (cluster: %v), %v; want %s (cluster: %v)", text, a, a != nil && a.isCluster(), err, want, cluster)
+		}
+	}
+	f("redis://host", "redis://host:6379", false)
+	f("redis://user:secret@host:1234/5", "redis://host:1234?db=5", false)
+	f("redis://:secret@[::1]:1234", "redis://[::1]:1234", false)
+	f("redis://[::1]", "redis://[::1]:6379", false)
+	f("rediss://host?skip_verify=true&db=2", "rediss://host:6379?db=2", false)
+	f("unix:///run/redis.sock", "unix:///run/redis.sock", false)
+	f("unix://user:secret@/run/redis.sock?db=1", "unix:///run/redis.sock?db=1", false)
+	f("redis://a,b:2,c", "redis://a:6379,b:2,c:6379", true)
+	f("redis://u:secret@a:1,redis://u:secret@b:2", "redis://a:1,b:2", true)
+	f("redis://u:sec%2Cret@a:1,b:2", "redis://a:1,b:2", true)
+	f("redis://a,b/2?master_name=m&sentinel_password=secret", "redis://a:26379,b:26379?db=2&master_name=m", false)
+	f("redis://a?wait_replicas=2", "redis://a:6379?wait_replicas=2", false)
+}
+
+func TestParseAddressErrors(t *testing.T) {
+	f := func(text, want string) {
+		t.Helper()
+		_, err := ParseAddress(text)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+	f("", "must begin with redis://")
+	f("host:6379", "must begin with redis://")
+	f("http://secret@host", "must begin with redis://")
+	f("redis://", "must have a host")
+	f("redis://:secret@", "must have a host")
+	f("unix://", "must have a host, or a path")
+	f("redis://:secret%zz@host", "must be a URL")
+	f("redis://host:secret", "must be a URL")
+	f("redis://a,rediss://b", "must have one scheme")
+	f("redis://u:secret@a,redis://v:secret@b", "the same user and password")
+	f("redis://host/secret", "must have a valid db")
+	f("redis://host?db=-1", "must have a valid db")
+	f("redis://host?wait_replicas=many", "must have a valid wait_replicas")
+	f("redis://host?pool=1", `must not have "pool"`)
+	f("unix:///a,/b", "must be redis://")
+	f("unix:///a?master_name=m", "must be redis://")
+	f("redis://a,b/1", "must be database 0")
+}
+
+func TestCredentialsGetThrough(t *testing.T) {
+	a, err := ParseAddress("redis://us%40er:p%2Fa%2Css@host:1?sentinel_username=su&sentinel_password=sp")
+	if err != nil || a.username != "us@er" || a.password != "p/a,ss" || a.sentinelUsername != "su" || a.sentinelPassword != "sp" {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+func TestToken(t *testing.T) {
+	for _, want := range []token{{}, {1, holderID{2, 3}, 4}, {1 << 63, holderID{1<<32 - 1, 1<<32 - 1}, 1<<32 - 1}} {
+		if got := parseToken(want.String()); got != want {
+			t.Errorf("%v is read as %v", want, got)
+		}
+	}
+	for _, bad := range []string{"", "x", "1.2.3", "1.2-3", "1.2-3.g", "1.100000000-3.4", "1.2-3.4.5", "-1.2-3.4"} {
+		if got := parseToken(bad); got != (token{}) {
+			t.Errorf("%q is read as %v", bad, got)
+		}
+	}
+}

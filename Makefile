@@ -7,6 +7,7 @@ PACKAGES = ./...
 FUZZTIME ?= 100000x
 CHAOS   ?= 300
 BIN      = bin/server
+BENCH    = bin/bench
 TOOLS    = .cache/bin
 
 # Static, so that the binary runs in an empty image and on any distribution.
@@ -21,6 +22,29 @@ help: ## Show this list
 .PHONY: build
 build: ## Build bin/server
 	$(GO) build -trimpath -o $(BIN) ./server
+
+.PHONY: build-bench
+build-bench: build ## Build bin/bench, the load generator, too
+	$(GO) build -trimpath -o $(BENCH) ./bench
+
+# The server as it is measured: its log says what is wrong and no more.
+MEASURED = 'bin/server -listen {listen} -log-level warn
+
+.PHONY: load-test
+load-test: build-bench ## 100 connections for a minute: closed loop, then 2,000 messages a second
+	$(BENCH) -server $(MEASURED)' -conns 100 -duration 30s -out bench/report/load-test connect echo rate
+
+.PHONY: load-test-5k
+load-test-5k: build-bench ## The same with 5,000 connections
+	$(BENCH) -server $(MEASURED)' -conns 5000 -duration 30s -out bench/report/load-test-5k connect echo rate
+
+.PHONY: load-test-10k
+load-test-10k: build-bench ## The same with 10,000 connections
+	$(BENCH) -server $(MEASURED)' -conns 10000 -duration 30s -out bench/report/load-test-10k connect echo rate
+
+.PHONY: bench-10k
+bench-10k: build-bench ## Hold the server to its targets with 10,000 connections: a table, and a page in bench/report/
+	$(BENCH) -name Turnstile -server $(MEASURED) -heartbeat 5s' -conns 10000 -duration 15s -targets -out bench/report connect idle echo rate heartbeat
 
 .PHONY: run
 run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS="-workers 4" to add flags)

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// asBench, in the environment, makes the test binary be the program.
+const asBench = "TURNSTILE_TEST_AS_BENCH"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asBench) != "" || len(os.Args) == 2 && os.Args[1] == memberArgument {
+		os.Exit(start(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+// benchCommand is the program with arguments.
+func benchCommand(args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asBench+"=1")
+	return cmd
+}
+
+// buildServer builds the real server, and returns the command that starts it.
+func buildServer(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "server")
+	if out, err := exec.Command("go", "build", "-o", path, "turnstile/server").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path + " -listen {listen} -log-level warn -heartbeat 200ms"
+}
+
+// runBench runs the program with a report, and reads it.
+func runBench(t *testing.T, args ...string) (r *report, output string, code int) {
+	t.Helper()
+	folder := t.TempDir()
+	cmd := benchCommand(append([]string{"-out", folder}, args...)...)
+	out, _ := cmd.CombinedOutput()
+	r, err := readReport(filepath.Join(folder, "report.json"))
+	if err != nil {
+		t.Fatalf("%v; %s", err, out)
+	}
+	return r, string(out), cmd.ProcessState.ExitCode()
+}
+
+func (r *report) want(t *testing.T, part, name string, least, most float64) {
+	t.Helper()
+	f := r.find(part, name)
+	if f == nil || f.Value < least || f.Value > most {
+		t.Errorf("%s: %s is %v, want %v to %v", part, name, f, least, most)
+	}
+}
+
+func TestAllScenarios(t *testing.T) {
+	server := buildServer(t)
+	for _, processes := range []string{"1", "2"} {
+		t.Run(processes+" processes", func(t *testing.T) {
+			t.Parallel()
+			checkAllScenarios(t, server, processes)
+		})
+	}
+}
+
+func checkAllScenarios(t *testing.T, server, processes string) {
+	r, out, code := runBench(t, append([]string{"-server", server, "-conns", "200", "-duration", "1s", "-rate", "500", "-processes", processes, "-in-flight", "3"}, scenarioNames()...)...)
+	if code != exitOK {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	for _, p := range append(scenarioNames(), "drain") {
+		r.want(t, p, "errors", 0, 0)
+		if !strings.Contains(out, "\n"+p+" ") {
+			t.Errorf("%s is not in the table", p)
+		}
+	}
+	r.want(t, "connect", "connected", 200, 200)
+	r.want(t, "connect", "upgrade p99", 0.01, 60_000)
+	r.want(t, "idle", "resident memory of the empty server", 1, 100)
+	r.want(t, "echo", "messages", 1000, 1e9)
+	r.want(t, "echo", "server CPU a message", 0.01, 1e6)
+	r.want(t, "rate", "messages", 450, 500)
+	r.want(t, "heartbeat", "heartbeats", 200, 1200)
+	r.want(t, "heartbeat", "between two of a client, p50", 0.15, 0.25)
+	r.want(t, "resume", "resumed", 200, 200)
+	r.want(t, "churn", "connections", 400, 500)
+	if p := r.Parts[2]; p.Latency == nil || len(p.Latency.Points) < 3 || len(p.Series) == 0 {
+		t.Errorf("no curve, or no samples, of echo: %+v", p)
+	}
+}
+
+// TestPageStandsAlone: the page must not ask the network for anything.
+func TestPageStandsAlone(t *testing.T) {
+	r := &report{Name: "</script><b>", Parts: []*part{{Name: "echo", Errors: map[string]int64{"<i>": 1}}}}
+	data, _ := json.Marshal(r)
+	page, err := r.page(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(page)
+	for _, bad := range []string{"src=", "href=", "url(", "@import", "</script><b>", "<i>", "ZgotmplZ"} {
+		if strings.Contains(text, bad) {
+			t.Errorf("the page has %q", bad)
+		}
+	}
+	if !strings.Contains(text, "uPlot") || !strings.Contains(text, `"name":"\u003c/script\u003e\u003cb\u003e"`) {
+		t.Error("the charts or the data are missing")
+	}
+}
+
+// answering is a server whose n-th answer on a connection has the count that
+// counts says, and which ends the connection when it says 0.
+func answering(t *testing.T, counts func(n int) int) (url string) {
+	t.Helper()
+	l, err := net.Listen("tcp", serverHost+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.CloseNow()
+		for n := 1; counts(n) > 0; n++ {
+			if _, _, err := conn.Read(r.Context()); err != nil {
+				return
+			}
+			conn.Write(r.Context(), websocket.MessageText, fmt.Appendf(nil, `{"count":%d,"session_id":"00000000-0000-0000-0000-000000000000","message":"x"}`, counts(n)))
+		}
+	})}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return "ws://" + l.Addr().String() + "/"
+}
+
+// TestFaultsAreSeen: the generator is only worth what it complains about.
+func TestFaultsAreSeen(t *testing.T) {
+	f := func(what string, counts func(n int) int) {
+		t.Helper()
+		r, out, code := runBench(t, "-url", answering(t, counts), "-conns", "3", "-duration", "300ms", "echo")
+		var seen int64
+		for fault, n := range r.Parts[0].Errors {
+			if strings.HasPrefix(fault, what) {
+				seen += n
+			}
+		}
+		if code != exitFellShort || seen == 0 || !strings.Contains(out, what) {
+			t.Errorf("%s: exit code %d, errors %v", what, code, r.Parts[0].Errors)
+		}
+	}
+	f("a gap in the counts", func(n int) int { return n + n/5 })
+	f("a count twice", func(n int) int { return max(n-n/5, 1) })
+	f("lost: ", func(n int) int {
+		if n > 20 {
+			return 0
+		}
+		return n
+	})
+}
+
+func TestServerThatIsNotThere(t *testing.T) {
+	l, err := net.Listen("tcp", serverHost+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	r, _, code := runBench(t, "-url", "ws://"+l.Addr().String()+"/", "-conns", "5", "connect")
+	if code != exitFellShort || r.Parts[0].Errors["connect: connection refused"] != 5 {
+		t.Errorf("exit code %d, errors %v", code, r.Parts[0].Errors)
+	}
+}
+
+// TestInterrupt: what was measured is not lost.
+func TestInterrupt(t *testing.T) {
+	folder := t.TempDir()
+	for _, processes := range []string{"1", "2"} {
+		cmd := benchCommand("-server", buildServer(t), "-conns", "20", "-duration", "1h", "-out", folder, "-processes", processes, "connect", "echo")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(2*time.Second, func() { cmd.Process.Signal(syscall.SIGINT) })
+		text, _ := io.ReadAll(out)
+		cmd.Wait()
+		r, err := readReport(filepath.Join(folder, "report.json"))
+		if err != nil || !r.Cut || cmd.ProcessState.ExitCode() != exitFellShort || !strings.Contains(string(text), "before its time") {
+			t.Fatalf("exit code %d, %v: %s", cmd.ProcessState.ExitCode(), err, text)
+		}
+		r.want(t, "echo", "messages", 100, 1e9)
+	}
+}
+
+func TestCompare(t *testing.T) {
+	write := func(name string, value float64) string {
+		r := &report{Name: name}
+		p := &part{Name: "echo"}
+		p.add("messages a second", "/s", "more", value)
+		r.Parts = []*part{p}
+		if err := r.write(filepath.Join(t.TempDir(), name)); err != nil {
+			t.Fatal(err)
+		}
+		folder := filepath.Join(t.TempDir(), name)
+		if err := r.write(folder); err != nil {
+			t.Fatal(err)
+		}
+		return filepath.Join(folder, "report.json")
+	}
+	out, err := benchCommand("compare", write("old", 1000), write("new", 1500)).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "+50.0%") {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err = benchCommand("compare", "nothing.json", "nothing.json").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "nothing.json") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestOptionErrors(t *testing.T) {
+	f := func(want string, args ...string) {
+		t.Helper()
+		_, err := parseOptions(args, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", args, err, want)
+		}
+	}
+	f("name one or more scenarios: connect, idle", "-url", "ws://x/")
+	f(`unknown scenario "fly"`, "-url", "ws://x/", "fly")
+	f("either -url", "echo")
+	f("either -url", "-url", "ws://x/", "-server", "y {listen}", "echo")
+	f("must have {listen}", "-server", "y", "echo")
+	f("-check must be", "-url", "ws://x/", "-check", "maybe", "echo")
+	f("more than 0", "-url", "ws://x/", "-conns", "0", "echo")
+	f("not defined", "-port", "1", "echo")
+	for _, bad := range []string{"http://x/", "x", "ws://", "wss://x/"} {
+		if _, err := parseTarget(bad, true); err == nil || !strings.Contains(err.Error(), "-url") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestLocalAddresses(t *testing.T) {
+	loop, err := parseTarget("ws://127.0.0.1:1/", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := parseTarget("ws://192.0.2.1:1/", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for index, want := range map[int]bool{0: false, portsEach - 1: false, portsEach: true, 5 * portsEach: true} {
+		if _, ok := loop.localAddress(index); ok != want {
+			t.Errorf("client %d has an address of its own: %v", index, ok)
+		}
+		if _, ok := far.localAddress(index); ok {
+			t.Errorf("client %d of a far server has a loopback address", index)
+		}
+	}
+}
+
+// TestManyPorts: more connections than one address has ports would be slow
+// here; that the other addresses work is enough.
+func TestOtherLocalAddress(t *testing.T) {
+	target, err := parseTarget(answering(t, func(n int) int { return n }), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := target.dial(3 * portsEach)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if !until(context.Background(), 5*time.Second, func() bool {
+		_, err := syscall.Getpeername(fd)
+		return err == nil
+	}) {
+		t.Fatal("not connected")
+	}
+	from, err := syscall.Getsockname(fd)
+	if in4, ok := from.(*syscall.SockaddrInet4); err != nil || !ok || in4.Addr != [4]byte{127, 0, 1, 3} {
+		t.Errorf("from %v, %v", from, err)
+	}
+}

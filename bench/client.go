@@ -1,0 +1,263 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+)
+
+// A client is one WebSocket connection. It belongs to one lane's loop.
+type client struct {
+	lane   *lane
+	index  int // among all clients of all processes: it picks the local address
+	fd     int
+	state  clientState
+	parser proto.Parser
+	spill  []byte
+	began  time.Duration   // when it began to connect
+	due    []time.Duration // when each message without an answer was to be sent
+
+	session  string
+	count    uint64 // of the last answer
+	lastBeat time.Duration
+}
+
+type clientState uint8
+
+const (
+	clientIdle clientState = iota
+	clientDialing
+	clientUpgrading
+	clientOpen
+)
+
+var (
+	clientRules = proto.Rules{MaxMessage: 1 << 20}
+	clientMask  = [4]byte{0x37, 0xfa, 0x21, 0x3d}
+)
+
+// connect begins to connect; with resume to the session it had.
+func (c *client) connect(resume bool) {
+	if !resume {
+		c.session, c.count = "", 0
+	}
+	c.began = netpoll.Monotonic()
+	c.parser, c.spill, c.due = proto.Parser{Rules: &clientRules}, nil, c.due[:0]
+	fd, err := c.lane.fleet.target.dial(c.index)
+	if err != nil {
+		c.lane.failedToOpen(fmt.Sprintf("connect: %v", err))
+		return
+	}
+	c.fd, c.state = fd, clientDialing
+	if err := c.lane.loop.Add(fd, netpoll.Writable, c.onEvent); err != nil {
+		netpoll.CloseFD(fd)
+		c.state = clientIdle
+		c.lane.failedToOpen(err.Error())
+	}
+}
+
+func (c *client) onEvent(netpoll.Events) {
+	switch c.state {
+	case clientIdle:
+	case clientDialing:
+		c.onConnected()
+	default:
+		c.onReadable()
+	}
+}
+
+func (c *client) onConnected() {
+	if code, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || code != 0 {
+		c.fail("connect: " + unix.Errno(code).Error())
+		return
+	}
+	c.state = clientUpgrading
+	c.lane.loop.Mod(c.fd, netpoll.Readable)
+	t := c.lane.fleet.target
+	path := t.path
+	if c.session != "" {
+		path += "?session_id=" + c.session
+	}
+	c.write(proto.AppendRequest(c.lane.out[:0], t.host, path, ""))
+}
+
+func (c *client) onReadable() {
+	l := c.lane
+	seen := copy(l.in, c.spill)
+	n, err := netpoll.Read(c.fd, l.in[seen:])
+	switch {
+	case err == netpoll.ErrAgain:
+		return
+	case err != nil:
+		c.fail("lost: " + err.Error())
+		return
+	case n == 0:
+		c.fail("lost: closed by the server")
+		return
+	}
+	l.bytesIn += int64(n)
+	rest := c.take(l.in[:seen+n])
+	c.spill = append(c.spill[:0], rest...)
+	if c.state == clientOpen && len(l.out) > 0 {
+		c.write(l.out)
+	}
+	l.out = l.out[:0]
+}
+
+// take handles what was read and returns what is unfinished of it.
+func (c *client) take(buf []byte) (rest []byte) {
+	if c.state == clientUpgrading {
+		end := proto.HeaderEnd(buf, 0)
+		if end == 0 {
+			return buf
+		}
+		if err := proto.CheckUpgrade(buf[:end]); err != nil {
+			c.fail(err.Error())
+			return nil
+		}
+		buf = buf[end:]
+		c.onOpen()
+	}
+	for c.state == clientOpen {
+		m, n, err := c.parser.Next(buf)
+		if err != nil {
+			c.fail("protocol: " + err.Error())
+			return nil
+		}
+		buf = buf[n:]
+		if m.Op == proto.OpContinuation {
+			return buf
+		}
+		c.onFrame(m)
+	}
+	return nil
+}
+
+func (c *client) onOpen() {
+	c.state = clientOpen
+	c.lastBeat = 0
+	c.lane.opened(c)
+}
+
+func (c *client) onFrame(m proto.Message) {
+	switch m.Op {
+	case proto.OpPing:
+		c.lane.out = proto.AppendMaskedFrame(c.lane.out, proto.OpPong, true, clientMask, m.Payload)
+	case proto.OpClose:
+		c.fail(fmt.Sprintf("lost: close %d", proto.CloseCode(m.Payload)))
+	case proto.OpText:
+		if proto.IsHeartbeat(m.Payload) {
+			c.onHeartbeat()
+			return
+		}
+		c.onAnswer(m.Payload)
+	}
+}
+
+// onAnswer takes the answer to the first message that has none.
+func (c *client) onAnswer(payload []byte) {
+	l := c.lane
+	if l.fleet.target.counted && !c.checkCount(payload) {
+		return
+	}
+	if len(c.due) == 0 {
+		l.fault("an answer to no message")
+		return
+	}
+	now := netpoll.Monotonic()
+	l.record(now - c.due[0])
+	c.due = c.due[:copy(c.due, c.due[1:])]
+	if len(c.due) == 0 {
+		l.settled.Add(1)
+	}
+	switch {
+	case l.refill:
+		c.ask(now)
+	case l.churning:
+		c.close()
+	}
+}
+
+// checkCount holds the server to counts without a gap and without a repeat.
+func (c *client) checkCount(payload []byte) bool {
+	count, session, ok := proto.ReadCount(payload)
+	switch {
+	case !ok:
+		c.lane.fault("an answer that is no count")
+		return false
+	case count > c.count+1:
+		c.lane.fault("a gap in the counts")
+	case count <= c.count:
+		c.lane.fault("a count twice")
+	}
+	c.count = count
+	if c.session == "" {
+		c.session = string(session)
+	}
+	return true
+}
+
+func (c *client) onHeartbeat() {
+	now := netpoll.Monotonic()
+	if c.lastBeat != 0 {
+		c.lane.recordBeat(now - c.lastBeat)
+	}
+	c.lastBeat = now
+	c.lane.beats.Add(1)
+}
+
+// ask appends one message to the lane's out, which was due at a time.
+func (c *client) ask(due time.Duration) {
+	if len(c.due) == 0 {
+		c.lane.settled.Add(-1)
+	}
+	c.due = append(c.due, due)
+	c.lane.out = append(c.lane.out, c.lane.fleet.message...)
+}
+
+// send sends what is in the lane's out.
+func (c *client) send() {
+	out := c.lane.out
+	c.lane.out = out[:0]
+	c.write(out)
+}
+
+func (c *client) write(p []byte) {
+	n, err := netpoll.Write(c.fd, p)
+	if n < len(p) {
+		c.fail(fmt.Sprintf("lost: the server takes no more: %v", err))
+	}
+}
+
+// fail ends the connection for a reason that the report shows.
+func (c *client) fail(reason string) {
+	switch c.state {
+	case clientIdle:
+		return
+	case clientOpen:
+		c.lane.fault(reason)
+		c.close()
+	default:
+		c.drop()
+		c.lane.failedToOpen(reason)
+	}
+}
+
+// close ends an open connection.
+func (c *client) close() {
+	if c.state == clientOpen {
+		c.drop()
+		c.lane.closed(c)
+	}
+}
+
+func (c *client) drop() {
+	c.state = clientIdle
+	c.lane.loop.Del(c.fd)
+	netpoll.CloseFD(c.fd)
+	c.spill = nil
+}

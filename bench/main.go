@@ -1,0 +1,153 @@
+// Command bench measures a WebSocket server: many clients on a few event loops,
+// the server's own engine in the other role. See README.md, "Measure it".
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"turnstile/netpoll"
+)
+
+// The exit codes.
+const (
+	exitOK        = 0
+	exitFellShort = 1 // a figure is not what it is held to, or something failed
+	exitUsage     = 2
+)
+
+func main() { os.Exit(start(os.Args[1:])) }
+
+func start(args []string) int {
+	if _, err := netpoll.RaiseFDLimit(); err != nil {
+		return complain(fmt.Errorf("cannot raise the limit of open files: %w", err), exitFellShort)
+	}
+	if len(args) == 1 && args[0] == memberArgument {
+		if runMember(os.Stdin, os.Stdout) != nil {
+			return exitFellShort // which the first process tells
+		}
+		return exitOK
+	}
+	if len(args) > 0 && args[0] == "compare" {
+		return compare(args[1:])
+	}
+	o, err := parseOptions(args, os.Stdout)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		return complain(err, exitUsage)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	return measure(ctx, o)
+}
+
+// measure runs the scenarios, and reports whatever was measured.
+func measure(ctx context.Context, o *options) int {
+	r := &run{ctx: ctx, options: o, screen: newScreen(os.Stdout, os.Stdout.Fd(), o.Quiet)}
+	r.screen.total = o.Duration
+	r.report = &report{Name: o.Name, Command: o.Server, When: time.Now().UTC(), Machine: thisMachine(), Options: o}
+	err := r.all()
+	r.report.Cut = ctx.Err() != nil
+	if err != nil && !r.report.Cut {
+		return complain(err, exitFellShort)
+	}
+	if o.Targets {
+		r.report.hold()
+	}
+	r.report.judge()
+	r.screen.table(r.report)
+	if o.Out != "" {
+		if err := r.report.write(o.Out); err != nil {
+			return complain(err, exitFellShort)
+		}
+		fmt.Printf("\nthe report is in %s and %s\n", filepath.Join(o.Out, "report.html"), filepath.Join(o.Out, "report.json"))
+	}
+	if len(r.report.FellShort) > 0 || r.report.Cut {
+		return exitFellShort
+	}
+	return exitOK
+}
+
+// all opens the server and the squad, and closes them when the scenarios are
+// over.
+func (r *run) all() (err error) {
+	if r.server, err = openServer(r.ctx, r.options); err != nil {
+		return err
+	}
+	defer func() {
+		open := r.openConnections()
+		took, ok := r.server.stop()
+		if r.server.cmd != nil && err == nil {
+			r.addDrain(open, took, ok)
+		}
+		if r.squad != nil {
+			r.squad.close()
+		}
+	}()
+	r.report.URL = r.options.URL
+	if r.squad, err = newSquad(r.options); err != nil {
+		return err
+	}
+	return r.do()
+}
+
+func (r *run) openConnections() int64 {
+	if r.squad == nil || r.ctx.Err() != nil {
+		return 0
+	}
+	o, _ := r.squad.run(r.ctx, step{Kind: stepWatch, Duration: time.Millisecond}, func(counters) {})
+	return o.Open
+}
+
+// addDrain reports how the server has ended.
+func (r *run) addDrain(open int64, took time.Duration, ok bool) {
+	p := &part{Name: "drain", Seconds: took.Seconds(), Errors: make(map[string]int64)}
+	p.add("connections at its begin", "", "", float64(open))
+	p.add("drain time", "s", "less", took.Seconds())
+	if !ok {
+		p.Errors["the server did not end by itself, with exit code 0"]++
+	}
+	p.addErrors()
+	r.report.Parts = append(r.report.Parts, p)
+}
+
+// judge lists the figures that are not what they are held to.
+func (r *report) judge() {
+	for _, p := range r.Parts {
+		for i := range p.Figures {
+			if f := &p.Figures[i]; !f.OK() {
+				r.FellShort = append(r.FellShort, fmt.Sprintf("%s: %s is %s %s", p.Name, f.Name, number(f.Value), f.Unit))
+			}
+		}
+	}
+}
+
+// hold sets the project's targets (see DESIGN.md) where a figure is there.
+func (r *report) hold() {
+	for _, target := range []struct {
+		part, figure string
+		most         float64
+	}{
+		{"idle", "resident memory a connection", 1000},
+		{"rate", "answer p99", 10},
+		{"drain", "drain time", 10},
+	} {
+		if f := r.find(target.part, target.figure); f != nil {
+			f.Most = &target.most
+		}
+	}
+}
+
+func complain(err error, code int) int {
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	return code
+}

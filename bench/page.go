@@ -1,0 +1,36 @@
+package main
+
+import (
+	"bytes"
+	"embed"
+	"html/template"
+)
+
+// The page is one file: style, charts and data are within it.
+//
+//go:embed page
+var pageFiles embed.FS
+
+var pageTemplate = template.Must(template.ParseFS(pageFiles, "page/report.html"))
+
+// page is report.html for the report whose JSON is given.
+func (r *report) page(data []byte) ([]byte, error) {
+	read := func(name string) []byte {
+		content, err := pageFiles.ReadFile("page/" + name)
+		if err != nil {
+			panic("BUG: " + err.Error())
+		}
+		return content
+	}
+	var out bytes.Buffer
+	err := pageTemplate.Execute(&out, map[string]any{
+		"Report":    r,
+		"Data":      template.JS(data), // encoding/json escapes what would end a script
+		"ChartsJS":  template.JS(read("uPlot.iife.min.js")),
+		"ChartsCSS": template.CSS(read("uPlot.min.css")),
+		"Script":    template.JS(read("report.js")),
+		"Style":     template.CSS(read("report.css")),
+		"Number":    number,
+	})
+	return out.Bytes(), err
+}

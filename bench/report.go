@@ -1,0 +1,143 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+)
+
+// A report is all that was measured in one run: report.json.
+type report struct {
+	Name      string    `json:"name"`
+	URL       string    `json:"url"`
+	Command   string    `json:"command,omitempty"`
+	When      time.Time `json:"when"`
+	Machine   machine   `json:"machine"`
+	Options   *options  `json:"options"`
+	Parts     []*part   `json:"parts"`
+	Cut       bool      `json:"cut,omitempty"` // the run was ended before its time
+	FellShort []string  `json:"fell_short,omitempty"`
+}
+
+// A part is one scenario's.
+type part struct {
+	Name      string           `json:"name"`
+	Seconds   float64          `json:"seconds"`
+	Figures   []figure         `json:"figures"`
+	Latency   *curve           `json:"latency,omitempty"`
+	Series    []sample         `json:"series,omitempty"`
+	Errors    map[string]int64 `json:"errors,omitempty"`
+	Saturated bool             `json:"saturated,omitempty"` // the generator had no more to give
+}
+
+// A figure is one number, and what it is held to.
+type figure struct {
+	Name   string   `json:"name"`
+	Unit   string   `json:"unit"`
+	Value  float64  `json:"value"`
+	Least  *float64 `json:"least,omitempty"`
+	Most   *float64 `json:"most,omitempty"`
+	Better string   `json:"better,omitempty"` // "less" or "more", for comparisons
+}
+
+// OK reports whether the figure is what it is held to.
+func (f figure) OK() bool {
+	return (f.Least == nil || f.Value >= *f.Least) && (f.Most == nil || f.Value <= *f.Most)
+}
+
+// Held is what the figure is held to, 0 if it is not.
+func (f figure) Held() float64 {
+	switch {
+	case f.Least != nil:
+		return *f.Least
+	case f.Most != nil:
+		return *f.Most
+	}
+	return 0
+}
+
+// A curve is latency by percentile, in milliseconds.
+type curve struct {
+	What   string       `json:"what"`
+	Count  int64        `json:"count"`
+	Points [][2]float64 `json:"points"` // percentile, milliseconds
+}
+
+// A sample is one moment of a scenario.
+type sample struct {
+	At          float64 `json:"at"` // seconds since its begin
+	Connections int64   `json:"connections"`
+	Rate        float64 `json:"rate"`      // answers a second
+	Resident    int64   `json:"resident"`  // bytes, of the server
+	ServerCPU   float64 `json:"server"`    // processors
+	BenchCPU    float64 `json:"generator"` // processors
+}
+
+func (p *part) add(name, unit, better string, value float64) *figure {
+	p.Figures = append(p.Figures, figure{Name: name, Unit: unit, Better: better, Value: value})
+	return &p.Figures[len(p.Figures)-1]
+}
+
+// addLatency adds the percentiles of a histogram in microseconds.
+func (p *part) addLatency(what string, h *hdrhistogram.Histogram) {
+	if h.TotalCount() == 0 {
+		return
+	}
+	milliseconds := func(us int64) float64 { return float64(us) / 1000 }
+	p.Latency = &curve{What: what, Count: h.TotalCount()}
+	for _, percentile := range []float64{50, 90, 99, 99.9} {
+		p.add(fmt.Sprintf("%s p%v", what, percentile), "ms", "less", milliseconds(h.ValueAtPercentile(percentile)))
+	}
+	p.add(what+" max", "ms", "less", milliseconds(h.Max()))
+	for _, b := range h.CumulativeDistribution() {
+		p.Latency.Points = append(p.Latency.Points, [2]float64{b.Quantile, milliseconds(b.ValueAt)})
+	}
+}
+
+// find returns a figure of a scenario.
+func (r *report) find(part, name string) *figure {
+	for _, p := range r.Parts {
+		if i := slices.IndexFunc(p.Figures, func(f figure) bool { return f.Name == name }); p.Name == part && i >= 0 {
+			return &p.Figures[i]
+		}
+	}
+	return nil
+}
+
+// write writes report.json and report.html into a folder.
+func (r *report) write(folder string) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return fmt.Errorf("cannot write the report: %w", err)
+	}
+	data, err := json.MarshalIndent(r, "", " ")
+	if err != nil {
+		return fmt.Errorf("cannot write the report: %w", err)
+	}
+	page, err := r.page(data)
+	if err != nil {
+		return fmt.Errorf("cannot write the report: %w", err)
+	}
+	for name, content := range map[string][]byte{"report.json": append(data, '\n'), "report.html": page} {
+		if err := os.WriteFile(filepath.Join(folder, name), content, 0o644); err != nil {
+			return fmt.Errorf("cannot write the report: %w", err)
+		}
+	}
+	return nil
+}
+
+func readReport(path string) (*report, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &report{}
+	if err := json.Unmarshal(data, r); err != nil {
+		return nil, fmt.Errorf("%s is no report of bench's: %w", path, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A screen shows what goes on: on a terminal one line that changes, elsewhere
+// nothing but the table at the end.
+type screen struct {
+	out      io.Writer
+	terminal bool
+	live     bool
+	total    time.Duration // that the scenario is expected to take
+}
+
+func newScreen(out io.Writer, fd uintptr, quiet bool) *screen {
+	_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+	return &screen{out: out, terminal: err == nil, live: err == nil && !quiet}
+}
+
+const (
+	red    = "\x1b[31m"
+	green  = "\x1b[32m"
+	bold   = "\x1b[1m"
+	dim    = "\x1b[2m"
+	normal = "\x1b[0m"
+	clear  = "\r\x1b[K"
+)
+
+func (s *screen) paint(color, text string) string {
+	if !s.terminal {
+		return text
+	}
+	return color + text + normal
+}
+
+// show replaces the live line.
+func (s *screen) show(name string, at sample, c counters, clock string) {
+	if !s.live {
+		return
+	}
+	line := fmt.Sprintf("%s%-10s %s %6s  %d open", clear, name, bar(at.At/s.total.Seconds()), clock, c.Open)
+	if at.Rate > 0 {
+		line += fmt.Sprintf("  %.0f msg/s", at.Rate)
+	}
+	line += fmt.Sprintf("  server %.0f %% %.1f MB", 100*at.ServerCPU, float64(at.Resident)/1e6)
+	if c.Faults > 0 {
+		line += s.paint(red, fmt.Sprintf("  %d errors", c.Faults))
+	}
+	fmt.Fprint(s.out, line)
+}
+
+// bar is a progress bar of twenty places.
+func bar(done float64) string {
+	n := int(20 * min(max(done, 0), 1))
+	return strings.Repeat("█", n) + strings.Repeat("░", 20-n)
+}
+
+// table prints the report.
+func (s *screen) table(r *report) {
+	if s.live {
+		fmt.Fprint(s.out, clear)
+	}
+	fmt.Fprintf(s.out, "%s\n%s\n", s.paint(bold, r.Name), s.paint(dim, fmt.Sprintf("%s · %d cores · %s · Linux %s · %s · %s",
+		r.Machine.CPU, r.Machine.Cores, r.Machine.System, r.Machine.Kernel, r.Machine.Go, r.When.Format(time.DateTime))))
+	for _, p := range r.Parts {
+		fmt.Fprintf(s.out, "\n%s %s\n", s.paint(bold, p.Name), s.paint(dim, fmt.Sprintf("%.1f s", p.Seconds)))
+		for _, f := range p.Figures {
+			fmt.Fprintf(s.out, "  %-44s %12s %-3s %s\n", f.Name, number(f.Value), f.Unit, s.verdict(&f))
+		}
+		for _, what := range slices.Sorted(keys(p.Errors)) {
+			fmt.Fprintln(s.out, s.paint(red, fmt.Sprintf("  %8d × %s", p.Errors[what], what)))
+		}
+		if p.Saturated {
+			fmt.Fprintln(s.out, s.paint(red, "  the generator was busy all the time: it has measured itself"))
+		}
+	}
+	if r.Cut {
+		fmt.Fprintln(s.out, s.paint(red, "\nended before its time: what is above is what was measured until then"))
+	}
+	if len(r.FellShort) > 0 {
+		fmt.Fprintln(s.out, s.paint(red, "\nfell short: "+strings.Join(r.FellShort, "; ")))
+	}
+}
+
+func keys(m map[string]int64) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+func (s *screen) verdict(f *figure) string {
+	var wanted string
+	switch {
+	case f.Least != nil:
+		wanted = "at least " + number(*f.Least)
+	case f.Most != nil:
+		wanted = "at most " + number(*f.Most)
+	default:
+		return ""
+	}
+	if f.OK() {
+		return s.paint(green, "ok, "+wanted)
+	}
+	return s.paint(red, "FELL SHORT, "+wanted)
+}
+
+// number writes three digits that matter, and whole thousands.
+func number(v float64) string {
+	switch {
+	case v == math.Trunc(v) || math.Abs(v) >= 1000:
+		return grouped(int64(math.Round(v)))
+	case math.Abs(v) >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case math.Abs(v) >= 10:
+		return fmt.Sprintf("%.1f", v)
+	case math.Abs(v) >= 0.1:
+		return fmt.Sprintf("%.2f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
+}
+
+func grouped(n int64) string {
+	text := fmt.Sprint(n)
+	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
+}

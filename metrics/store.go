@@ -43,7 +43,6 @@ func (m *Metrics) NewStore(labels StoreLabels, now func() time.Duration) *Store 
 		Now:           now,
 		labels:        labels,
 	}
-	m.store.LastSuccess.Store(int64(now()))
 	return m.store
 }
 

@@ -10,8 +10,8 @@ import (
 )
 
 // A Conn is one client's socket, from its accept to its close. It belongs to
-// one worker for ever; all its methods but OnTakenOver run on that worker's
-// loop. Its memory is never reused, since a late event may still find it.
+// one worker for ever; all its methods but Loop and OnTakenOver run on that
+// worker's loop. Its memory is never reused, since a late event may still find it.
 type Conn struct {
 	// Fixed after newConn.
 	worker *worker
@@ -167,11 +167,11 @@ func (c *Conn) watch() {
 	if c.free > 0 {
 		events |= netpoll.Writable
 	}
+	if events == 0 && c.state == stateOpen && len(c.backlog) == 0 && !c.eof {
+		c.worker.starve(c)
+	}
 	if c.state == stateClosed || events == netpoll.Events(c.watched) {
 		return
-	}
-	if events&netpoll.Readable == 0 && c.state == stateOpen && len(c.backlog) == 0 {
-		c.worker.starve(c)
 	}
 	c.watched = uint8(events)
 	if err := c.worker.loop.Mod(int(c.fd), events); err != nil {
@@ -242,6 +242,7 @@ func (c *Conn) close(reason closeReason) {
 		c.countHandshake(handshakeAbandoned)
 	}
 	c.dropHeld()
+	c.worker.relieveSoon()
 	c.worker.metrics.Backlog.Add(-int64(len(c.backlog)))
 	c.backlog, c.spill, c.parser = nil, nil, proto.Parser{}
 	c.worker.remove(c)

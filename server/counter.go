@@ -91,7 +91,7 @@ func (h *counter) commit(c *Conn) (pending bool) {
 	case session.Committed:
 		w.metrics.Messages.Add(counted)
 	default:
-		w.out = w.out[:w.held]
+		w.out = w.out[:min(w.held, len(w.out))]
 		c.takeBack()
 		c.takenOver()
 	}

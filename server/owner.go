@@ -108,6 +108,13 @@ func (w *worker) starve(c *Conn) {
 	}
 }
 
+// relieveSoon is relieve, once the running callback is over.
+func (w *worker) relieveSoon() {
+	if len(w.starved) > 0 {
+		w.loop.Post(w.relieve)
+	}
+}
+
 // relieve lets the starved be read again once there is room.
 func (w *worker) relieve() {
 	if len(w.starved) == 0 || w.heldBytes > heldBudget/2 {

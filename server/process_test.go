@@ -48,7 +48,25 @@ type process struct {
 	lines []map[string]any // of its log
 	more  *sync.Cond
 
-	stderr bytes.Buffer
+	stderr output
+}
+
+// An output is what a process has written so far.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // startServer starts a server on a free port and waits until it is ready.

@@ -24,6 +24,9 @@ const (
 // taken all there was: no second one is spent to be told so.
 func (c *Conn) onReadable() {
 	for range readBudget {
+		if c.state == stateOpen && c.backedUp() {
+			return
+		}
 		buf, seen := c.room()
 		n, err := netpoll.Read(int(c.fd), buf[seen:])
 		c.worker.metrics.ReadCalls.Inc()

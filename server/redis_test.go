@@ -258,6 +258,42 @@ func TestRedisStandsStill(t *testing.T) {
 	eventually(t, "they are counted", func() bool { return p.metric("websocket_messages_total") > clients*10_000 })
 }
 
+// More replies than may be held: nobody is forgotten when there is room again.
+func TestHeldBudget(t *testing.T) {
+	redis := redistest.Start(t)
+	p := startWithRedis(t, redis.URL(), "-store-timeout", "1m", "-workers", "1", "-max-message", "100000")
+	const clients, messages = 800, 3
+	var wires []*wire
+	for range clients {
+		wires = append(wires, p.open("/ws/chat/"))
+	}
+	big := strings.Repeat("b", 72<<10)
+	redis.Pause()
+	for _, w := range wires {
+		go func() {
+			for range messages {
+				w.conn.Write(text(big))
+			}
+		}()
+	}
+	eventually(t, "the budget is used up", func() bool { return p.metric("websocket_backlog_bytes") > heldBudget })
+	reads := p.metric("websocket_read_calls_total")
+	eventually(t, "nobody is read", func() bool {
+		before := reads
+		reads = p.metric("websocket_read_calls_total")
+		return reads-before <= 2 // which are the scrape's own
+	})
+	if held := p.metric("websocket_backlog_bytes"); held > heldBudget+1<<20 {
+		t.Errorf("%v bytes are held", held)
+	}
+	redis.Continue()
+	for _, w := range wires {
+		for n := range uint64(messages) {
+			w.wantCount(n+1, big)
+		}
+	}
+}
+
 func TestDrainWaitsForTheStore(t *testing.T) {
 	redis := redistest.Start(t)
 	p := startWithRedis(t, redis.URL())

@@ -42,6 +42,7 @@ func (c *Conn) flush() {
 	case asks:
 		free = w.held
 	}
+	w.held = 0
 	c.send(out, free, asks)
 	if c.state == stateClosing && len(c.backlog) == 0 {
 		c.linger()

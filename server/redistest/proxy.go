@@ -1,9 +1,11 @@
 package redistest
 
 import (
+	"bytes"
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -26,9 +28,10 @@ type Proxy struct {
 type Mode int
 
 const (
-	Pass    Mode = iota
-	Swallow      // commands arrive, answers are lost
-	Delay        // commands wait until the mode is another, even if their client has gone
+	Pass           Mode = iota
+	Swallow             // commands arrive, answers are lost
+	SwallowScripts      // answers to scripts are lost, and all behind them
+	Delay               // commands wait until the mode is another, even if their client has gone
 )
 
 // StartProxy runs a proxy to s.
@@ -84,20 +87,28 @@ func (p *Proxy) join(client net.Conn) {
 	p.mu.Lock()
 	p.conns = append(p.conns, client, server)
 	p.mu.Unlock()
-	go p.copy(server, client, func(mode Mode) (wait, drop bool) { return mode == Delay, false })
-	go p.copy(client, server, func(mode Mode) (wait, drop bool) { return false, mode == Swallow })
+	var scripted atomic.Bool
+	go p.copy(server, client, func(mode Mode, data []byte) (wait, drop bool) {
+		if bytes.Contains(data, []byte("\r\neval")) {
+			scripted.Store(true)
+		}
+		return mode == Delay, false
+	})
+	go p.copy(client, server, func(mode Mode, _ []byte) (wait, drop bool) {
+		return false, mode == Swallow || mode == SwallowScripts && scripted.Load()
+	})
 }
 
 // copy passes on what comes from one side, as rule says of the mode.
-func (p *Proxy) copy(to, from net.Conn, rule func(Mode) (wait, drop bool)) {
+func (p *Proxy) copy(to, from net.Conn, rule func(Mode, []byte) (wait, drop bool)) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
 		p.mu.Lock()
-		wait, drop := rule(p.mode)
+		wait, drop := rule(p.mode, buf[:n])
 		for wait {
 			p.changed.Wait()
-			wait, drop = rule(p.mode)
+			wait, drop = rule(p.mode, buf[:n])
 		}
 		p.mu.Unlock()
 		if !drop && n > 0 {

@@ -66,11 +66,17 @@ func (a *Address) addPart(part string, query url.Values) error {
 	if err != nil { // which would quote the password
 		return errors.New("must be a URL: write special characters of the user and the password as %XX, a comma as %2C")
 	}
+	if u.Fragment != "" || strings.Contains(part, "#") || strings.Contains(u.RawQuery, "@") {
+		return errors.New("must have # as %23, ? as %3F and @ as %40 in the user and the password")
+	}
 	if u.Scheme != a.scheme {
 		return fmt.Errorf("must have one scheme for all addresses, got %s:// and %s://", a.scheme, u.Scheme)
 	}
 	if user := u.User; user != nil {
 		password, _ := user.Password()
+		if a.username+a.password == "" && len(a.addrs) > 0 {
+			return errors.New("must have the user and the password in the first address, with a comma as %2C")
+		}
 		if a.username+a.password != "" && (a.username != user.Username() || a.password != password) {
 			return errors.New("must have the same user and password for all addresses")
 		}
@@ -115,8 +121,8 @@ func (a *Address) setQuery(query url.Values) error {
 			delete(query, key.name)
 		}
 	}
-	for name := range query {
-		return fmt.Errorf("must not have %q behind the question mark: %s are known", name, strings.Join(names, ", "))
+	if len(query) > 0 { // which may be the end of a password
+		return fmt.Errorf("must have nothing but %s behind the question mark", strings.Join(names, ", "))
 	}
 	return nil
 }

@@ -130,11 +130,7 @@ func (c *cluster) keep(old []*node, addr string, slot uint16) *node {
 			return n
 		}
 	}
-	n := newNode(s, s.config.Address.node(addr, s.config.Timeout), addr, probeKey(slot))
-	n.up.Store(c.limbo.up.Load()) // after the start, a new one gets time to answer
-	s.nodes = append(s.nodes, n)
-	n.start()
-	return n
+	return c.add(addr, probeKey(slot))
 }
 
 // retire ends the nodes that have no slots any more, and sends what waits for
@@ -150,17 +146,26 @@ func (c *cluster) retire(old []*node) {
 	}
 }
 
-// nodeAt is the node at addr, nil if there is none. Under the store's mu.
+// nodeAt is the node at addr; a new one if it has no slots yet, and gets its
+// first. Under the store's mu.
 func (c *cluster) nodeAt(addr string) *node {
-	if c == nil {
-		return nil
-	}
-	for _, n := range c.store.nodes {
-		if n.name == addr && n != c.limbo {
+	s := c.store
+	for _, n := range s.nodes {
+		if n.name == addr {
 			return n
 		}
 	}
-	return nil
+	return c.add(addr, "")
+}
+
+// add makes a node and has it connected to.
+func (c *cluster) add(addr, probe string) *node {
+	s := c.store
+	n := newNode(s, s.config.Address.node(addr, s.config.Timeout), addr, probe)
+	n.up.Store(c.limbo.up.Load()) // after the start, a new one gets time to answer
+	s.nodes = append(s.nodes, n)
+	n.start()
+	return n
 }
 
 // addressOf fills in the host that a node which does not know its own leaves out.
@@ -169,5 +174,5 @@ func (c *cluster) addressOf(addr string) string {
 		return addr
 	}
 	host, _, _ := net.SplitHostPort(c.store.config.Address.addrs[0])
-	return host + addr
+	return net.JoinHostPort(host, addr[1:])
 }

@@ -97,6 +97,39 @@ func migrate(t *testing.T, cluster *redistest.Cluster, id ID, from, to *redistes
 	}
 }
 
+// neighbour is another session in the same slot.
+func neighbour(id ID) ID {
+	for {
+		if other := NewID(); slotOf(other) == slotOf(id) {
+			return other
+		}
+	}
+}
+
+// A claim while half of the session's keys have moved waits for the others.
+func TestRedisClusterMovesHalfASession(t *testing.T) {
+	cluster := redistest.StartCluster(t, 3)
+	a := readyStore(t, cluster.URL)
+	c := a.mint().count(5)
+	for slotOf(c.ID()) >= slots/3 {
+		c = a.mint().count(5)
+	}
+	c.release()
+	a.settle()
+	slot := int(slotOf(c.ID()))
+	from, to := cluster.Nodes[0], cluster.Nodes[1]
+	to.Do("CLUSTER", "SETSLOT", slot, "IMPORTING", fmt.Sprint(from.Do("CLUSTER", "MYID")))
+	from.Do("CLUSTER", "SETSLOT", slot, "MIGRATING", fmt.Sprint(to.Do("CLUSTER", "MYID")))
+	host, port, _ := strings.Cut(to.Addr, ":")
+	move := func(key string) { from.Do("MIGRATE", host, port, key, 0, 5000) }
+	record := recordKeyOf(t, from, c.ID())
+	move(ownerKey(c.ID()))
+	d := a.claimNow(c.ID())
+	eventually(t, "it has to wait", func() bool { return a.config.Metrics.Errors[errorTryAgain].Load() > 0 })
+	move(record)
+	d.wantClaimed(5, true).count(1)
+}
+
 // TestRedisClusterMoves: ASK while a slot is on its way, MOVED when it is there.
 func TestRedisClusterMoves(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
@@ -107,18 +140,23 @@ func TestRedisClusterMoves(t *testing.T) {
 	}
 	c.count(1)
 	migrate(t, cluster, c.ID(), cluster.Nodes[0], cluster.Nodes[1], func() {
+		c = b.claim(c.ID(), 1, true)
+		c.store = b.Redis
 		c.count(1)
-		if a.config.Metrics.Errors[errorAsk].Load() == 0 {
+		unknown := neighbour(c.ID())
+		a.claim(unknown, 0, false).count(1)
+		b.claim(unknown, 1, true)
+		if a.config.Metrics.Errors[errorAsk].Load() == 0 || b.config.Metrics.Errors[errorAsk].Load() == 0 {
 			t.Error("no ASK: the test shows nothing")
 		}
 	})
 	c.count(1)
-	if a.config.Metrics.Errors[errorMoved].Load() == 0 {
+	if b.config.Metrics.Errors[errorMoved].Load() == 0 {
 		t.Error("no MOVED: the test shows nothing")
 	}
-	b.claim(c.ID(), 3, true).count(1)
+	a.claim(c.ID(), 3, true).count(1)
 	receive(t, "the loser is told", c.taken)
-	a.claim(c.ID(), 4, true)
+	b.claim(c.ID(), 4, true)
 }
 
 // The master dies, a replica takes its place: with wait_replicas nothing that

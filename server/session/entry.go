@@ -18,6 +18,7 @@ type remote struct {
 	token  token
 	phase  phase
 	rival  string // the token that is expected to be the owner's, "" for none
+	loser  string // the token that is replaced, until it has been told
 	known  bool   // somebody has had the session before
 	proven bool   // the token was the owner's once
 	queued bool   // in a node's queue
@@ -81,12 +82,12 @@ func (r *remote) onOwner(owner string) (lost bool) {
 	case other.holder == r.token.holder:
 		// an attempt of this lease that was in doubt
 	case r.claiming():
-		r.known = true
+		r.known, r.loser = true, owner
 		r.token.epoch = max(r.token.epoch, other.epoch+1) // clocks differ
 	case !r.proven || other.epoch >= r.token.epoch:
 		return true
+	default: // one that this came after: Redis has lost what it had stored last
+		r.loser = owner
 	}
-	// What is left is an owner that this one came after: Redis has lost what
-	// it had stored last.
 	return false
 }

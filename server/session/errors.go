@@ -84,6 +84,9 @@ func (k errorKind) scope() errorScope { return errorNames[k].scope }
 // errNotReplicated says that fewer replicas than wanted have what was written.
 var errNotReplicated = errors.New("fewer replicas than wait_replicas have confirmed the write")
 
+// errNoAnswer says that a command has neither an answer nor an error.
+var errNoAnswer = errors.New("no answer")
+
 // errorKindOf sorts an error of the Redis client's.
 func errorKindOf(err error) errorKind {
 	var answer redis.Error

@@ -14,15 +14,16 @@ import (
 // meanwhile.
 type flying struct {
 	*remote
-	cmd    redis.Cmder
-	phase  phase
-	token  string
-	rival  string
-	count  uint64
-	lives  time.Duration // the record
-	renew  bool          // the owner's key gets its time to live again
-	asking bool
-	at     time.Duration
+	cmd     redis.Cmder
+	renewed *redis.BoolCmd // nil without renew
+	phase   phase
+	token   string
+	rival   string
+	count   uint64
+	lives   time.Duration // the record
+	renew   bool          // the owner's key gets its time to live again
+	asking  bool
+	at      time.Duration
 }
 
 // newFlying is r's next command. Under Redis.mu.
@@ -32,7 +33,7 @@ func newFlying(r *remote, now time.Duration, times *lifetimes) flying {
 		lives: times.held, renew: now-r.renewed >= times.every, asking: r.asking, at: now,
 	}
 	if r.owner == nil {
-		f.lives, f.renew = times.left, false
+		f.lives = times.left
 	}
 	r.asking = false
 	return f
@@ -51,7 +52,7 @@ func (f *flying) append(ctx context.Context, pipe redis.Pipeliner, script evalua
 		f.cmd = pipe.Get(ctx, owner)
 	case phaseHeld:
 		if f.renew { // first: it must never be the record that lives longer
-			pipe.PExpire(ctx, owner, times.owner)
+			f.renewed = pipe.PExpire(ctx, owner, times.owner)
 			if f.asking {
 				pipe.Do(ctx, "ASKING")
 			}
@@ -67,21 +68,24 @@ func (f *flying) append(ctx context.Context, pipe redis.Pipeliner, script evalua
 
 // own is the command that makes the lease the owner.
 func (f *flying) own(ctx context.Context, pipe redis.Pipeliner, script evaluate, owner string, times *lifetimes) *redis.Cmd {
-	mine := recordKey(f.id, f.token)
-	theirs, count := mine, ""
-	if f.rival != "" {
+	keys, theirs, mine := []string{owner}, "", recordKey(f.id, f.token)
+	if f.rival != "" && f.rival != f.token {
 		theirs = recordKey(f.id, f.rival)
+		keys = append(keys, theirs)
 	}
-	var known any = count
+	if !f.asking {
+		keys = append(keys, mine)
+	}
+	var count any = ""
 	if f.phase == phaseRestore {
-		known = f.count
+		count = f.count
 	}
-	return script(ctx, pipe, []string{owner, mine, theirs}, f.token, f.rival, known, f.lives.Milliseconds(), times.owner.Milliseconds())
+	return script(ctx, pipe, keys, f.token, f.rival, count, f.lives.Milliseconds(), times.owner.Milliseconds(), theirs, mine)
 }
 
 // A reply is what a command has brought.
 type reply struct {
-	fence bool   // the record is not there
+	fence bool   // the record, or the owner's key, is not there
 	owner string // who is the owner instead, "" for nobody
 	count uint64
 	known bool // the owner that was replaced had a record
@@ -97,20 +101,29 @@ func (f *flying) reply() (reply, error) {
 	case err != nil:
 		return reply{}, err
 	}
+	if f.renewed != nil && f.renewed.Err() == nil && !f.renewed.Val() {
+		return reply{fence: true}, nil // the owner's key is gone: nobody else may own the session
+	}
 	switch cmd := f.cmd.(type) {
-	case *redis.StringCmd:
-		return reply{owner: cmd.Val()}, nil
 	case *redis.Cmd:
 		return readOwn(cmd)
+	case *redis.StringCmd:
+		if cmd.Val() != "" {
+			return reply{owner: cmd.Val()}, nil
+		}
+	case *redis.StatusCmd:
+		if cmd.Val() == "OK" {
+			return reply{}, nil
+		}
 	}
-	return reply{}, nil
+	return reply{}, errNoAnswer // of a pipeline that was not carried out
 }
 
 // readOwn reads what the script returns.
 func readOwn(cmd *redis.Cmd) (reply, error) {
 	values, err := cmd.Slice()
-	if err != nil {
-		return reply{}, err
+	if err != nil || len(values) < 2 {
+		return reply{}, errNoAnswer
 	}
 	if done, _ := values[0].(int64); done == 0 {
 		owner, _ := values[1].(string)

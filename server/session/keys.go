@@ -82,28 +82,38 @@ func channel(instance uint32) string {
 // own makes the caller the owner, if the owner is still the one it expects, or
 // there is none.
 //
-//	KEYS  the owner, the caller's record, the expected owner's record
+//	KEYS  the owner, the expected owner's record (if one is expected that is
+//	      not the caller), the caller's record (see below)
 //	ARGV  the caller's token, the expected owner's token (or ''),
 //	      the count (or '': that of the expected owner, else 0),
-//	      and how long the record and the owner live, in milliseconds
+//	      how long the record and the owner live, in milliseconds,
+//	      and the two records again (the first or '')
 //
 // It returns {1, count, whether the session was known}, or {0, the owner} and
 // changes nothing.
+//
+// The keys are declared as Redis Cluster wants it, but for the caller's record
+// while the slot is on its way to another node: a key that is nowhere yet would
+// make both nodes refuse (TRYAGAIN). The node that gives the slot away refuses
+// to write it, so that is done first.
 const own = `
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[2] then
 	return {0, owner}
 end
-local stored = owner and redis.call('GET', KEYS[3])
-if KEYS[3] ~= KEYS[2] then
-	redis.call('DEL', KEYS[3])
+local stored = false
+if owner then
+	stored = redis.call('GET', ARGV[6] ~= '' and ARGV[6] or ARGV[7])
 end
 local count = ARGV[3]
 if count == '' then
 	count = stored or '0'
 end
-redis.call('SET', KEYS[2], count, 'PX', ARGV[4])
+redis.call('SET', ARGV[7], count, 'PX', ARGV[4])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[5])
+if ARGV[6] ~= '' then
+	redis.call('DEL', ARGV[6])
+end
 return {1, count, stored and 1 or 0}
 `
 

@@ -1,7 +1,9 @@
 package session
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -32,7 +34,7 @@ type node struct {
 	cancel context.CancelFunc
 
 	// Guarded by store.mu.
-	probe  string // a key that can always be written
+	probe  string // a key that can always be written, "" while it has no slots
 	queue  []*remote
 	claims []*remote // wait until every lease has been looked at
 	closed bool      // to claims, for that reason
@@ -111,12 +113,12 @@ func (n *node) converse() (worked bool, err error) {
 	if err := n.revisit(conn); err != nil {
 		return false, err
 	}
+	n.onSuccess()
 	for {
 		if err := n.exchange(conn); err != nil {
-			return worked, err
+			return true, err
 		}
 		worked = true
-		n.onSuccess()
 		select {
 		case <-n.ctx.Done():
 			return worked, n.ctx.Err()
@@ -125,17 +127,18 @@ func (n *node) converse() (worked bool, err error) {
 			if err := n.try(conn); err != nil {
 				return worked, err
 			}
+			n.onSuccess()
 		}
 	}
 }
 
 // revisit looks at every lease of the node's before any claim is carried out:
 // the server may have lost what was stored, and what is known here has to be
-// there again. Once to see, once more for those that are not as they were.
+// there again. Once to see, and twice more for those that are not as they were.
 func (n *node) revisit(conn *redis.Conn) error {
 	n.store.revisit(n)
 	defer n.store.admitClaims(n)
-	for range 2 {
+	for range 3 {
 		n.store.mu.Lock()
 		rounds := (len(n.queue) + batchMost - 1) / batchMost
 		n.store.mu.Unlock()
@@ -153,7 +156,39 @@ func (n *node) try(conn *redis.Conn) error {
 	n.store.mu.Lock()
 	key := n.probe
 	n.store.mu.Unlock()
-	return conn.Set(n.ctx, key, n.name, probeTTL).Err()
+	if key == "" {
+		return conn.Ping(n.ctx).Err()
+	}
+	pipe := conn.Pipeline()
+	set := pipe.Set(n.ctx, key, n.name, probeTTL)
+	replicated := n.appendWait(pipe)
+	_, err := pipe.Exec(n.ctx)
+	if set.Val() != "OK" { // the commands do not always have the error of the whole
+		return cmp.Or(set.Err(), err, errNoAnswer)
+	}
+	return replicated()
+}
+
+// appendWait ends a pipeline with WAIT, if replicas have to confirm what it
+// writes. The func says, once the pipeline has been carried out, whether they
+// have.
+func (n *node) appendWait(pipe redis.Pipeliner) (replicated func() error) {
+	wanted := n.store.config.Address.replicas
+	if wanted == 0 {
+		return func() error { return nil }
+	}
+	patience := min(n.store.config.Timeout/waitShare, longestCall/2)
+	cmd := redis.NewIntCmd(n.ctx, "WAIT", wanted, patience.Milliseconds())
+	pipe.Process(n.ctx, cmd)
+	return func() error {
+		switch {
+		case cmd.Err() != nil:
+			return fmt.Errorf("%w: %v", errNotReplicated, cmd.Err()) // not %w: what was written is in doubt, whatever WAIT says
+		case cmd.Val() < int64(wanted):
+			return errNotReplicated
+		}
+		return nil
+	}
 }
 
 // onTrouble notes that the node does not answer.
@@ -198,7 +233,11 @@ func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
 		return false, nil
 	}
 	n.send(conn, batch, hints)
-	return true, n.store.settle(n, batch)
+	if err := n.store.settle(n, batch, hints); err != nil {
+		return true, err
+	}
+	n.onSuccess()
+	return true, nil
 }
 
 // take moves the front of the queue into flight.
@@ -218,7 +257,6 @@ func (n *node) take() ([]flying, []holderID) {
 	n.queue = n.queue[:copy(n.queue, n.queue[count:])]
 	hints := n.hints
 	n.hints = nil
-	s.checkDrained()
 	return n.flight, hints
 }
 
@@ -236,17 +274,13 @@ func (n *node) send(conn *redis.Conn, batch []flying, hints []holderID) {
 	for _, h := range hints {
 		pipe.Publish(n.ctx, channel(h.instance), h.serial)
 	}
-	var replicated *redis.IntCmd
-	replicas := s.config.Address.replicas
-	if replicas > 0 {
-		patience := min(s.config.Timeout/waitShare, longestCall/2)
-		replicated = redis.NewIntCmd(n.ctx, "WAIT", replicas, patience.Milliseconds())
-		pipe.Process(n.ctx, replicated)
-	}
+	replicated := n.appendWait(pipe)
 	pipe.Exec(n.ctx)
-	if replicas > 0 && replicated.Err() == nil && replicated.Val() < int64(replicas) {
+	if err := replicated(); err != nil {
 		for i := range batch {
-			batch[i].cmd.SetErr(errNotReplicated)
+			if batch[i].cmd.Err() == nil {
+				batch[i].cmd.SetErr(err)
+			}
 		}
 	}
 	s.config.Metrics.BatchSize.Update(float64(len(batch)))

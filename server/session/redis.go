@@ -162,6 +162,7 @@ func (s *Redis) Commit(l *Lease) Outcome {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r.phase == phaseGone {
+		s.config.Metrics.Commits[Revoked].Inc()
 		return Revoked
 	}
 	r.want = l.Count
@@ -200,20 +201,22 @@ func (s *Redis) Close(ctx context.Context) error {
 		err = ErrUnavailable
 	}
 	s.stop()
-	s.running.Wait()
+	ended := make(chan struct{})
+	go func() { s.running.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-ctx.Done(): // a read that waits for Redis cannot be interrupted
+	}
 	return err
 }
 
-// checkDrained tells Close when nothing is left to send. Under mu.
+// checkDrained tells Close when every lease has been released, which is when
+// nothing is left to send. Under mu.
 func (s *Redis) checkDrained() {
-	if s.drained == nil {
-		return
+	if s.drained != nil && len(s.leases) == 0 {
+		close(s.drained)
+		s.drained = nil
 	}
-	for range s.unsettled {
-		return
-	}
-	close(s.drained)
-	s.drained = nil
 }
 
 // slotOf is 0 where there is one node for all slots.
@@ -240,6 +243,7 @@ func (s *Redis) enqueue(r *remote) {
 func (s *Redis) forget(r *remote) {
 	r.phase = phaseGone
 	delete(s.leases, r.token.holder.serial)
+	s.checkDrained()
 }
 
 // verify has a lease looked at now: somebody may have taken its session, or
@@ -304,7 +308,6 @@ func (s *Redis) sendLater() {
 	later := s.later
 	s.later = nil
 	s.requeue(later)
-	s.checkDrained()
 }
 
 // requeue puts leases out of a queue into the one that they belong to now.

@@ -683,11 +683,115 @@ func TestRedisDatabase(t *testing.T) {
 
 func TestRedisWaitsForReplicas(t *testing.T) {
 	server := redistest.Start(t)
-	a := readyStore(t, server.URL()+"?wait_replicas=1", func(c *RedisConfig) { c.Timeout = time.Minute })
-	c := a.mint()
-	c.countNow(1)
-	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorNotReplicated].Load() > 0 })
+	a := startStore(t, server.URL()+"?wait_replicas=1", func(c *RedisConfig) { c.Timeout = 4 * time.Second })
+	eventually(t, "it was noticed that there is no replica", func() bool { return a.config.Metrics.Errors[errorNotReplicated].Load() > 0 })
+	if a.Available() {
+		t.Error("the store is available without a replica")
+	}
 	replica := redistest.Start(t, "--replicaof", redistest.Host+" "+server.Addr[strings.LastIndexByte(server.Addr, ':')+1:])
-	c.wantOutcome(Committed)
-	replica.Until("the replica has it", func() bool { return fmt.Sprint(replica.Do("GET", recordKeyOf(t, replica, c.ID()))) == "1" })
+	eventually(t, "the store is available", a.Available)
+	c := a.mint().count(1)
+	if got := fmt.Sprint(replica.Do("GET", recordKeyOf(t, replica, c.ID()))); got != "1" {
+		t.Errorf("the replica has %s when the count is committed", got)
+	}
+	replica.Kill()
+	c.countNow(1)
+	c.wantOutcome(Unavailable)
+}
+
+// An error in WAIT's place is no confirmation.
+func TestRedisWaitIsRefused(t *testing.T) {
+	server := redistest.Start(t)
+	server.Do("ACL", "SETUSER", "counter", "on", ">word", "~*", "&*", "+@all", "-wait")
+	a := startStore(t, "redis://counter:word@"+server.Addr+"?wait_replicas=1")
+	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorNotReplicated].Load() > 1 })
+	if a.Available() || len(a.troubles) != 1 || !strings.Contains(a.troubles[0].Error(), "NOPERM") {
+		t.Errorf("available: %v, troubles %v", a.Available(), a.troubles)
+	}
+}
+
+// A store that is busy all the time notices that Redis is well again.
+func TestRedisRecoversUnderLoad(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 500 * time.Millisecond })
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	for range 500 {
+		c := a.mint()
+		busy.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					c.count(1)
+				}
+			}
+		})
+	}
+	commits := func() uint64 { return a.config.Metrics.Commits[Committed].Load() }
+	server.Do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+	before := commits()
+	began := time.Now()
+	eventually(t, "it goes on for longer than the timeout", func() bool {
+		return commits() > before+1000 && time.Since(began) > a.config.Timeout+100*time.Millisecond
+	})
+	if !a.Available() {
+		t.Error("the store is not available, and commits go through")
+	}
+	close(stop)
+	busy.Wait()
+}
+
+// The owner's key alone is gone, as an eviction might have it: nobody may come
+// to own the session beside the one who does, once that one has renewed.
+func TestRedisOwnerKeyIsGone(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
+	c := a.mint().count(3)
+	server.Do("DEL", ownerKey(c.ID()))
+	a.verifyAll()
+	a.settle()
+	b.claim(c.ID(), 3, true)
+	receive(t, "the loser is told", c.taken)
+}
+
+// The loser is told although the answer to the claim was lost.
+func TestRedisLoserIsToldAfterADoubt(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server)
+	a := readyStore(t, server.URL())
+	b := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = 4 * time.Second })
+	first := a.mint().count(2)
+	owner := server.Do("GET", ownerKey(first.ID()))
+	proxy.Set(redistest.SwallowScripts)
+	second := b.claimNow(first.ID())
+	server.Until("the session is taken", func() bool { return server.Do("GET", ownerKey(first.ID())) != owner })
+	eventually(t, "it was noticed", func() bool { return b.config.Metrics.Errors[errorTimeout].Load() > 0 })
+	proxy.Set(redistest.Pass)
+	proxy.Cut()
+	second.wantClaimed(2, true)
+	receive(t, "the loser is told", first.taken)
+}
+
+func TestRedisCloseKeepsItsTime(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 20 * time.Second })
+	c := a.mint().count(1)
+	server.Pause()
+	c.release()
+	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+	defer cancel()
+	closed := make(chan error)
+	go func() { closed <- a.Close(ctx) }()
+	select {
+	case err := <-closed:
+		if err == nil {
+			t.Error("closed without an error, and nothing is released")
+		}
+	case <-time.After(time.Second): // a read takes up to two
+		t.Error("it takes longer than it was given")
+		<-closed
+	}
+	server.Continue()
 }

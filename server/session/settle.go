@@ -2,7 +2,7 @@ package session
 
 // settle takes in what has become of a batch. The error is one after which the
 // connection is of no use.
-func (s *Redis) settle(n *node, batch []flying) (failure error) {
+func (s *Redis) settle(n *node, batch []flying, hints []holderID) (failure error) {
 	var notes []note
 	s.mu.Lock()
 	for i := range batch {
@@ -19,9 +19,11 @@ func (s *Redis) settle(n *node, batch []flying) (failure error) {
 		}
 		s.enqueue(f.remote)
 	}
+	if failure != nil {
+		n.hints = append(n.hints, hints...) // nobody may have heard them
+	}
 	clear(batch)
 	n.flight = batch[:0]
-	s.checkDrained()
 	s.mu.Unlock()
 	s.deliver(notes)
 	return failure
@@ -40,7 +42,7 @@ func (s *Redis) onReply(n *node, f *flying, got reply) []note {
 		}
 	case got.owner != "":
 		if r.onOwner(got.owner) {
-			return s.lose(r)
+			return s.lose(n, r)
 		}
 	default:
 		return s.onStored(n, f, got)
@@ -58,9 +60,7 @@ func (s *Redis) onStored(n *node, f *flying, got reply) []note {
 	if f.phase != phaseHeld || f.renew {
 		r.renewed = f.at
 	}
-	if f.phase != phaseHeld {
-		s.tellLoser(n, r, f.rival)
-	}
+	s.tellLoser(n, r)
 	r.phase, r.proven = phaseHeld, true
 	if r.owner == nil && f.lives == s.times.left {
 		s.forget(r)
@@ -83,7 +83,7 @@ func (s *Redis) onStored(n *node, f *flying, got reply) []note {
 }
 
 // lose ends a lease whose session is another one's. Under mu.
-func (s *Redis) lose(r *remote) []note {
+func (s *Redis) lose(n *node, r *remote) []note {
 	s.forget(r)
 	if r.owner == nil {
 		return nil
@@ -99,10 +99,11 @@ func (s *Redis) lose(r *remote) []note {
 
 // tellLoser has the owner that was replaced look at its lease, wherever it is.
 // If the word is lost, it finds out when it next counts or renews. Under mu.
-func (s *Redis) tellLoser(n *node, r *remote, rival string) {
-	loser := parseToken(rival)
+func (s *Redis) tellLoser(n *node, r *remote) {
+	loser := parseToken(r.loser)
+	r.loser = ""
 	switch {
-	case rival == "" || loser.epoch == 0 || loser.holder == r.token.holder:
+	case loser.epoch == 0:
 	case loser.holder.instance == s.instance:
 		if other := s.leases[loser.holder.serial]; other != nil {
 			s.verify(other)
@@ -120,11 +121,7 @@ func (s *Redis) revisit(n *node) {
 	queue := n.queue
 	n.queue = nil
 	for _, r := range queue {
-		if r.claiming() {
-			n.claims = append(n.claims, r)
-		} else {
-			r.queued = false
-		}
+		n.push(r) // claims wait, the others are looked at anyway
 	}
 	for _, r := range s.leases {
 		if s.route(r) == n && !r.claiming() {
@@ -155,12 +152,10 @@ func (s *Redis) onError(n *node, f *flying, err error) error {
 		return err
 	}
 	s.config.Metrics.Errors[kind].Inc()
-	if kind == errorAsk {
-		if to := s.cluster.nodeAt(redirectedTo(err)); to != nil {
-			f.remote.asking = true
-			to.push(f.remote)
-			return nil
-		}
+	if kind == errorAsk && s.cluster != nil {
+		f.remote.asking = true
+		s.cluster.nodeAt(s.cluster.addressOf(redirectedTo(err))).push(f.remote)
+		return nil
 	}
 	if kind == errorMoved && s.cluster != nil {
 		s.cluster.reload()

@@ -24,7 +24,7 @@ def main():
         backlog=4096,
         loop="uvloop",
         http="httptools",
-        ws=os.environ.get("PEER_WS", "websockets"),
+        ws="websockets",
         ws_max_size=64 * 1024,
         ws_per_message_deflate=False,
         # By default each connection has a task that pings it every 20 seconds;

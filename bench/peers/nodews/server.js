@@ -16,6 +16,9 @@ const uuid = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 const counts = new Map();
 
 const processes = Number(process.env.WEB_CONCURRENCY) || os.availableParallelism();
+// The processes accept by themselves: a primary that hands connections out
+// doubles the CPU of an upgrade.
+cluster.schedulingPolicy = cluster.SCHED_NONE;
 if (cluster.isPrimary && processes > 1) {
   for (let i = 0; i < processes; i++) cluster.fork();
 } else {

@@ -46,6 +46,11 @@ load-test-10k: build-bench ## The same with 10,000 connections
 bench-10k: build-bench ## Hold the server to its targets with 10,000 connections: a table, and a page in bench/report/
 	$(BENCH) -name Turnstile -server $(MEASURED) -heartbeat 5s' -conns 10000 -duration 15s -targets -out bench/report connect idle echo rate heartbeat
 
+.PHONY: bench-peers
+bench-peers: build-bench ## The same job on other servers, side by side: a table, and bench/report/peers.html (20 minutes)
+	bench/peers/build.sh
+	$(BENCH) peers
+
 .PHONY: run
 run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS="-workers 4" to add flags)
 	./$(BIN) $(FLAGS)

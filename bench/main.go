@@ -35,8 +35,13 @@ func start(args []string) int {
 		}
 		return exitOK
 	}
-	if len(args) > 0 && args[0] == "compare" {
-		return compare(args[1:])
+	if len(args) > 0 {
+		switch args[0] {
+		case "compare":
+			return compare(args[1:])
+		case "peers":
+			return comparePeers(args[1:])
+		}
 	}
 	o, err := parseOptions(args, os.Stdout)
 	switch {

@@ -29,6 +29,8 @@ type options struct {
 	Targets     bool
 	Quiet       bool
 	Scenarios   []string
+
+	folder string // in which the server is started
 }
 
 const (
@@ -106,6 +108,7 @@ func printUsage(out io.Writer, f *flag.FlagSet) {
 
 Usage: bench [flags] SCENARIO...
        bench compare OLD.json NEW.json
+       bench peers [flags]
 
 Scenarios, on the same connections one after the other:
 `)

@@ -41,7 +41,7 @@ func openServer(ctx context.Context, o *options) (*server, error) {
 	}
 	command := strings.Fields(strings.ReplaceAll(o.Server, listenPlace, listen))
 	s := &server{cmd: exec.Command(command[0], command[1:]...), exited: make(chan struct{})}
-	s.cmd.Stderr = &s.stderr
+	s.cmd.Stderr, s.cmd.Dir = &s.stderr, o.folder
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("cannot start the server: %w", err)

@@ -76,11 +76,23 @@ func (t *target) dial(index int) (fd int, err error) {
 			return -1, err
 		}
 	}
-	if err := unix.Connect(fd, t.address); err != nil && err != unix.EINPROGRESS {
+	if err := unix.Connect(fd, t.sockaddr()); err != nil && err != unix.EINPROGRESS {
 		unix.Close(fd)
 		return -1, err
 	}
 	return fd, nil
+}
+
+// sockaddr is a copy of the address: a call writes to what it is given, and the
+// loops must not share it.
+func (t *target) sockaddr() unix.Sockaddr {
+	switch a := t.address.(type) {
+	case *unix.SockaddrInet4:
+		return &unix.SockaddrInet4{Port: a.Port, Addr: a.Addr}
+	case *unix.SockaddrInet6:
+		return &unix.SockaddrInet6{Port: a.Port, Addr: a.Addr}
+	}
+	return &unix.SockaddrUnix{Name: t.address.(*unix.SockaddrUnix).Name}
 }
 
 func (t *target) localAddress(index int) (unix.Sockaddr, bool) {

@@ -95,6 +95,10 @@ bench: ## Run the benchmarks: messages, idle memory, upgrade, parser, wheel, emb
 	$(GO) test -run '^$$' -bench 'Idle' -benchtime 3x ./server
 	$(GO) test -run '^$$' -bench 'Messages' -benchtime 300000x -count 3 ./server
 
+.PHONY: benchstat
+benchstat: tools ## Compare two outputs of make bench: OLD=old.txt NEW=new.txt
+	$(TOOLS)/benchstat $(OLD) $(NEW)
+
 .PHONY: bench-redis
 bench-redis: ## Compare Redis with the embedded store: messages, latency at a fixed rate, resume of 10,000
 	$(GO) test -run '^$$' -bench Stores -benchtime 300000x -count 3 ./server
@@ -102,11 +106,19 @@ bench-redis: ## Compare Redis with the embedded store: messages, latency at a fi
 	$(GO) test -run '^$$' -bench RedisResume -benchtime 3x ./server
 
 .PHONY: lint
-lint: check ## go vet, staticcheck, shellcheck
+lint: check tools ## go vet, staticcheck, shellcheck
+	$(TOOLS)/staticcheck $(PACKAGES)
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run scripts/*.sh bench/peers/*.sh; else echo "shellcheck is not installed: scripts are not checked"; fi
+
+.PHONY: tools
+tools:
 	@mkdir -p $(TOOLS)
 	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ tool
-	$(TOOLS)/staticcheck $(PACKAGES)
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run scripts/*.sh; else echo "shellcheck is not installed: scripts are not checked"; fi
+
+.PHONY: test-peers
+test-peers: ## Build the servers of bench/peers and see that they do the same job
+	bench/peers/build.sh
+	cd bench/peers && $(GO) vet ./... && $(GO) test -count=1 ./...
 
 .PHONY: readme
 readme: ## Write the table of flags in README.md anew from config.go

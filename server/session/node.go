@@ -102,8 +102,8 @@ func (n *node) run() {
 	}
 }
 
-// converse connects, and exchanges until something fails; worked says that
-// something did not.
+// converse connects, and exchanges until something fails; worked says that it
+// had begun well.
 func (n *node) converse() (worked bool, err error) {
 	conn := n.client.EphemeralConn()
 	defer conn.Close()
@@ -118,14 +118,13 @@ func (n *node) converse() (worked bool, err error) {
 		if err := n.exchange(conn); err != nil {
 			return true, err
 		}
-		worked = true
 		select {
 		case <-n.ctx.Done():
-			return worked, n.ctx.Err()
+			return true, n.ctx.Err()
 		case <-n.wake:
 		case <-time.After(probeEvery):
 			if err := n.try(conn); err != nil {
-				return worked, err
+				return true, err
 			}
 			n.onSuccess()
 		}
@@ -227,10 +226,11 @@ func (n *node) exchange(conn *redis.Conn) error {
 	}
 }
 
+// exchangeOnce sends one batch; more is false if there was nothing in the queue.
 func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
-	batch, hints := n.take()
+	batch, hints, more := n.take()
 	if len(batch)+len(hints) == 0 {
-		return false, nil
+		return more, nil
 	}
 	n.send(conn, batch, hints)
 	if err := n.store.settle(n, batch, hints); err != nil {
@@ -240,8 +240,9 @@ func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
 	return true, nil
 }
 
-// take moves the front of the queue into flight.
-func (n *node) take() ([]flying, []holderID) {
+// take moves the front of the queue into flight; more is false if there was
+// nothing in it.
+func (n *node) take() (batch []flying, hints []holderID, more bool) {
 	s := n.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -255,9 +256,8 @@ func (n *node) take() ([]flying, []holderID) {
 		}
 	}
 	n.queue = n.queue[:copy(n.queue, n.queue[count:])]
-	hints := n.hints
-	n.hints = nil
-	return n.flight, hints
+	hints, n.hints = n.hints, nil
+	return n.flight, hints, count > 0
 }
 
 // send carries out a batch in one pipeline. What became of it is in the

@@ -297,3 +297,38 @@ func TestOtherLocalAddress(t *testing.T) {
 		t.Errorf("from %v, %v", from, err)
 	}
 }
+
+// TestPeers: two servers in turn, a peer that is not built, and a table of both.
+func TestPeers(t *testing.T) {
+	server := strings.TrimSuffix(buildServer(t), " -heartbeat 200ms")
+	folder, out := t.TempDir(), t.TempDir()
+	command := strings.Fields(server)
+	peers := []peer{{Name: "other", What: "the same", Run: command}, {Name: "missing", Run: []string{".build/missing"}, Needs: "luck"}}
+	data, _ := json.Marshal(peers)
+	if err := os.WriteFile(filepath.Join(folder, "peers.json"), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text, err := benchCommand("peers", "-peers", folder, "-server", server, "-rounds", "2", "-conns", "100", "-duration", "200ms", "-out", out).CombinedOutput()
+	if err != nil || !strings.Contains(string(text), "| other |") || !strings.Contains(string(text), "skipped: missing (needs luck)") {
+		t.Fatalf("%v: %s", err, text)
+	}
+	var b bout
+	data, err = os.ReadFile(filepath.Join(out, "peers.json"))
+	if err != nil || json.Unmarshal(data, &b) != nil || len(b.Results) != 2 {
+		t.Fatalf("%v: %s", err, data)
+	}
+	for _, r := range b.Results {
+		for _, c := range columns {
+			if len(r.Values[c.Title]) != 2 {
+				t.Errorf("%s: %s has %d values", r.Name, c.Title, len(r.Values[c.Title]))
+			}
+		}
+		if len(r.Errors) > 0 {
+			t.Errorf("%s: %v", r.Name, r.Errors)
+		}
+	}
+	page, err := os.ReadFile(filepath.Join(out, "peers.html"))
+	if err != nil || strings.Count(string(page), `class="ours"`) != len(columns) || strings.Contains(string(page), "ZgotmplZ") {
+		t.Errorf("the page: %v, %d bars of ours", err, strings.Count(string(page), `class="ours"`))
+	}
+}

@@ -62,6 +62,7 @@ func (b *bout) markdown() string {
 		}
 		out.WriteString("\n")
 	}
+	fmt.Fprintf(&out, "\nMedians of %d rounds, in brackets the ratio to %s; many is %s connections.\n", b.Rounds, ours, number(float64(b.Conns)))
 	for _, r := range b.Results {
 		for what, n := range r.Errors {
 			fmt.Fprintf(&out, "\n%s: %d × %s\n", r.Name, n, what)
@@ -135,7 +136,7 @@ func (b *bout) page() ([]byte, error) {
 	}
 	var out bytes.Buffer
 	err = peersTemplate.Execute(&out, map[string]any{
-		"Bout": b, "Columns": columns, "Bars": b.bars, "Number": number, "Style": template.CSS(style),
+		"Bout": b, "Many": float64(b.Conns), "Columns": columns, "Bars": b.bars, "Number": number, "Style": template.CSS(style),
 	})
 	return out.Bytes(), err
 }

@@ -255,19 +255,17 @@ func TestRedisTakeover(t *testing.T) {
 	}
 }
 
-// deaf makes a store that hears nothing of takeovers.
-func deaf(i *instance) *instance {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.Redis.mu.Lock()
-	defer i.Redis.mu.Unlock()
-	i.Redis.instance++ // leases made from now on carry a number that it does not listen to
-	return i
+// deafStore is a readyStore that hears nothing of takeovers: its user may use no
+// channel.
+func deafStore(t *testing.T, server *redistest.Server) *instance {
+	t.Helper()
+	server.Do("ACL", "SETUSER", "deaf", "on", ">word", "~*", "resetchannels", "+@all")
+	return readyStore(t, "redis://deaf:word@"+server.Addr)
 }
 
 func TestRedisLoserThatWasNotToldIsFenced(t *testing.T) {
 	server := redistest.Start(t)
-	a, b := deaf(readyStore(t, server.URL())), readyStore(t, server.URL())
+	a, b := deafStore(t, server), readyStore(t, server.URL())
 	for range 20 {
 		first := a.mint().count(1)
 		second := b.claim(first.ID(), 1, true)
@@ -428,7 +426,7 @@ func TestRedisRecordIsGone(t *testing.T) {
 // session. The one that came later is still the owner.
 func TestRedisRolledBack(t *testing.T) {
 	server := redistest.Start(t)
-	a, b := deaf(readyStore(t, server.URL())), readyStore(t, server.URL())
+	a, b := deafStore(t, server), readyStore(t, server.URL())
 	first := a.mint().count(1)
 	owner, record := ownerKey(first.ID()), recordKeyOf(t, server, first.ID())
 	token := server.Do("GET", owner)

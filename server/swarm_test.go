@@ -245,7 +245,7 @@ func (c *swarmClient) leave() {
 // is called for each reply.
 func onCount(next func(c *swarmClient)) func(*swarmClient, []byte) {
 	return func(c *swarmClient, text []byte) {
-		count, session, ok := parseCount(text)
+		count, session, ok := proto.ReadCount(text)
 		if !ok {
 			return
 		}
@@ -258,17 +258,6 @@ func onCount(next func(c *swarmClient)) func(*swarmClient, []byte) {
 		}
 		next(c)
 	}
-}
-
-// parseCount reads a reply's count and session without a JSON parser's cost.
-func parseCount(text []byte) (count uint64, session []byte, ok bool) {
-	rest, ok := bytes.CutPrefix(text, []byte(`{"count":`))
-	if !ok {
-		return 0, nil, false
-	}
-	digits, rest, _ := bytes.Cut(rest, []byte(`,"session_id":"`))
-	count, err := strconv.ParseUint(string(digits), 10, 64)
-	return count, rest[:36], err == nil
 }
 
 // cpuTime is what a process has used so far, as proc(5) counts it.

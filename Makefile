@@ -17,7 +17,7 @@ export CGO_ENABLED ?= 0
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/server
@@ -55,11 +55,47 @@ bench-peers: build-bench ## The same job on other servers, side by side: a table
 run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS="-workers 4" to add flags)
 	./$(BIN) $(FLAGS)
 
+.PHONY: setup
+setup: ## Install what the stack needs, or say what is missing: redis-server, nginx, curl
+	@scripts/setup.sh
+
+.PHONY: dev-up
+dev-up: ## Start the whole stack: Redis, a colour, nginx on port 8080, and what watches them
+	@scripts/dev-up.sh
+
+.PHONY: dev-down
+dev-down: ## End what dev-up has started
+	@scripts/dev-down.sh
+
+.PHONY: promote
+promote: ## Build and start the other colour, test it, lead clients to it, drain the old one
+	@scripts/promote.sh
+
+.PHONY: promote-blue
+promote-blue: ## Promote blue
+	@scripts/promote.sh blue
+
+.PHONY: promote-green
+promote-green: ## Promote green
+	@scripts/promote.sh green
+
+.PHONY: smoke-test
+smoke-test: ## Test the running stack as a client does
+	@scripts/smoke.sh
+
+.PHONY: logs
+logs: ## Show what the stack says, until ^C
+	@scripts/logs.sh
+
+.PHONY: metrics
+metrics: ## Print the metrics of the colours that run (TEXT=active: the lines with it)
+	@scripts/metrics.sh "$(TEXT)"
+
 .PHONY: test
 test: deps check race plain unfenced fuzz ## Install what the tests need and run all of them
 
 .PHONY: deps
-deps: ## Install what the tests need: foreign WebSocket clients
+deps: ## Install what the tests need: Debian packages, foreign WebSocket clients
 	@scripts/test-deps.sh
 
 .PHONY: check
@@ -125,5 +161,5 @@ readme: ## Write the table of flags in README.md anew from config.go
 	UPDATE_README=1 $(GO) test -count=1 -run TestReadmeHasTheFlags ./server
 
 .PHONY: clean
-clean: ## Remove what was built and downloaded
-	rm -rf bin .cache
+clean: dev-down ## End the stack; remove what was built, downloaded and stored
+	rm -rf bin .cache .run

@@ -92,7 +92,7 @@ metrics: ## Print the metrics of the colours that run (TEXT=active: the lines wi
 	@scripts/metrics.sh "$(TEXT)"
 
 .PHONY: test
-test: deps check race plain unfenced fuzz ## Install what the tests need and run all of them
+test: deps check race plain test-integration unfenced fuzz ## Install what the tests need and run all of them
 
 .PHONY: deps
 deps: ## Install what the tests need: Debian packages, foreign WebSocket clients
@@ -110,6 +110,10 @@ race: ## Run the tests under the race detector
 .PHONY: plain
 plain: ## Run the tests as built for production: allocations, 10,000 clients
 	$(GO) test -count=1 -timeout 10m $(PACKAGES)
+
+.PHONY: test-integration
+test-integration: ## Test deploy/ and scripts/ with real nginx and Redis: promotions under load, broken, killed
+	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m -v ./...
 
 .PHONY: chaos
 chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel

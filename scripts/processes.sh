@@ -80,7 +80,7 @@ build() {
 # under a colour that may be restarted.
 start_colour() {
 	mkdir -p "$RUN/bin"
-	cp "$BIN/server" "$RUN/bin/$1.new"
+	cp "$BIN/server" "$RUN/bin/$1.new" || return
 	mv "$RUN/bin/$1.new" "$RUN/bin/$1"
 	start "$1" "$RUN/bin/$1" -listen "$HOST:${COLOUR_PORT[$1]},unix:$RUN/$1.sock" \
 		-redis "${TURNSTILE_REDIS:-unix://$RUN/redis.sock}"

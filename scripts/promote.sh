@@ -139,6 +139,6 @@ else
 fi
 check_through_nginx
 retire
-rm -f "$RUN/promotion"
 step 8 "$next serves, after $(seconds_since "$began") s"
 echo "  $timings"
+rm -f "$RUN/promotion"

@@ -9,6 +9,7 @@ CHAOS   ?= 300
 BIN      = bin/server
 BENCH    = bin/bench
 TOOLS    = .cache/bin
+REVISION ?= $(or $(shell git describe --always --dirty --abbrev=12 2>/dev/null),unknown)
 
 # Static, so that the binary runs in an empty image and on any distribution.
 export CGO_ENABLED ?= 0
@@ -21,7 +22,7 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build bin/server
-	$(GO) build -trimpath -o $(BIN) ./server
+	$(GO) build -trimpath -ldflags '-X main.revision=$(REVISION)' -o $(BIN) ./server
 
 .PHONY: build-bench
 build-bench: build ## Build bin/bench, the load generator, too
@@ -113,7 +114,16 @@ lint: check tools ## go vet, staticcheck, shellcheck
 .PHONY: tools
 tools:
 	@mkdir -p $(TOOLS)
-	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ tool
+	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ golang.org/x/perf/cmd/benchstat honnef.co/go/tools/cmd/staticcheck
+
+VICTORIA = github.com/VictoriaMetrics
+
+.PHONY: stack-tools
+stack-tools: ## Build VictoriaMetrics, vmalert, VictoriaLogs and vlagent into .cache/bin (minutes, the first time)
+	@mkdir -p $(TOOLS)
+	cd deploy/tools && $(GO) build -trimpath -o ../../$(TOOLS)/ \
+		$(VICTORIA)/VictoriaMetrics/app/victoria-metrics $(VICTORIA)/VictoriaMetrics/app/vmalert $(VICTORIA)/VictoriaMetrics/app/vmalert-tool \
+		$(VICTORIA)/VictoriaLogs/app/victoria-logs $(VICTORIA)/VictoriaLogs/app/vlagent
 
 .PHONY: test-peers
 test-peers: ## Build the servers of bench/peers and see that they do the same job

@@ -57,7 +57,7 @@ run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS=
 	./$(BIN) $(FLAGS)
 
 .PHONY: test
-test: deps check race plain unfenced fuzz ## Install what the tests need and run all of them
+test: deps check race plain unfenced fuzz test-deploy ## Install what the tests need and run all of them
 
 .PHONY: deps
 deps: ## Install what the tests need: foreign WebSocket clients
@@ -124,6 +124,10 @@ stack-tools: ## Build VictoriaMetrics, vmalert, VictoriaLogs and vlagent into .c
 	cd deploy/tools && $(GO) build -trimpath -o ../../$(TOOLS)/ \
 		$(VICTORIA)/VictoriaMetrics/app/victoria-metrics $(VICTORIA)/VictoriaMetrics/app/vmalert $(VICTORIA)/VictoriaMetrics/app/vmalert-tool \
 		$(VICTORIA)/VictoriaLogs/app/victoria-logs $(VICTORIA)/VictoriaLogs/app/vlagent
+
+.PHONY: test-deploy
+test-deploy: stack-tools ## Test what deploy/ and scripts/ hold, with the real programs
+	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...
 
 .PHONY: test-peers
 test-peers: ## Build the servers of bench/peers and see that they do the same job

@@ -138,6 +138,10 @@ test-peers: ## Build the servers of bench/peers and see that they do the same jo
 readme: ## Write the table of flags in README.md anew from config.go
 	UPDATE_README=1 $(GO) test -count=1 -run TestReadmeHasTheFlags ./server
 
+.PHONY: observability
+observability: ## Write the tables of deploy/OBSERVABILITY.md and vmui's dashboards anew
+	cd deploy && UPDATE_OBSERVABILITY=1 $(GO) test -count=1 -run 'TestDocumentTables|TestVMUIDashboards' .
+
 .PHONY: clean
 clean: ## Remove what was built and downloaded
 	rm -rf bin .cache

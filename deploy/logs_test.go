@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -156,3 +158,45 @@ func TestLokiPushAPI(t *testing.T) {
 		return len(lines) == 1 && lines[0]["_msg"] == "connection_dropped"
 	})
 }
+
+// TestLogQueries holds the selectors of the logs' dashboard and of the document
+// to the labels that the shippers set.
+func TestLogQueries(t *testing.T) {
+	_, logs, _ := strings.Cut(document(t), "\n## Logs\n")
+	texts := map[string]string{documentPath: logs}
+	for _, d := range dashboards(t) {
+		for _, p := range d.Panels {
+			for _, target := range p.Targets {
+				if target.Datasource.UID == "loki" {
+					texts[d.file+" "+p.Title] = target.Expr
+				}
+			}
+		}
+	}
+	if len(texts) < 4 {
+		t.Fatalf("only %d texts", len(texts))
+	}
+	values := map[string][]string{
+		"service": {"websocket-message-counter"}, "level": {"DEBUG", "INFO", "WARN", "ERROR"}, "colour": {"blue", "green", "$colour"},
+	}
+	for where, text := range texts {
+		selectors := logSelector.FindAllString(text, -1)
+		if len(selectors) == 0 {
+			t.Errorf("%s: no selector in %s", where, text)
+		}
+		for _, s := range selectors {
+			for _, m := range labelMatcher.FindAllStringSubmatch(s, -1) {
+				for _, value := range strings.Split(strings.ReplaceAll(m[2], `\`, ""), "|") {
+					if !slices.Contains(values[m[1]], value) {
+						t.Errorf("%s: %s: no line has %s %q", where, s, m[1], value)
+					}
+				}
+			}
+		}
+	}
+}
+
+var (
+	logSelector  = regexp.MustCompile(`{[^}]*}`)
+	labelMatcher = regexp.MustCompile(`([a-z_]+)=~?"([^"]*)"`)
+)

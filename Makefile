@@ -18,7 +18,7 @@ export CGO_ENABLED ?= 0
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/server
@@ -137,6 +137,14 @@ test-peers: ## Build the servers of bench/peers and see that they do the same jo
 .PHONY: readme
 readme: ## Write the table of flags in README.md anew from config.go
 	UPDATE_README=1 $(GO) test -count=1 -run TestReadmeHasTheFlags ./server
+
+.PHONY: monitor
+monitor: ## Watch both colours in the terminal: connections, rates, latency, errors
+	@scripts/monitor.sh
+
+.PHONY: monitor-30
+monitor-30: ## The same for 30 seconds
+	@scripts/monitor.sh 30
 
 .PHONY: observability
 observability: ## Write the tables of deploy/OBSERVABILITY.md and vmui's dashboards anew

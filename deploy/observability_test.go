@@ -3,16 +3,12 @@ package deploy
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
-
-	"turnstile/proto"
 )
 
 // A metricStack is VictoriaMetrics and vmalert, with the files that dev-up.sh
@@ -184,6 +180,11 @@ func TestSamplesOfRealServers(t *testing.T) {
 		}
 	}
 	s.awaitAlerts(t) // none
+
+	served, err := fetch("http://" + s.addr + "/vmui/custom-dashboards")
+	if err != nil || strings.Count(string(served), `"expr"`) < 30 {
+		t.Errorf("vmui's dashboards: %v: %.200s", err, served)
+	}
 }
 
 // TestAlertsOfRealServers kills and starts servers, and sees what fires.
@@ -213,55 +214,5 @@ func TestAlertsOfRealServers(t *testing.T) {
 		if a.Labels["colour"] != "green" || !strings.HasPrefix(a.Annotations["summary"], "green ("+s.colours["green"]+")") {
 			t.Errorf("the alert is %v", a)
 		}
-	}
-}
-
-// A webSocket is a client's connection.
-type webSocket struct {
-	conn net.Conn
-	read []byte
-}
-
-func dialWebSocket(t testing.TB, addr string) *webSocket {
-	t.Helper()
-	conn, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(patience))
-	w := &webSocket{conn: conn}
-	w.send(t, proto.AppendRequest(nil, addr, "/ws/chat/", ""))
-	w.await(t, "\r\n\r\n")
-	if err := proto.CheckUpgrade(w.read); err != nil {
-		t.Fatal(err)
-	}
-	return w
-}
-
-// count sends n messages and waits for the answer to the last one.
-func (w *webSocket) count(t testing.TB, n int) {
-	t.Helper()
-	for range n {
-		w.send(t, proto.AppendMaskedFrame(nil, proto.OpText, true, [4]byte{1, 2, 3, 4}, []byte("hello")))
-	}
-	w.await(t, fmt.Sprintf(`{"count":%d,`, n))
-}
-
-func (w *webSocket) send(t testing.TB, data []byte) {
-	t.Helper()
-	if _, err := w.conn.Write(data); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (w *webSocket) await(t testing.TB, text string) {
-	t.Helper()
-	for buffer := make([]byte, 4096); !strings.Contains(string(w.read), text); {
-		n, err := w.conn.Read(buffer)
-		if err != nil {
-			t.Fatalf("%v before %q, after %q", err, text, w.read)
-		}
-		w.read = append(w.read, buffer[:n]...)
 	}
 }

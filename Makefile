@@ -9,6 +9,7 @@ CHAOS   ?= 300
 BIN      = bin/server
 BENCH    = bin/bench
 TOOLS    = .cache/bin
+REVISION ?= $(or $(shell git describe --always --dirty --abbrev=12 2>/dev/null),unknown)
 
 # Static, so that the binary runs in an empty image and on any distribution.
 export CGO_ENABLED ?= 0
@@ -21,7 +22,7 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build bin/server
-	$(GO) build -trimpath -o $(BIN) ./server
+	$(GO) build -trimpath -ldflags '-X main.revision=$(REVISION)' -o $(BIN) ./server
 
 .PHONY: build-bench
 build-bench: build ## Build bin/bench, the load generator, too
@@ -112,8 +113,8 @@ plain: ## Run the tests as built for production: allocations, 10,000 clients
 	$(GO) test -count=1 -timeout 10m $(PACKAGES)
 
 .PHONY: test-integration
-test-integration: ## Test deploy/ and scripts/ with real nginx and Redis: promotions under load, broken, killed
-	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m -v ./...
+test-integration: stack-tools ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
+	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 15m ./...
 
 .PHONY: chaos
 chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
@@ -153,7 +154,16 @@ lint: check tools ## go vet, staticcheck, shellcheck
 .PHONY: tools
 tools:
 	@mkdir -p $(TOOLS)
-	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ tool
+	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ golang.org/x/perf/cmd/benchstat honnef.co/go/tools/cmd/staticcheck
+
+VICTORIA = github.com/VictoriaMetrics
+
+.PHONY: stack-tools
+stack-tools: ## Build VictoriaMetrics, vmalert, VictoriaLogs and vlagent into .cache/bin (minutes, the first time)
+	@mkdir -p $(TOOLS)
+	cd deploy/tools && $(GO) build -trimpath -o ../../$(TOOLS)/ \
+		$(VICTORIA)/VictoriaMetrics/app/victoria-metrics $(VICTORIA)/VictoriaMetrics/app/vmalert $(VICTORIA)/VictoriaMetrics/app/vmalert-tool \
+		$(VICTORIA)/VictoriaLogs/app/victoria-logs $(VICTORIA)/VictoriaLogs/app/vlagent
 
 .PHONY: test-peers
 test-peers: ## Build the servers of bench/peers and see that they do the same job
@@ -163,6 +173,18 @@ test-peers: ## Build the servers of bench/peers and see that they do the same jo
 .PHONY: readme
 readme: ## Write the table of flags in README.md anew from config.go
 	UPDATE_README=1 $(GO) test -count=1 -run TestReadmeHasTheFlags ./server
+
+.PHONY: monitor
+monitor: ## Watch both colours in the terminal: connections, rates, latency, errors
+	@scripts/monitor.sh
+
+.PHONY: monitor-30
+monitor-30: ## The same for 30 seconds
+	@scripts/monitor.sh 30
+
+.PHONY: observability
+observability: ## Write the tables of deploy/OBSERVABILITY.md and vmui's dashboards anew
+	cd deploy && UPDATE_OBSERVABILITY=1 $(GO) test -count=1 -run 'TestDocumentTables|TestVMUIDashboards' .
 
 .PHONY: clean
 clean: dev-down ## End the stack; remove what was built, downloaded and stored

@@ -76,6 +76,7 @@ type Sources struct {
 	SessionsEvicted func() uint64 // nil where the store is not embedded, as the next
 	SessionsExpired func() uint64
 	MaxConnections  int
+	Revision        string // of the source that the process was built from
 	Ready           func() bool
 	ShutdownTime    func() time.Duration
 }

@@ -119,6 +119,7 @@ func testSources() Sources {
 		SessionsEvicted: func() uint64 { return 12 },
 		SessionsExpired: func() uint64 { return 13 },
 		MaxConnections:  14,
+		Revision:        "abc-dirty",
 		Ready:           func() bool { return true },
 		ShutdownTime:    func() time.Duration { return 1500 * time.Millisecond },
 	}
@@ -188,9 +189,14 @@ func (r *recorder) Error(...any)          { r.faults++ }
 // TestEachMetricHasItsHelp holds the help texts to the metrics, both ways.
 func TestEachMetricHasItsHelp(t *testing.T) {
 	m := New(2, testLabels, testSources())
-	m.NewStore(StoreLabels{Commits: []string{"committed"}, Claims: []string{"resumed"}, Takeovers: []string{"told"}, Errors: []string{"timeout"}},
-		func() time.Duration { return time.Hour }).QueueLength = func() int { return 0 }
+	available := false
+	store := m.NewStore(StoreLabels{Commits: []string{"committed"}, Claims: []string{"resumed"}, Takeovers: []string{"told"}, Errors: []string{"timeout"}},
+		func() time.Duration { return time.Hour })
+	store.QueueLength, store.Available = func() int { return 0 }, func() bool { return available }
+	write(t, m).want(t, "websocket_store_available", 0)
+	available = true
 	p := write(t, m)
+	p.want(t, "websocket_store_available", 1)
 	for name, f := range p {
 		if strings.HasPrefix(name, "websocket_") && help[name] == "" {
 			t.Errorf("%s has no help text: %s", name, f.help)
@@ -281,6 +287,7 @@ func TestSourcesAreAsked(t *testing.T) {
 	p.want(t, "websocket_accepted_total", 15)
 	p.want(t, "websocket_accept_paused_total", 1)
 	p.want(t, "websocket_shutdown_time_seconds", 1.5)
+	p.want(t, `websocket_build_info{revision="abc-dirty"}`, 1)
 	p.want(t, "websocket_ready", 0)
 	ready = true // asked at each scrape
 	write(t, m).want(t, "websocket_ready", 1)

@@ -19,6 +19,7 @@ type Store struct {
 	Takeovers     []Counter                    // by the index of StoreLabels.Takeovers
 	LastSuccess   atomic.Int64                 // time.Duration on the clock of Now
 	QueueLength   func() int                   // set once, before the first scrape
+	Available     func() bool                  // set once, before the first scrape
 	Now           func() time.Duration
 
 	labels StoreLabels
@@ -52,6 +53,7 @@ func (s *Store) write(out io.Writer) {
 	writeStrings(out, "websocket_store_errors_total", "kind", s.labels.Errors, s.Errors)
 	writeStrings(out, "websocket_store_takeovers_total", "result", s.labels.Takeovers, s.Takeovers)
 	metrics.WriteGaugeUint64(out, "websocket_store_queue_sessions", uint64(s.QueueLength()))
+	metrics.WriteGaugeUint64(out, "websocket_store_available", oneIf(s.Available()))
 	since := s.Now() - time.Duration(s.LastSuccess.Load())
 	metrics.WriteGaugeFloat64(out, "websocket_store_last_success_seconds", max(since, 0).Seconds())
 }

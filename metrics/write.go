@@ -33,6 +33,7 @@ var help = map[string]string{
 	"websocket_accept_dropped_total":         "Sockets closed without a word, because too many others waited to be refused.",
 	"websocket_accept_paused_total":          "Times that accepting paused because file descriptors had run out.",
 	"websocket_max_connections":              "The limit on sockets that are served at once.",
+	"websocket_build_info":                   "Always 1; its label says which revision of the source the process was built from.",
 	"websocket_ready":                        "1 while the instance takes new connections, else 0.",
 	"websocket_worker_connections":           "Upgraded connections of each worker.",
 	"websocket_store_batch_sessions":         "Sessions whose commands went to Redis in one pipeline.",
@@ -42,6 +43,7 @@ var help = map[string]string{
 	"websocket_store_errors_total":           "What kept Redis from doing what it was asked.",
 	"websocket_store_takeovers_total":        "Connections of this instance that lost their session to another one: told while they were silent, or fenced when they counted.",
 	"websocket_store_queue_sessions":         "Sessions that have something to be stored, or on its way.",
+	"websocket_store_available":              "1 while every node of Redis has answered within -store-timeout, else 0.",
 	"websocket_store_last_success_seconds":   "How long ago Redis last answered.",
 }
 
@@ -135,21 +137,26 @@ func writeStrings(out io.Writer, name, label string, values []string, counts []C
 
 func (m *Metrics) writeSources(out io.Writer) {
 	s := m.sources
-	ready := uint64(0)
-	if s.Ready() {
-		ready = 1
-	}
 	metrics.WriteCounterUint64(out, "websocket_accepted_total", m.Accepted.Load())
 	metrics.WriteCounterUint64(out, "websocket_accept_dropped_total", m.Dropped.Load())
 	metrics.WriteCounterUint64(out, "websocket_accept_paused_total", m.Paused.Load())
 	metrics.WriteGaugeUint64(out, "websocket_max_connections", uint64(s.MaxConnections))
-	metrics.WriteGaugeUint64(out, "websocket_ready", ready)
+	metrics.WriteGaugeUint64(out, "websocket_ready", oneIf(s.Ready()))
 	metrics.WriteGaugeUint64(out, "websocket_sessions", uint64(s.Sessions()))
 	if s.SessionsEvicted != nil {
 		metrics.WriteCounterUint64(out, "websocket_sessions_evicted_total", s.SessionsEvicted())
 		metrics.WriteCounterUint64(out, "websocket_sessions_expired_total", s.SessionsExpired())
 	}
 	metrics.WriteGaugeFloat64(out, "websocket_shutdown_time_seconds", s.ShutdownTime().Seconds())
+	metrics.WriteMetadataIfNeeded(out, "websocket_build_info", "gauge")
+	fmt.Fprintf(out, "websocket_build_info{revision=%q} 1\n", s.Revision)
+}
+
+func oneIf(condition bool) uint64 {
+	if condition {
+		return 1
+	}
+	return 0
 }
 
 // withHelp fills in the HELP texts, which the library leaves empty.

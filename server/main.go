@@ -23,6 +23,10 @@ const (
 	exitUsage   = 2
 )
 
+// revision is what git calls the source of this binary. The build sets it
+// (go build -ldflags "-X main.revision=…", as the Makefile does).
+var revision = "unknown"
+
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {

@@ -139,6 +139,7 @@ func (s *server) newMetrics() *metrics.Metrics {
 	sources := metrics.Sources{
 		Sessions:       func() int { return s.store.Len() },
 		MaxConnections: s.config.MaxConnections,
+		Revision:       revision,
 		Ready:          s.isReady,
 		ShutdownTime:   s.drainTime,
 	}

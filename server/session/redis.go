@@ -74,7 +74,7 @@ func NewRedis(config RedisConfig) *Redis {
 		instance: rand.Uint32(), leases: make(map[uint32]*remote),
 	}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	config.Metrics.QueueLength = s.queueLength
+	config.Metrics.QueueLength, config.Metrics.Available = s.queueLength, s.Available
 	if config.Address.isCluster() {
 		s.cluster = newCluster(s)
 	} else {

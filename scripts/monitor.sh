@@ -1,0 +1,200 @@
+#!/usr/bin/env bash
+# Shows both colours live in the terminal: connections, rates, latency, errors,
+# and the last warnings and errors of their logs. Rates and percentiles are of
+# the time since the last view.
+#
+#   monitor.sh [SECONDS]     ends after so many seconds; without, at ^C
+#
+# It reads /metrics/ and the log files itself, so that it shows something where
+# VictoriaMetrics and Grafana do not.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+RUN=${TURNSTILE_RUN_DIR:-$ROOT/.run}
+HOST=${TURNSTILE_HOST:-127.0.0.1}
+declare -A COLOUR_PORT=([blue]=${TURNSTILE_BLUE_PORT:-8001} [green]=${TURNSTILE_GREEN_PORT:-8002})
+active_colour() { basename "$(readlink "$RUN/active.sock" 2>/dev/null)" .sock; }
+colour_lines() { [[ ! -f $RUN/log/$1.log ]] || tail -c 262144 "$RUN/log/$1.log"; }
+
+readonly every=1 # seconds from view to view
+duration=${1:-}
+[[ -z $duration || $duration =~ ^[1-9][0-9]*$ ]] || {
+	echo "monitor: the time must be a whole number of seconds from 1, got \"$duration\"" >&2
+	exit 2
+}
+
+pages=$(mktemp -d)
+leave() {
+	rm -rf "$pages"
+	[[ ! -t 1 ]] || printf '\e[?25h'
+}
+trap leave EXIT
+trap 'exit 0' INT TERM
+
+# scrape COLOUR keeps the page before and takes a new one; none if it is down.
+scrape() {
+	local page=$pages/$1
+	if [[ -f $page ]]; then mv "$page" "$page.before"; else rm -f "$page.before"; fi
+	echo "# at $EPOCHREALTIME" >"$page.new"
+	if curl --silent --fail --max-time 2 "http://$HOST:${COLOUR_PORT[$1]}/metrics/" >>"$page.new"; then
+		mv "$page.new" "$page"
+	fi
+}
+
+# column COLOUR is what stands below its name, a line for each of the rows; see
+# rows. From the page before and the page now, as far as they are there.
+column() {
+	local page=$pages/$1
+	if [[ ! -f $page ]]; then
+		echo down
+		return
+	fi
+	[[ -f $page.before ]] || cp "$page" "$page.before"
+	awk -f <(columns_program) "$page.before" "$page"
+}
+
+readonly rows=(state revision 'up for' connections 'upgrades/s' 'closes/s' 'messages/s' 'answer p50 / p99' 'errors/s'
+	'heartbeats/s' 'in / out' 'loop late p99' 'held for slow clients' 'commits/s' 'commit p50 / p99' CPU memory 'file descriptors')
+
+columns_program() {
+	cat <<'AWK'
+FNR == 1 { sub(",", ".", $3); page++; at[page] = $3; next }
+/^#/ { next }
+{
+	series = $0; sub(/ [^ ]*$/, "", series)
+	name = series; sub(/\{.*/, "", name)
+	value[page, series] = $NF
+	sum[page, name] += $NF
+	if (match(series, /le="[^"]*"/)) {
+		le = substr(series, RSTART + 4, RLENGTH - 5)
+		bucket[page, name, le] += $NF
+		if (!((name, le) in known)) { known[name, le]; les[name] = les[name] " " le }
+	}
+	if (name == "websocket_build_info") { revision = series; gsub(/.*="|"}/, "", revision) }
+}
+# since is by how much a counter grew; one that fell began anew.
+function since(a, b) { return (b < a) ? b : b - a }
+function rate_of(a, b) { return (age > 0) ? since(a, b) / age : 0 }
+function rate(name) { return rate_of(sum[1, name], sum[2, name]) }
+function quantile(q, name,    n, le, i, all, count, below, low) {
+	name = name "_bucket"
+	n = split(les[name], le, " ")
+	all = since(bucket[1, name, "+Inf"], bucket[2, name, "+Inf"])
+	if (all == 0) return "-"
+	for (i = 1; i <= n; i++) {
+		count = since(bucket[1, name, le[i]], bucket[2, name, le[i]])
+		if (count >= q * all) {
+			if (le[i] == "+Inf") return "over " time(low)
+			return time(low + (le[i] - low) * (q * all - below) / (count - below))
+		}
+		below = count; low = le[i]
+	}
+}
+function time(s) {
+	if (s < 1) return sprintf("%.2f ms", s * 1e3)
+	return sprintf("%.1f s", s)
+}
+function age_of(s) {
+	if (s < 60) return int(s) " s"
+	if (s < 3600) return sprintf("%d min %02d s", s / 60, s % 60)
+	return sprintf("%d h %02d min", s / 3600, s % 3600 / 60)
+}
+function bytes(n) {
+	if (n < 1024) return int(n) " B"
+	if (n < 1048576) return sprintf("%.1f KiB", n / 1024)
+	return sprintf("%.1f MiB", n / 1048576)
+}
+function whole(n,    s) {
+	s = sprintf("%.0f", n)
+	while (match(s, /[0-9][0-9][0-9][0-9]($|,)/)) s = substr(s, 1, RSTART) "," substr(s, RSTART + 1)
+	return s
+}
+function few(n) { return (n > 0 && n < 10) ? sprintf("%.1f", n) : whole(n) }
+function now(name) { return sum[2, name] }
+END {
+	age = at[2] - at[1]
+	upgraded = "websocket_handshakes_total{result=\"upgraded\"}"
+	print (now("websocket_ready") ? "ready" : (now("websocket_shutdown_time_seconds") > 0) ? "draining" : "not ready")
+	print revision
+	print age_of(at[2] - now("process_start_time_seconds"))
+	print whole(now("websocket_active_connections"))
+	print few(rate_of(value[1, upgraded], value[2, upgraded]))
+	print few(rate("websocket_closes_total"))
+	print few(rate("websocket_messages_total"))
+	print quantile(0.5, "websocket_message_latency_seconds") " / " quantile(0.99, "websocket_message_latency_seconds")
+	print few(rate("websocket_errors_total"))
+	print few(rate("websocket_heartbeats_total"))
+	print bytes(rate("websocket_bytes_in_total")) "/s / " bytes(rate("websocket_bytes_out_total")) "/s"
+	print quantile(0.99, "websocket_loop_latency_seconds")
+	print bytes(now("websocket_backlog_bytes"))
+	if ((2, "websocket_store_available") in sum) {
+		print few(rate("websocket_store_commits_total")) (now("websocket_store_available") ? "" : ", out of reach")
+		print quantile(0.5, "websocket_store_commit_latency_seconds") " / " quantile(0.99, "websocket_store_commit_latency_seconds")
+	} else {
+		print "embedded store"
+		print "-"
+	}
+	printf "%.0f %%\n", 100 * rate("process_cpu_seconds_total")
+	print bytes(now("process_resident_memory_bytes"))
+	print whole(now("process_open_fds")) " of " whole(now("process_max_fds"))
+}
+AWK
+}
+
+# errors_by_type is the errors of each colour since its start, by type.
+errors_by_type() {
+	local colour
+	for colour in blue green; do
+		[[ ! -f $pages/$colour ]] || awk -v colour="$colour" '
+			/^websocket_errors_total/ && $2 > 0 { split($1, part, "\""); text = text "  " part[2] " " $2 }
+			END { if (text != "") print "  " colour ":" text }' "$pages/$colour"
+	done
+}
+
+# trouble is the last warnings and errors of both logs, and what is no JSON.
+trouble() {
+	local colour
+	for colour in blue green; do
+		colour_lines "$colour" | awk -v colour="$colour" '
+			function field(name) { return match($0, "\"" name "\":\"[^\"]*") ? substr($0, RSTART + length(name) + 4, RLENGTH - length(name) - 4) : "" }
+			/^\{/ { at = substr(field("timestamp"), 12, 8) }
+			/^\{.*"level":"(WARN|ERROR)"/ { print at, colour, field("level"), field("event"), field("error") }
+			/^(panic|fatal error): / { print at, colour, $0 }'
+	done | sort | tail -n 6 | cut -c 1-"$width" | sed 's/^/  /'
+}
+
+view() {
+	local colour i active trouble errors
+	active=$(active_colour) || active=
+	errors=$(errors_by_type)
+	trouble=$(trouble)
+	local -a blue green
+	mapfile -t blue < <(column blue)
+	mapfile -t green < <(column green)
+	printf 'Turnstile at %(%H:%M:%S)T, both colours at %s; ^C ends\n\n%-24s' -1 "$HOST" ''
+	for colour in blue green; do
+		printf '%-26s' "$colour:${COLOUR_PORT[$colour]}$([[ $colour != "$active" ]] || echo ', serves')"
+	done
+	echo
+	for ((i = 0; i < ${#rows[@]}; i++)); do
+		printf '%-24s%-26s%s\n' "${rows[i]}" "${blue[i]:-}" "${green[i]:-}"
+	done
+	printf '\nerrors since the start\n%s\n' "${errors:-  none}"
+	printf '\nlast warnings and errors\n%s\n' "${trouble:-  none}"
+}
+
+width=$(($(tput cols 2>/dev/null || echo 120) - 2))
+end=${duration:+$((SECONDS + duration))}
+[[ ! -t 1 ]] || printf '\e[?25l\e[2J'
+while :; do
+	scrape blue
+	scrape green
+	frame=$(view)
+	if [[ -t 1 ]]; then
+		printf '\e[H%s\e[K\e[J\n' "${frame//$'\n'/$'\e[K\n'}"
+	else
+		printf '%s\n\n' "$frame"
+	fi
+	[[ -z $end ]] || ((SECONDS < end)) || break
+	sleep "$every"
+done

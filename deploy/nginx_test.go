@@ -103,6 +103,7 @@ func fileLimit(t testing.TB) (old, new string) {
 // The files as they stand are a valid configuration, and so are the variants
 // that they name.
 func TestNginxConfigurations(t *testing.T) {
+	t.Parallel()
 	cert, key := selfSigned(t)
 	limit, allowed := fileLimit(t)
 	paths := map[string]string{limit: allowed, "/etc/turnstile/tls/fullchain.pem": cert, "/etc/turnstile/tls/privkey.pem": key}
@@ -160,6 +161,7 @@ func smokeTest(t testing.TB, env []string, args ...string) {
 
 // WebSockets through TLS: the include, with a certificate.
 func TestNginxWithTLS(t *testing.T) {
+	t.Parallel()
 	cert, key := selfSigned(t)
 	limit, allowed := fileLimit(t)
 	addr := freeAddr(t)
@@ -206,6 +208,7 @@ func get(t testing.TB, addr, path string, headers ...string) *http.Response {
 
 // What the public sees of a stack, and what it does not.
 func TestNginxShowsThePublicPages(t *testing.T) {
+	t.Parallel()
 	s := newStack(t)
 	for _, path := range []string{"/", "/console.js", "/console.css", "/healthz", "/healthz/", "/readyz/"} {
 		if r := get(t, s.site, path); r.StatusCode != 200 {
@@ -245,6 +248,7 @@ func TestNginxShowsThePublicPages(t *testing.T) {
 
 // nginx is killed and started again: all are cut off, and all are back.
 func TestNginxIsRestarted(t *testing.T) {
+	t.Parallel()
 	s := newStack(t)
 	c := newCrowd(t, s.site, 100)
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
@@ -261,6 +265,7 @@ func TestNginxIsRestarted(t *testing.T) {
 // Several instances behind one nginx, with a Redis Cluster behind them: one is
 // drained, one killed, and no client loses a message.
 func TestInstances(t *testing.T) {
+	t.Parallel()
 	cluster := redistest.StartCluster(t, 3)
 	limit, allowed := fileLimit(t)
 	site, dir := freeAddr(t), t.TempDir()

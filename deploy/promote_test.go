@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,6 +42,7 @@ func TestPromotion(t *testing.T) {
 
 // A colour that is not fit to serve is not promoted, and no client notices.
 func TestPromotionOfABrokenColour(t *testing.T) {
+	t.Parallel()
 	s := newStack(t)
 	c := newCrowd(t, s.site, 100)
 	for _, broken := range []struct {
@@ -70,6 +72,7 @@ func TestPromotionOfABrokenColour(t *testing.T) {
 
 // A promotion that was killed is taken up again, wherever it was.
 func TestPromotionIsKilled(t *testing.T) {
+	t.Parallel()
 	s := newStack(t)
 	c := newCrowd(t, s.site, 100)
 	next, last := "green", "blue"
@@ -96,15 +99,7 @@ func TestPromotionIsKilled(t *testing.T) {
 // not to outlive it, as soon as it says that it is at a step.
 func killAtStep(t *testing.T, s *stack, step int) {
 	t.Helper()
-	cmd := s.script("promote.sh")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewScanner(out)
+	lines, cmd := startPromotion(t, s)
 	for lines.Scan() && !strings.HasPrefix(lines.Text(), fmt.Sprintf("step %d", step)) {
 	}
 	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
@@ -113,7 +108,22 @@ func killAtStep(t *testing.T, s *stack, step int) {
 	}
 }
 
+// startPromotion starts promote.sh, whose lines are to be read.
+func startPromotion(t *testing.T, s *stack) (*bufio.Scanner, *exec.Cmd) {
+	t.Helper()
+	cmd := s.script("promote.sh")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return bufio.NewScanner(out), cmd
+}
+
 func TestOnePromotionAtATime(t *testing.T) {
+	t.Parallel()
 	s := newStack(t)
 	lock, err := os.OpenFile(s.run+"/lock", os.O_RDWR, 0)
 	if err != nil {
@@ -132,6 +142,7 @@ func TestOnePromotionAtATime(t *testing.T) {
 }
 
 func TestPromotionIsAskedForAColour(t *testing.T) {
+	t.Parallel()
 	s := newStack(t)
 	if out := s.must("promote.sh blue"); !strings.Contains(out, "blue serves already, alone: nothing to do") {
 		t.Error(out)
@@ -148,6 +159,7 @@ func TestPromotionIsAskedForAColour(t *testing.T) {
 
 // A colour that has crashed is replaced, and its clients are back.
 func TestPromotionAfterACrash(t *testing.T) {
+	t.Parallel()
 	s := newStack(t)
 	c := newCrowd(t, s.site, 100)
 	syscall.Kill(s.pid("blue"), syscall.SIGKILL)
@@ -155,5 +167,28 @@ func TestPromotionAfterACrash(t *testing.T) {
 	s.must("promote.sh")
 	s.wantServing("green")
 	c.wantAllOnline()
+	c.settle()
+}
+
+// ^C before the drain puts everything back.
+func TestPromotionIsInterrupted(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	c := newCrowd(t, s.site, 50)
+	for _, step := range []int{3, 4, 6} {
+		lines, cmd := startPromotion(t, s)
+		for lines.Scan() && !strings.HasPrefix(lines.Text(), fmt.Sprintf("step %d", step)) {
+		}
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+		var rest strings.Builder
+		for lines.Scan() {
+			rest.WriteString(lines.Text() + "\n")
+		}
+		if cmd.Wait(); cmd.ProcessState.ExitCode() == 0 || !strings.Contains(rest.String(), "putting everything back") {
+			t.Errorf("interrupted at step %d: exit code %d:\n%s", step, cmd.ProcessState.ExitCode(), rest.String())
+		}
+		s.wantServing("blue")
+		c.wantUndisturbed()
+	}
 	c.settle()
 }

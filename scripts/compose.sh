@@ -2,10 +2,7 @@
 # The stack as containers: deploy/compose.yml; sourced by stack.sh.
 
 # shellcheck disable=SC2034 # for the scripts
-SOCKETS=/run/turnstile
-
-# shellcheck disable=SC2034
-PARTS=(redis nginx)
+SOCKETS=/run/turnstile WATCHERS=(victoriametrics vmalert loki alloy grafana)
 
 export TURNSTILE_RUN_DIR=$RUN TURNSTILE_USER
 if ((EUID == 0)); then TURNSTILE_USER=65532:65532; else TURNSTILE_USER=$(id -u):$(id -g); fi
@@ -14,7 +11,7 @@ compose() { docker compose --file "$ROOT/deploy/compose.yml" --progress quiet "$
 
 # prepare makes what the containers find in the folder that they share.
 prepare() {
-	mkdir -p "$RUN/redis" "$RUN/nginx/temp"
+	mkdir -p "$RUN"/{redis,nginx/temp,victoria-metrics,loki,grafana}
 	(umask 077 && env | grep '^TURNSTILE_' >"$RUN/colour.env")
 	((EUID != 0)) || chown -R "$TURNSTILE_USER" "$RUN"
 }
@@ -49,4 +46,10 @@ start_part() {
 }
 
 stop_parts() { compose down --timeout 10; }
+watchers_say() {
+	look "http://$HOST:3000/" "dashboards and logs: Grafana"
+	look "http://$HOST:$METRICS_PORT/vmui/" "metrics, one by one"
+	look "http://$HOST:$ALERTS_PORT/" alerts
+}
+
 show_logs() { compose logs --follow --tail 20; }

@@ -18,19 +18,24 @@ else
 	echo "  $colour runs"
 fi
 activate "$colour"
-for part in "${PARTS[@]}"; do
-	[[ $part == redis ]] || start_part "$part"
-done
+start_part nginx
 smoke "$colour" -reaches "unix:$SOCKETS/$colour.sock" "$SITE" >"$RUN/log/smoke.log" ||
 	die "clients do not get through to $colour: $(cat "$RUN/log/smoke.log")"
+if [[ $MONITORING != off ]]; then
+	for watcher in "${WATCHERS[@]}"; do
+		start_part "$watcher"
+	done
+fi
 
+echo
+look "$SITE/" "the console; WebSockets at ${SITE/http/ws}/ws/chat/"
+look "http://$HOST:${COLOUR_PORT[$colour]}/metrics/" "the metrics of $colour, which serves"
+[[ $MONITORING == off ]] || watchers_say
 cat <<END
-
-  $SITE/           the console; WebSockets at ${SITE/http/ws}/ws/chat/
-  http://$HOST:${COLOUR_PORT[$colour]}/metrics/   the metrics of $colour, which serves
 
   make promote      start the other colour, lead clients to it, drain $colour
   make smoke-test   a WebSocket, a count, a resume
   make logs         what all of it says
+  make monitor      both colours, live
   make dev-down     end it
 END

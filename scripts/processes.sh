@@ -5,9 +5,19 @@
 # shellcheck disable=SC2034 # for the scripts
 SOCKETS=$RUN
 BIN=${TURNSTILE_BIN:-$ROOT/bin}
+TOOLS=$ROOT/.cache/bin
+
+# What the arguments of the watchers refer to: deploy/*/*.args.
+export TURNSTILE_RUN_DIR=$RUN TURNSTILE_DEPLOY=$ROOT/deploy
+export TURNSTILE_BLUE=$HOST:${COLOUR_PORT[blue]} TURNSTILE_GREEN=$HOST:${COLOUR_PORT[green]}
+export TURNSTILE_VICTORIAMETRICS=$HOST:$METRICS_PORT TURNSTILE_VMALERT=$HOST:$ALERTS_PORT
+export TURNSTILE_VICTORIALOGS=$HOST:$LOGS_PORT TURNSTILE_VLAGENT=$HOST:$SHIPPER_PORT
 
 # In the order in which they start.
 PARTS=(redis nginx)
+WATCHERS=(victoria-metrics vmalert victoria-logs vlagent)
+declare -A ADDRESS=([victoria-metrics]=$TURNSTILE_VICTORIAMETRICS [vmalert]=$TURNSTILE_VMALERT
+	[victoria-logs]=$TURNSTILE_VICTORIALOGS [vlagent]=$TURNSTILE_VLAGENT)
 
 # since PID is when a process started, in clock ticks since the boot: with its
 # number, that is a process's name. Nothing for one that has ended, also if
@@ -100,12 +110,24 @@ start_part() {
 		echo "  $1 runs already"
 		return
 	fi
-	"start_$1"
-	if ! await 10 "${1}_answers"; then
+	! answers "$1" &>/dev/null || die "$1 cannot start: something answers in its place that was not started here"
+	case $1 in
+	redis | nginx) "start_$1" ;;
+	*) start_watcher "$1" ;;
+	esac
+	if ! await 10 answers "$1"; then
 		log_end "$1" >&2
 		die "$1 does not start; the last of $RUN/log/$1.log is above"
 	fi
 	echo "  $1 runs"
+}
+
+answers() {
+	case $1 in
+	redis) [[ $(redis-cli -s "$RUN/redis.sock" ping) == PONG ]] ;;
+	nginx) "$BIN/server" -healthcheck "$SITE/healthz/" ;;
+	*) "$BIN/server" -healthcheck "http://${ADDRESS[$1]}/health" ;;
+	esac
 }
 
 start_redis() {
@@ -113,8 +135,6 @@ start_redis() {
 	start redis redis-server --port 0 --unixsocket "$RUN/redis.sock" --dir "$RUN/redis" \
 		--appendonly yes --save '' --maxmemory-policy noeviction --daemonize no
 }
-
-redis_answers() { [[ $(redis-cli -s "$RUN/redis.sock" ping) == PONG ]]; }
 
 # start_nginx runs it on a copy of deploy/nginx with this stack's address, paths
 # and limit of files.
@@ -130,13 +150,30 @@ start_nginx() {
 	start nginx nginx -p "$RUN/nginx/" -c "$RUN/nginx/nginx.conf" -e stderr -g "$directives"
 }
 
-nginx_answers() { "$BIN/server" -healthcheck "$SITE/healthz/"; }
+# start_watcher NAME runs one of VictoriaMetrics's programs on the arguments in
+# deploy/, a line each, in which it replaces %{NAME} by what is exported above.
+start_watcher() {
+	local args
+	if [[ ! -x $TOOLS/$1 ]]; then
+		echo "  building what watches the stack: minutes, the first time"
+		make --silent -C "$ROOT" stack-tools
+	fi
+	mapfile -t args < <(grep -h '^-' "$ROOT"/deploy/*/"$1.args")
+	start "$1" "$TOOLS/$1" "${args[@]}"
+}
 
 stop_parts() {
-	local i
-	for ((i = ${#PARTS[@]} - 1; i >= 0; i--)); do
-		stop "${PARTS[i]}" 10 || echo "  ${PARTS[i]} was killed: it did not end within 10 s"
+	local parts=("${PARTS[@]}" "${WATCHERS[@]}") i
+	for ((i = ${#parts[@]} - 1; i >= 0; i--)); do
+		stop "${parts[i]}" 10 || echo "  ${parts[i]} was killed: it did not end within 10 s"
 	done
+}
+
+# watchers_say tells where to look at what they have seen.
+watchers_say() {
+	look "http://$TURNSTILE_VICTORIAMETRICS/vmui/#/dashboards" dashboards
+	look "http://$TURNSTILE_VMALERT/" alerts
+	look "http://$TURNSTILE_VICTORIALOGS/select/vmui/" logs
 }
 
 show_logs() { exec tail -n 20 -F "$RUN"/log/*.log; }

@@ -6,8 +6,10 @@
 #   TURNSTILE_HOST        the address of every port below (127.0.0.1)
 #   TURNSTILE_PORT        nginx (8080)
 #   TURNSTILE_BLUE_PORT, TURNSTILE_GREEN_PORT     the colours, past nginx (8001, 8002)
+#   TURNSTILE_VICTORIAMETRICS_PORT, TURNSTILE_VMALERT_PORT,
+#   TURNSTILE_VICTORIALOGS_PORT, TURNSTILE_VLAGENT_PORT     (8428, 8880, 9428, 9429)
 #   TURNSTILE_BIN         a folder with server and bench, instead of building them
-#   TURNSTILE_MONITORING  off: without metrics, alerts and logs
+#   TURNSTILE_MONITORING  off: without those four, which watch
 #   TURNSTILE_PATIENCE    seconds that promote.sh gives a colour to get ready (15)
 #   TURNSTILE_BACKEND     processes or compose (compose where a Docker engine is)
 #
@@ -20,6 +22,10 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 RUN=$(realpath -m "${TURNSTILE_RUN_DIR:-$ROOT/.run}")
 HOST=${TURNSTILE_HOST:-127.0.0.1}
 NGINX_PORT=${TURNSTILE_PORT:-8080}
+# shellcheck disable=SC2034 # for the file sourced below
+METRICS_PORT=${TURNSTILE_VICTORIAMETRICS_PORT:-8428} ALERTS_PORT=${TURNSTILE_VMALERT_PORT:-8880} \
+	LOGS_PORT=${TURNSTILE_VICTORIALOGS_PORT:-9428} SHIPPER_PORT=${TURNSTILE_VLAGENT_PORT:-9429} \
+	MONITORING=${TURNSTILE_MONITORING:-on}
 declare -A COLOUR_PORT=([blue]=${TURNSTILE_BLUE_PORT:-8001} [green]=${TURNSTILE_GREEN_PORT:-8002})
 SITE=http://$HOST:$NGINX_PORT
 
@@ -67,15 +73,15 @@ await() {
 	done
 }
 
-# answers COLOUR PAGE succeeds if a colour's /healthz/ or /readyz/ is 200.
-answers() { colour_tool "$1" server -healthcheck "unix:$SOCKETS/$1.sock:$2"; }
-is_ready() { answers "$1" /readyz/ &>/dev/null; }
+# colour_answers COLOUR PAGE succeeds if a colour's /healthz/ or /readyz/ is 200.
+colour_answers() { colour_tool "$1" server -healthcheck "unix:$SOCKETS/$1.sock:$2"; }
+is_ready() { colour_answers "$1" /readyz/ &>/dev/null; }
 
 # await_colour COLOUR PAGE SECONDS waits until the page answers; fails at once
 # when the colour has ended, and says why.
 await_colour() {
 	local end=$((SECONDS + $3)) said
-	until said=$(answers "$1" "$2" 2>&1); do
+	until said=$(colour_answers "$1" "$2" 2>&1); do
 		if colour_runs "$1" && ((SECONDS < end)); then
 			sleep 0.05
 			continue
@@ -93,13 +99,16 @@ smoke() {
 	colour_tool "$colour" bench smoke "$@"
 }
 
+# look URL TEXT prints where to look at something.
+look() { printf '  %-48s %s\n' "$1" "$2"; }
+
 # What differs between processes and containers. Both define SOCKETS, the folder
-# of the sockets as a colour sees it, and
+# of the sockets as a colour sees it, WATCHERS, the parts that watch, and
 #   build               what the colours run
 #   start_colour COLOUR, stop_colour COLOUR SECONDS, colour_runs COLOUR
 #   colour_log COLOUR   the last lines
 #   colour_tool COLOUR server|bench ARGS...     runs a program beside the colour
-#   start_part PART, stop_parts, show_logs
+#   start_part PART, stop_parts, show_logs, watchers_say
 have_docker() { command -v docker >/dev/null && docker info &>/dev/null; }
 
 case ${TURNSTILE_BACKEND:-} in

@@ -18,7 +18,7 @@ export CGO_ENABLED ?= 0
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build bin/server
@@ -56,11 +56,47 @@ bench-peers: build-bench ## The same job on other servers, side by side: a table
 run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS="-workers 4" to add flags)
 	./$(BIN) $(FLAGS)
 
+.PHONY: setup
+setup: ## Install what the stack needs, or say what is missing: redis-server, nginx, curl
+	@scripts/setup.sh
+
+.PHONY: dev-up
+dev-up: ## Start the whole stack: Redis, a colour, nginx on port 8080, and what watches them
+	@scripts/dev-up.sh
+
+.PHONY: dev-down
+dev-down: ## End what dev-up has started
+	@scripts/dev-down.sh
+
+.PHONY: promote
+promote: ## Build and start the other colour, test it, lead clients to it, drain the old one
+	@scripts/promote.sh
+
+.PHONY: promote-blue
+promote-blue: ## Promote blue
+	@scripts/promote.sh blue
+
+.PHONY: promote-green
+promote-green: ## Promote green
+	@scripts/promote.sh green
+
+.PHONY: smoke-test
+smoke-test: ## Test the running stack as a client does
+	@scripts/smoke.sh
+
+.PHONY: logs
+logs: ## Show what the stack says, until ^C
+	@scripts/logs.sh
+
+.PHONY: metrics
+metrics: ## Print the metrics of the colours that run (TEXT=active: the lines with it)
+	@scripts/metrics.sh "$(TEXT)"
+
 .PHONY: test
-test: deps check race plain unfenced fuzz test-deploy ## Install what the tests need and run all of them
+test: deps check race plain test-integration unfenced fuzz ## Install what the tests need and run all of them
 
 .PHONY: deps
-deps: ## Install what the tests need: foreign WebSocket clients
+deps: ## Install what the tests need: Debian packages, foreign WebSocket clients
 	@scripts/test-deps.sh
 
 .PHONY: check
@@ -75,6 +111,10 @@ race: ## Run the tests under the race detector
 .PHONY: plain
 plain: ## Run the tests as built for production: allocations, 10,000 clients
 	$(GO) test -count=1 -timeout 10m $(PACKAGES)
+
+.PHONY: test-integration
+test-integration: stack-tools ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
+	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 15m ./...
 
 .PHONY: chaos
 chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
@@ -125,10 +165,6 @@ stack-tools: ## Build VictoriaMetrics, vmalert, VictoriaLogs and vlagent into .c
 		$(VICTORIA)/VictoriaMetrics/app/victoria-metrics $(VICTORIA)/VictoriaMetrics/app/vmalert $(VICTORIA)/VictoriaMetrics/app/vmalert-tool \
 		$(VICTORIA)/VictoriaLogs/app/victoria-logs $(VICTORIA)/VictoriaLogs/app/vlagent
 
-.PHONY: test-deploy
-test-deploy: stack-tools ## Test what deploy/ and scripts/ hold, with the real programs
-	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 10m ./...
-
 .PHONY: test-peers
 test-peers: ## Build the servers of bench/peers and see that they do the same job
 	bench/peers/build.sh
@@ -151,5 +187,5 @@ observability: ## Write the tables of deploy/OBSERVABILITY.md and vmui's dashboa
 	cd deploy && UPDATE_OBSERVABILITY=1 $(GO) test -count=1 -run 'TestDocumentTables|TestVMUIDashboards' .
 
 .PHONY: clean
-clean: ## Remove what was built and downloaded
-	rm -rf bin .cache
+clean: dev-down ## End the stack; remove what was built, downloaded and stored
+	rm -rf bin .cache .run

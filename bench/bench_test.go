@@ -42,7 +42,7 @@ func buildServer(t *testing.T) string {
 	if out, err := exec.Command("go", "build", "-o", path, "turnstile/server").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return path + " -listen {listen} -log-level warn -heartbeat 200ms"
+	return path + " -log-level warn -heartbeat 200ms -listen {listen}"
 }
 
 // runBench runs the program with a report, and reads it.

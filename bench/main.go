@@ -39,6 +39,8 @@ func start(args []string) int {
 		switch args[0] {
 		case "compare":
 			return compare(args[1:])
+		case "smoke":
+			return smoke(args[1:])
 		case "peers":
 			return comparePeers(args[1:])
 		}

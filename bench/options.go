@@ -109,6 +109,7 @@ func printUsage(out io.Writer, f *flag.FlagSet) {
 Usage: bench [flags] SCENARIO...
        bench compare OLD.json NEW.json
        bench peers [flags]
+       bench smoke [flags] URL
 
 Scenarios, on the same connections one after the other:
 `)

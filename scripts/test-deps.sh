@@ -5,6 +5,8 @@
 # That is a failure where CI=true; elsewhere the tests that need it skip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source-path=SCRIPTDIR source=debian.sh
+source scripts/debian.sh
 
 readonly log=.cache/test-deps.log
 readonly clients=.cache/clients
@@ -12,7 +14,6 @@ readonly manifest=server/testdata/clients/package.json
 
 # Debian's interpreter, whatever is first on PATH, and only Debian's modules.
 have_websockets() { /usr/bin/python3 -I -c 'import websockets.legacy.client' 2>/dev/null; }
-have_command() { command -v "$1" >/dev/null; }
 
 # install_ws puts whole directories into place, so what is there is complete.
 have_ws() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$clients/package.json"; }
@@ -20,25 +21,11 @@ have_ws() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$clients/pa
 missing_packages() {
 	have_websockets || echo python3-websockets
 	have_command redis-server || echo redis-server
+	have_command nginx || echo nginx-light
+	have_command shellcheck || echo shellcheck
+	have_command systemd-analyze || echo systemd
 	have_command node || echo nodejs
 	have_command npm || have_ws || echo npm
-}
-
-as_root() {
-	if [[ $EUID -eq 0 ]]; then "$@"; else sudo -n "$@"; fi
-}
-
-can_install() { have_command apt-get && as_root true 2>/dev/null; }
-
-# install_packages goes one by one: one that cannot be had does not take the
-# others with it.
-install_packages() {
-	as_root apt-get update || true
-	local package
-	for package in "$@"; do
-		as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-			-o DPkg::Lock::Timeout=60 "$package" || true
-	done
 }
 
 install_ws() {

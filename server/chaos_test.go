@@ -1,13 +1,9 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"strings"
@@ -16,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"turnstile/proto"
+	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 	"turnstile/server/session"
 )
@@ -75,11 +71,8 @@ type chaos struct {
 	stop    chan struct{}
 	clients sync.WaitGroup
 
-	mu         sync.Mutex
-	violations []string
-	events     []string
-	answered   int
-	resumes    int
+	findings oracle.Findings
+	events   []string
 }
 
 // A chaosServer is killed and started again at the same address.
@@ -114,11 +107,11 @@ func runChaos(t *testing.T, url string, length time.Duration, redis func(*chaos)
 	for _, s := range c.servers {
 		s.p.waitReady()
 	}
-	oracles := c.startClients()
+	sessions := c.startClients()
 	c.unfold(length)
 	close(c.stop)
 	c.clients.Wait()
-	c.settle(oracles)
+	c.settle(sessions)
 	c.report()
 }
 
@@ -126,19 +119,30 @@ func (c *chaos) start(s *chaosServer, addr string) {
 	s.p = startServer(c.t, append([]string{"-listen", addr}, s.flags...)...)
 }
 
-func (c *chaos) startClients() (oracles []*oracle) {
+func (c *chaos) startClients() (sessions []*oracle.Session) {
 	for i := range uint64(chaosSolos + chaosDuels) {
-		o := &oracle{chaos: c, id: session.NewID().String(), minted: i%2 == 0 && i < chaosSolos, acked: make(map[uint64]string)}
-		oracles = append(oracles, o)
-		rivals := uint64(1)
+		id, rivals := session.NewID().String(), uint64(1)
 		if i >= chaosSolos {
 			rivals = 2
+		} else if i%2 == 0 {
+			id = "" // the server makes it up
 		}
+		s := c.findings.NewSession(id)
+		sessions = append(sessions, s)
 		for side := range rivals {
-			c.clients.Go(func() { o.live(rand.New(rand.NewPCG(c.seed, 1+2*i+side)), rivals == 1) })
+			c.clients.Go(func() { c.live(s, rand.New(rand.NewPCG(c.seed, 1+2*i+side)), rivals == 1) })
 		}
 	}
-	return oracles
+	return sessions
+}
+
+func (c *chaos) isOver() bool {
+	select {
+	case <-c.stop:
+		return true
+	default:
+		return false
+	}
 }
 
 // unfold does one thing after the other, for about length.
@@ -196,79 +200,53 @@ func (c *chaos) failover(g *redistest.Guarded) {
 }
 
 func (c *chaos) note(format string, args ...any) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.events = append(c.events, time.Now().Format("05.000 ")+fmt.Sprintf(format, args...))
 }
 
-func (c *chaos) violation(format string, args ...any) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.violations = append(c.violations, time.Now().Format("05.000 ")+fmt.Sprintf(format, args...))
-}
-
 // settle resumes every session once more, with everything in order again.
-func (c *chaos) settle(oracles []*oracle) {
+func (c *chaos) settle(sessions []*oracle.Session) {
 	for _, s := range c.servers {
 		s.p.waitReady()
 	}
-	for i, o := range oracles {
-		var conn *chaosConn
+	for i, s := range sessions {
+		var conn *oracle.Conn
 		eventually(c.t, "a session is resumed", func() bool {
-			conn = o.connect(c.servers[i%2].addr)
+			conn = c.connect(s, c.servers[i%2].addr)
 			return conn != nil
 		})
-		o.checkEnd(conn.start)
+		s.CheckEnd(conn.Start)
 		conn.Close()
 	}
 }
 
 func (c *chaos) report() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t.Logf("%d events, %d resumes, %d answers", len(c.events), c.resumes, c.answered)
+	violations := c.findings.Violations()
+	answers, resumes := c.findings.Totals()
+	c.t.Logf("%d events, %d resumes, %d answers", len(c.events), resumes, answers)
 	if fenceIsBroken {
-		if len(c.violations) == 0 {
+		if len(violations) == 0 {
 			c.t.Error("the fence is broken and the oracle has not noticed")
 		}
 		return
 	}
-	if len(c.violations) > 0 {
-		c.t.Errorf("%s\nthe schedule:\n%s", strings.Join(c.violations, "\n"), strings.Join(c.events, "\n"))
+	if len(violations) > 0 {
+		c.t.Errorf("%s\nthe schedule:\n%s", strings.Join(violations, "\n"), strings.Join(c.events, "\n"))
 	}
-	if c.answered < 1000 || c.resumes < 100 || len(c.events) < 3 {
+	if answers < 1000 || resumes < 100 || len(c.events) < 3 {
 		c.t.Error("too little happened: the run shows nothing")
 	}
 }
 
-// An oracle is one session and what is known of it.
-type oracle struct {
-	chaos  *chaos
-	minted bool // the server makes up the ID
-
-	mu       sync.Mutex
-	id       string
-	acked    map[uint64]string // what was answered with each count
-	highest  uint64            // count that was seen
-	sent     uint64            // messages, by all connections
-	unsolved uint64            // of them without an answer: they may be counted or not
-}
-
-// live connects again and again until the end. A solo client, which nobody
-// takes over, knows exactly what each message's count must be.
-func (o *oracle) live(random *rand.Rand, solo bool) {
-	for {
-		select {
-		case <-o.chaos.stop:
-			return
-		default:
-		}
-		conn := o.connect(o.chaos.servers[random.IntN(2)].addr)
+// live connects again and again until the end. A client that is alone knows
+// exactly what each message's count must be.
+func (c *chaos) live(s *oracle.Session, random *rand.Rand, alone bool) {
+	for !c.isOver() {
+		conn := c.connect(s, c.servers[random.IntN(2)].addr)
 		if conn == nil {
 			time.Sleep(time.Duration(random.IntN(20)) * time.Millisecond)
 			continue
 		}
-		conn.converse(random, solo)
+		c.converse(conn, random, alone)
 		if random.IntN(2) == 0 {
 			conn.Conn.(*net.TCPConn).SetLinger(0) // a reset
 		}
@@ -277,172 +255,32 @@ func (o *oracle) live(random *rand.Rand, solo bool) {
 }
 
 // connect resumes the session; nil if that did not work out.
-func (o *oracle) connect(addr string) *chaosConn {
-	o.mu.Lock()
-	seen, target := o.highest, "/ws/chat/?session_id="+o.id
-	if o.minted {
-		target = "/ws/chat/"
-	}
-	o.mu.Unlock()
-	conn, err := dialChaos(addr, target)
+func (c *chaos) connect(s *oracle.Session, addr string) *oracle.Conn {
+	socket, err := net.DialTimeout("tcp", addr, time.Second)
 	if err != nil {
 		return nil
 	}
-	var hello reply
-	if err := conn.read(&hello); err != nil || hello.Type != "session" {
-		conn.Close()
+	socket.SetDeadline(time.Now().Add(10 * time.Second))
+	conn, err := s.Connect(socket)
+	if err != nil {
 		return nil
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.minted, o.id = false, hello.SessionID
-	conn.oracle, conn.start, conn.next = o, hello.Count, hello.Count
-	if hello.Count < seen {
-		o.chaos.violation("session %s: %d was seen, and it is resumed at %d", o.id, seen, hello.Count)
-	}
-	if most := uint64(len(o.acked)) + o.unsolved; hello.Count > most {
-		o.chaos.violation("session %s: resumed at %d, but only %d messages can be counted", o.id, hello.Count, most)
-	}
-	o.chaos.mu.Lock()
-	o.chaos.resumes++
-	o.chaos.mu.Unlock()
 	return conn
 }
 
-// checkEnd holds the count at which the session ends to what was seen.
-func (o *oracle) checkEnd(count uint64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for n := range o.acked {
-		if n > count {
-			o.chaos.violation("session %s ends at %d, and %d was answered", o.id, count, n)
-		}
-	}
-	if missing := count - uint64(len(o.acked)); missing > o.unsolved {
-		o.chaos.violation("session %s ends at %d with %d answers, and only %d messages had none", o.id, count, len(o.acked), o.unsolved)
-	}
-	o.chaos.mu.Lock()
-	o.chaos.answered += len(o.acked)
-	o.chaos.mu.Unlock()
-}
-
-// A chaosConn is one connection of a session's.
-type chaosConn struct {
-	net.Conn
-	oracle  *oracle
-	start   uint64   // the count at which it was resumed
-	next    uint64   // the count of the last answer
-	waiting []string // what was sent and has no answer
-	reader  *bufio.Reader
-	parser  proto.Parser
-	unread  []byte
-}
-
-func dialChaos(addr, target string) (*chaosConn, error) {
-	conn, err := net.DialTimeout("tcp", addr, time.Second)
-	if err != nil {
-		return nil, err
-	}
-	c := &chaosConn{Conn: conn, reader: bufio.NewReader(conn), parser: proto.Parser{Rules: &clientRules}}
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
-	conn.Write([]byte(upgradeRequest(target, v2Header)))
-	response, err := http.ReadResponse(c.reader, nil)
-	if err == nil && response.StatusCode != http.StatusSwitchingProtocols {
-		err = errors.New(response.Status)
-	}
-	if err != nil {
-		conn.Close()
-	}
-	return c, err
-}
-
 // converse sends bursts and reads the answers, until it breaks or has enough.
-func (c *chaosConn) converse(random *rand.Rand, solo bool) {
+func (c *chaos) converse(conn *oracle.Conn, random *rand.Rand, alone bool) {
 	for range random.IntN(40) {
-		select {
-		case <-c.oracle.chaos.stop:
+		if c.isOver() {
 			return
-		default:
-		}
-		for range 1 + random.IntN(8) {
-			c.send(solo)
 		}
 		if random.IntN(20) == 0 {
+			conn.Burst(random, alone)
 			return // without a look at what comes back
 		}
-		for len(c.waiting) > 0 {
-			if !c.receive() {
-				return
-			}
+		if conn.Round(random, alone) != nil {
+			return
 		}
 		time.Sleep(time.Duration(random.IntN(10)) * time.Millisecond)
-	}
-}
-
-// send sends one message. A solo client's says which count it must get: what
-// was not counted of a connection before is so sent again.
-func (c *chaosConn) send(solo bool) {
-	o := c.oracle
-	o.mu.Lock()
-	o.sent++
-	o.unsolved++
-	message := fmt.Sprintf("message %d", o.sent)
-	if solo {
-		message = fmt.Sprintf("must be %d", c.next+uint64(len(c.waiting))+1)
-	}
-	o.mu.Unlock()
-	c.waiting = append(c.waiting, message)
-	c.Write(text(message))
-}
-
-// receive takes one frame; false is the connection's end.
-func (c *chaosConn) receive() bool {
-	var r reply
-	if err := c.read(&r); err != nil || r.Bye || r.Error != "" {
-		return false
-	}
-	if r.Type != "" {
-		return true // a heartbeat
-	}
-	o := c.oracle
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	c.next++
-	if r.Count != c.next || r.Message != c.waiting[0] || r.SessionID != o.id {
-		o.chaos.violation("session %s, resumed at %d: got count %d of %q, want %d of %q", o.id, c.start, r.Count, r.Message, c.next, c.waiting[0])
-	}
-	if before, double := o.acked[r.Count]; double {
-		o.chaos.violation("session %s: count %d is the answer to %q and to %q", o.id, r.Count, before, r.Message)
-	}
-	c.waiting = c.waiting[1:]
-	o.acked[r.Count] = r.Message
-	o.highest = max(o.highest, r.Count)
-	o.unsolved--
-	return true
-}
-
-// read reads the next text frame.
-func (c *chaosConn) read(r *reply) error {
-	for {
-		m, n, err := c.parser.Next(c.unread)
-		if err != nil {
-			c.oracle.chaos.violation("a frame against the protocol: %v", err)
-			return err
-		}
-		c.unread = c.unread[n:]
-		switch m.Op {
-		case proto.OpText:
-			return json.Unmarshal(m.Payload, r)
-		case proto.OpClose:
-			return net.ErrClosed
-		case proto.OpPing:
-			c.Write(frame(proto.OpPong, true, string(m.Payload)))
-			continue
-		}
-		chunk := make([]byte, 16<<10)
-		if n, err = c.reader.Read(chunk); err != nil {
-			return err
-		}
-		c.unread = append(c.unread, chunk[:n]...)
 	}
 }

@@ -36,6 +36,7 @@ type Config struct {
 	LogLevel            string
 	LogFormat           string
 	DebugListen         string
+	HealthCheck         string // of a server that runs; this process is none
 
 	flags *flag.FlagSet
 }
@@ -111,7 +112,8 @@ func newConfig(cpus, fds int) *Config {
 	f.Var(&boolFlag{&c.Echo}, "echo", "serve /ws/echo/ as well, for conformance suites and benchmarks")
 	choice(&c.LogLevel, "log-level", "info", "the least level that is logged", "debug", "info", "warn", "error")
 	choice(&c.LogFormat, "log-format", "auto", "auto is console on a terminal and json elsewhere", "auto", "json", "console")
-	f.Var(&addressFlag{&c.DebugListen}, "debug-listen", "`address`, host:port, that serves net/http/pprof; keep it private")
+	f.Var(&textFlag{&c.HealthCheck, checkHealthTarget}, "healthcheck", "serve nobody, but ask the server at this `url`, http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/; exit code 0 if it answers 200")
+	f.Var(&textFlag{&c.DebugListen, checkTCPAddress}, "debug-listen", "`address`, host:port, that serves net/http/pprof; keep it private")
 	return c
 }
 

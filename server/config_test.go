@@ -55,6 +55,7 @@ func TestConfigErrors(t *testing.T) {
 	f(`unexpected argument "8000": everything is a flag, and -echo takes its value as -echo=true; see -help`, "8000")
 	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "*.example.com"`, "-origins", "*.example.com")
 	f(`-listen must not name anything twice, got ":1,:1"`, "-listen", ":1,:1")
+	f(`-healthcheck must be http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/, got "localhost:8000"`, "-healthcheck", "localhost:8000")
 	f(`flag provided but not defined: -port; see -help`, "-port", "1")
 	f(`flag needs an argument: -workers; see -help`, "-workers")
 }

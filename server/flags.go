@@ -106,14 +106,18 @@ func (f *boolFlag) String() string { return strconv.FormatBool(f.value != nil &&
 // IsBoolFlag makes the flag's name alone mean true.
 func (f *boolFlag) IsBoolFlag() bool { return true }
 
-type addressFlag struct{ value *string }
-
-func (f *addressFlag) Set(s string) error {
-	*f.value = s
-	return checkTCPAddress(s)
+// A textFlag is text with a check of its own.
+type textFlag struct {
+	value *string
+	check func(string) error
 }
 
-func (f *addressFlag) String() string {
+func (f *textFlag) Set(s string) error {
+	*f.value = s
+	return f.check(s)
+}
+
+func (f *textFlag) String() string {
 	if f.value == nil {
 		return ""
 	}

@@ -42,6 +42,12 @@ func run(args []string) int {
 	if err != nil {
 		return complain(err, exitUsage)
 	}
+	if config.HealthCheck != "" {
+		if err := checkHealth(config.HealthCheck); err != nil {
+			return complain(err, exitFailure)
+		}
+		return exitOK
+	}
 	tuneRuntime(config)
 	return serve(config)
 }

@@ -163,6 +163,7 @@ func (s *server) run(signals <-chan os.Signal) error {
 				return errKilled
 			}
 			s.log.Info().Stringer("signal", signal).Int64("connections", s.connections.Load()).Msg("drain_started")
+			s.notify(notifyStopping)
 			drained, over = s.drain(), time.After(s.config.DrainTimeout*9/10)
 		case <-drained:
 			drained, over, stopped = nil, nil, s.stop()
@@ -191,6 +192,13 @@ func (s *server) open() {
 		addresses = append(addresses, l.Addr)
 	}
 	s.log.Info().Strs("listen", addresses).Int("pid", os.Getpid()).Stringer("config", s.config).Msg("server_started")
+	s.notify(notifyReady)
+}
+
+func (s *server) notify(state string) {
+	if err := notifyManager(state); err != nil {
+		s.log.Warn().Err(err).Msg("service_manager_not_told")
+	}
 }
 
 // fail ends the process; the first reason is the one that is told.

@@ -1,0 +1,159 @@
+package deploy
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A thousand clients send all the time while blue is replaced by green, and
+// green by blue: no message is lost or counted twice, and each is back soon.
+func TestPromotion(t *testing.T) {
+	s := newStack(t)
+	c := newCrowd(t, s.site, 1000)
+	for _, colour := range []string{"green", "blue"} {
+		out := s.must("promote.sh")
+		for step := range 8 {
+			if !strings.Contains(out, fmt.Sprintf("step %d  ", step+1)) {
+				t.Errorf("no step %d in:\n%s", step+1, out)
+			}
+		}
+		s.wantServing(colour)
+		c.wantAllBack()
+		pauses, ends := c.takePauses()
+		if len(pauses) != 1000 || ends["goodbye"] != 1000 {
+			t.Errorf("%d pauses, of connections that ended: %v", len(pauses), ends)
+		}
+		longest := pauses[len(pauses)-1]
+		t.Logf("to %s: %v; from a connection's end to the next answer: median %v, p99 %v, longest %v",
+			colour, ends, pauses[len(pauses)/2].Round(time.Millisecond), pauses[len(pauses)*99/100].Round(time.Millisecond), longest.Round(time.Millisecond))
+		if longest > 5*time.Second {
+			t.Errorf("a client was away for %v", longest)
+		}
+		t.Log(out[strings.Index(out, "step 7"):])
+	}
+	c.settle()
+}
+
+// A colour that is not fit to serve is not promoted, and no client notices.
+func TestPromotionOfABrokenColour(t *testing.T) {
+	s := newStack(t)
+	c := newCrowd(t, s.site, 100)
+	for _, broken := range []struct {
+		name, step, complaint string
+		env                   []string
+	}{
+		{"it does not start", "step 3", "-workers must be", []string{"TURNSTILE_WORKERS=none"}},
+		{"there is no binary", "step 2", "cannot be started", []string{"TURNSTILE_BIN=/nonexistent"}},
+		{"it is not ready", "step 3", "green is not ready", []string{"TURNSTILE_REDIS=unix:///nonexistent", "TURNSTILE_PATIENCE=1"}},
+		{"it fails the smoke test", "step 4", "close 1009", []string{"TURNSTILE_MAX_MESSAGE=4"}},
+		{"clients do not get through", "step 6", "cannot connect", []string{"TURNSTILE_PORT=1"}},
+	} {
+		t.Run(broken.name, func(t *testing.T) {
+			out, code := s.try("promote.sh", broken.env...)
+			if code != 1 || !strings.Contains(out, broken.step+" failed: putting everything back") || !strings.Contains(out, broken.complaint) {
+				t.Errorf("exit code %d, want 1, %q and %q in:\n%s", code, broken.step, broken.complaint, out)
+			}
+			s.wantServing("blue")
+			c.wantUndisturbed()
+		})
+	}
+	s.must("promote.sh")
+	s.wantServing("green")
+	c.wantAllOnline()
+	c.settle()
+}
+
+// A promotion that was killed is taken up again, wherever it was.
+func TestPromotionIsKilled(t *testing.T) {
+	s := newStack(t)
+	c := newCrowd(t, s.site, 100)
+	next, last := "green", "blue"
+	for step := 1; step <= 8; step++ {
+		killAtStep(t, s, step)
+		// At the last step, the kill may come when even the note is gone.
+		if _, err := os.Stat(s.run + "/promotion"); err == nil || step < 8 {
+			out := s.must("promote.sh")
+			if step == 8 && !strings.Contains(out, "nothing to do") {
+				t.Errorf("killed when all was done, it does not say so:\n%s", out)
+			}
+		}
+		s.wantServing(next)
+		c.wantAllOnline()
+		next, last = last, next
+	}
+	if _, err := os.Stat(s.run + "/promotion"); err == nil {
+		t.Error("the note of an unfinished promotion is left")
+	}
+	c.settle()
+}
+
+// killAtStep starts a promotion and kills it, with all of its children that are
+// not to outlive it, as soon as it says that it is at a step.
+func killAtStep(t *testing.T, s *stack, step int) {
+	t.Helper()
+	cmd := s.script("promote.sh")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), fmt.Sprintf("step %d", step)) {
+	}
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	if cmd.Wait() == nil && step < 8 {
+		t.Fatalf("it ended by itself before step %d", step)
+	}
+}
+
+func TestOnePromotionAtATime(t *testing.T) {
+	s := newStack(t)
+	lock, err := os.OpenFile(s.run+"/lock", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	for _, script := range []string{"promote.sh", "dev-up.sh", "dev-down.sh"} {
+		if out, code := s.try(script); code != 1 || !strings.Contains(out, "another promotion, dev-up or dev-down is under way") {
+			t.Errorf("%s: exit code %d: %s", script, code, out)
+		}
+	}
+	s.wantServing("blue")
+}
+
+func TestPromotionIsAskedForAColour(t *testing.T) {
+	s := newStack(t)
+	if out := s.must("promote.sh blue"); !strings.Contains(out, "blue serves already, alone: nothing to do") {
+		t.Error(out)
+	}
+	s.must("promote.sh green")
+	s.wantServing("green")
+	for arguments, want := range map[string]string{"red": `a colour is blue or green, got "red"`, "blue green": "usage: promote.sh"} {
+		if out, code := s.try("promote.sh " + arguments); code != 1 || !strings.Contains(out, want) {
+			t.Errorf("promote.sh %s: exit code %d: %s", arguments, code, out)
+		}
+	}
+	s.wantServing("green")
+}
+
+// A colour that has crashed is replaced, and its clients are back.
+func TestPromotionAfterACrash(t *testing.T) {
+	s := newStack(t)
+	c := newCrowd(t, s.site, 100)
+	syscall.Kill(s.pid("blue"), syscall.SIGKILL)
+	eventually(t, "every client has noticed", func() bool { return c.online.Load() == 0 })
+	s.must("promote.sh")
+	s.wantServing("green")
+	c.wantAllOnline()
+	c.settle()
+}

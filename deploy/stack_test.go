@@ -1,0 +1,169 @@
+package deploy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// benchBinary is bench, beside the server.
+var benchBinary = sync.OnceValues(func() (string, error) {
+	if binariesErr != nil {
+		return "", binariesErr
+	}
+	path := filepath.Join(binaries, "bench")
+	build := exec.Command("go", "build", "-trimpath", "-o", path, "./bench")
+	build.Dir = ".."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+// A stack is what the scripts run, the same ones that an operator runs: in a
+// folder and on a loopback address of its own.
+type stack struct {
+	t    testing.TB
+	run  string // its folder
+	host string
+	site string // nginx
+}
+
+// newStack brings a stack up, without what watches it. It ends with the test.
+func newStack(t testing.TB) *stack {
+	t.Helper()
+	for _, program := range []string{"nginx", "redis-server", "flock", "setsid"} {
+		wantProgram(t, program)
+	}
+	for _, build := range []func() (string, error){serverBinary, benchBinary} {
+		if _, err := build(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run, err := os.MkdirTemp("", "stack") // the path of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of 65,000 addresses, so that nobody else's stack has this one.
+	host := fmt.Sprintf("127.81.%d.%d", rand.IntN(256), 1+rand.IntN(254))
+	s := &stack{t: t, run: run, host: host, site: host + ":8080"}
+	t.Cleanup(s.end)
+	s.must("dev-up.sh")
+	return s
+}
+
+// wantProgram skips the test where a program is not installed.
+func wantProgram(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + name)
+	}
+	if err != nil {
+		missing(t, "%s is not installed: run make deps", name)
+	}
+	return path
+}
+
+func (s *stack) end() {
+	if s.t.Failed() {
+		logs, _ := filepath.Glob(s.run + "/log/*.log")
+		for _, log := range logs {
+			text, _ := os.ReadFile(log)
+			s.t.Logf("the end of %s:\n%s", filepath.Base(log), text[max(len(text)-2000, 0):])
+		}
+	}
+	if out, err := s.script("dev-down.sh").CombinedOutput(); err != nil {
+		s.t.Errorf("dev-down.sh: %v: %s", err, out)
+		return // its files tell what is left
+	}
+	os.RemoveAll(s.run)
+}
+
+// script is a script of the project with this stack's environment, and more of
+// it; with its children it is a process group.
+func (s *stack) script(name string, env ...string) *exec.Cmd {
+	words := strings.Fields(name)
+	cmd := exec.Command(filepath.Join("../scripts", words[0]), words[1:]...)
+	cmd.Env = append(append(os.Environ(), "TURNSTILE_BACKEND=processes", "TURNSTILE_RUN_DIR="+s.run,
+		"TURNSTILE_HOST="+s.host, "TURNSTILE_BIN="+binaries, "TURNSTILE_MONITORING=off"), env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
+// try runs a script, and returns what it says and its exit code.
+func (s *stack) try(name string, env ...string) (out string, code int) {
+	s.t.Helper()
+	text, err := s.script(name, env...).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		s.t.Fatal(err)
+	}
+	if exit != nil {
+		code = exit.ExitCode()
+	}
+	return string(text), code
+}
+
+// must runs a script that has to end well.
+func (s *stack) must(name string, env ...string) (out string) {
+	s.t.Helper()
+	out, code := s.try(name, env...)
+	if code != 0 {
+		s.t.Fatalf("%s: exit code %d:\n%s", name, code, out)
+	}
+	return out
+}
+
+// serving is the colour that nginx leads to.
+func (s *stack) serving() string {
+	s.t.Helper()
+	link, err := os.Readlink(s.run + "/active.sock")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return strings.TrimSuffix(link, ".sock")
+}
+
+// pid is the process that a pid file names, 0 if there is none.
+func (s *stack) pid(name string) int {
+	text, err := os.ReadFile(s.run + "/pid/" + name)
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(text), " ")
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		s.t.Fatalf("the pid file of %s: %q", name, text)
+	}
+	return pid
+}
+
+// runs reports whether a process of the stack runs.
+func (s *stack) runs(name string) bool {
+	pid := s.pid(name)
+	if pid == 0 {
+		return false
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !bytes.Contains(stat, []byte(") Z "))
+}
+
+// wantServing holds the stack to one colour that serves and one that is gone.
+func (s *stack) wantServing(colour string) {
+	s.t.Helper()
+	other := map[string]string{"blue": "green", "green": "blue"}[colour]
+	if got := s.serving(); got != colour || !s.runs(colour) || s.runs(other) {
+		s.t.Fatalf("nginx leads to %s, and not %s; running: %s %v, %s %v", got, colour, colour, s.runs(colour), other, s.runs(other))
+	}
+}

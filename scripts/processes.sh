@@ -1,0 +1,142 @@
+# shellcheck shell=bash
+# The stack as processes of this machine; sourced by stack.sh. Everything that
+# is started has a pid file under .run/pid, and nothing else is ever signalled.
+
+# shellcheck disable=SC2034 # for the scripts
+SOCKETS=$RUN
+BIN=${TURNSTILE_BIN:-$ROOT/bin}
+
+# In the order in which they start.
+PARTS=(redis nginx)
+
+# since PID is when a process started, in clock ticks since the boot: with its
+# number, that is a process's name. Nothing for one that has ended, also if
+# nobody has waited for it yet. See proc(5), /proc/pid/stat.
+since() {
+	local stat fields
+	stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
+	read -ra fields <<<"${stat##*) }"
+	[[ ${fields[0]} == [ZX] ]] || echo "${fields[19]}"
+}
+
+# pid_of NAME is the process that start has started under this name; fails if
+# it has ended.
+pid_of() {
+	local pid started _
+	read -r pid started _ 2>/dev/null <"$RUN/pid/$1" || return 1
+	[[ -n $started && $started == "$(since "$pid")" ]] && echo "$pid"
+}
+
+runs() { pid_of "$1" >/dev/null; }
+
+# start NAME COMMAND... runs a command in the background, in a session of its
+# own, with its output in .run/log/NAME.log. The process writes its pid file
+# before it becomes the command, so that it never runs without one: its number,
+# when it started, and where its part of the log begins.
+start() {
+	local name=$1
+	shift
+	mkdir -p "$RUN/pid" "$RUN/log"
+	rm -f "$RUN/pid/$name"
+	(
+		[[ -z $LOCK ]] || exec {LOCK}>&-
+		exec >>"$RUN/log/$name.log" 2>&1 </dev/null
+		pid=$BASHPID
+		echo "$pid $(since "$pid") $(stat -c %s "$RUN/log/$name.log")" >"$RUN/pid/$name"
+		exec setsid "$@"
+	) &
+	await 5 test -s "$RUN/pid/$name"
+}
+
+# stop NAME SECONDS ends what start has started: SIGTERM, and SIGKILL to it and
+# its children when the time is over, which is a failure.
+stop() {
+	local pid
+	if pid=$(pid_of "$1"); then
+		kill -TERM "$pid" 2>/dev/null || true
+		if ! await "$2" has_ended "$1"; then
+			kill -KILL -- "-$pid" 2>/dev/null || true
+			await 5 has_ended "$1" || true
+			return 1
+		fi
+	fi
+	rm -f "$RUN/pid/$1"
+}
+
+has_ended() { ! runs "$1"; }
+
+# log_end NAME is the last of what a process has said since it was started.
+log_end() {
+	local from _
+	read -r _ _ from 2>/dev/null <"$RUN/pid/$1" || return 0
+	tail -c "+$((from + 1))" "$RUN/log/$1.log" | tail -n 10 | sed 's/^/  /'
+}
+
+build() {
+	[[ -n ${TURNSTILE_BIN:-} ]] || make --silent -C "$ROOT" build-bench
+}
+
+# start_colour runs a copy of the server: the next build replaces bin/server
+# under a colour that may be restarted.
+start_colour() {
+	mkdir -p "$RUN/bin"
+	cp "$BIN/server" "$RUN/bin/$1.new" || return
+	mv "$RUN/bin/$1.new" "$RUN/bin/$1"
+	start "$1" "$RUN/bin/$1" -listen "$HOST:${COLOUR_PORT[$1]},unix:$RUN/$1.sock" \
+		-redis "${TURNSTILE_REDIS:-unix://$RUN/redis.sock}"
+}
+
+stop_colour() { stop "$1" "$2"; }
+colour_runs() { runs "$1"; }
+colour_log() { log_end "$1"; }
+colour_tool() {
+	local program=$2
+	shift 2
+	"$BIN/$program" "$@"
+}
+
+start_part() {
+	if runs "$1"; then
+		echo "  $1 runs already"
+		return
+	fi
+	"start_$1"
+	if ! await 10 "${1}_answers"; then
+		log_end "$1" >&2
+		die "$1 does not start; the last of $RUN/log/$1.log is above"
+	fi
+	echo "  $1 runs"
+}
+
+start_redis() {
+	mkdir -p "$RUN/redis"
+	start redis redis-server --port 0 --unixsocket "$RUN/redis.sock" --dir "$RUN/redis" \
+		--appendonly yes --save '' --maxmemory-policy noeviction --daemonize no
+}
+
+redis_answers() { [[ $(redis-cli -s "$RUN/redis.sock" ping) == PONG ]]; }
+
+# start_nginx runs it on a copy of deploy/nginx with this stack's address, paths
+# and limit of files.
+start_nginx() {
+	local directives='daemon off;'
+	mkdir -p "$RUN/nginx/temp"
+	cp "$ROOT"/deploy/nginx/*.conf "$RUN/nginx/"
+	sed -i "s|/run/turnstile/|$RUN/|" "$RUN/nginx/upstream.conf"
+	sed -i "s|listen 8080|listen $HOST:$NGINX_PORT|" "$RUN/nginx/server.conf"
+	sed -i "s|^worker_rlimit_nofile .*|worker_rlimit_nofile $(ulimit -Hn);|" "$RUN/nginx/nginx.conf"
+	# As root, workers would be nobody, who may not see into this folder.
+	((EUID != 0)) || directives+=' user root;'
+	start nginx nginx -p "$RUN/nginx/" -c "$RUN/nginx/nginx.conf" -e stderr -g "$directives"
+}
+
+nginx_answers() { "$BIN/server" -healthcheck "$SITE/healthz/"; }
+
+stop_parts() {
+	local i
+	for ((i = ${#PARTS[@]} - 1; i >= 0; i--)); do
+		stop "${PARTS[i]}" 10 || echo "  ${PARTS[i]} was killed: it did not end within 10 s"
+	done
+}
+
+show_logs() { exec tail -n 20 -F "$RUN"/log/*.log; }

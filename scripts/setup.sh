@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Sees that this machine has what the stack needs, and installs what it has not
+# from Debian or Ubuntu where it may. Where a Docker engine runs, that is all.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source-path=SCRIPTDIR source=debian.sh
+source scripts/debian.sh
+# shellcheck source-path=SCRIPTDIR source=stack.sh
+source scripts/stack.sh
+
+missing_packages() {
+	have_command redis-server || echo redis-server
+	have_command redis-cli || echo redis-tools
+	have_command nginx || echo nginx-light
+	have_command curl || echo curl
+}
+
+if [[ $BACKEND == compose ]]; then
+	docker compose version >/dev/null || die "the Docker engine has no compose plugin: install docker-compose-plugin"
+	echo "setup: a Docker engine runs: the stack will be containers, and needs nothing else"
+	exit 0
+fi
+[[ -n ${TURNSTILE_BIN:-} ]] || have_command go || die "install Go 1.26 or later (https://go.dev/dl/)"
+mapfile -t packages < <(missing_packages)
+if ((${#packages[@]} > 0)) && can_install; then
+	echo "setup: installing ${packages[*]}"
+	mkdir -p .cache
+	install_packages "${packages[@]}" >>.cache/setup.log 2>&1
+	mapfile -t packages < <(missing_packages)
+fi
+((${#packages[@]} == 0)) || die "missing: install Debian's ${packages[*]} (as root: apt-get install ${packages[*]})"
+echo "setup: all that the stack needs is here; make dev-up starts it"

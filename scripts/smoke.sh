@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Tests the running stack as a client does: every colour that runs, and the way
+# through nginx to the one that serves.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=stack.sh
+source "$(dirname "$0")/stack.sh"
+
+active=$(active_colour) || die "no colour serves: make dev-up starts the stack"
+for colour in blue green; do
+	if colour_runs "$colour"; then
+		smoke "$colour" "unix:$SOCKETS/$colour.sock"
+	fi
+done
+smoke "$active" -reaches "unix:$SOCKETS/$active.sock" "$SITE"

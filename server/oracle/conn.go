@@ -1,0 +1,203 @@
+package oracle
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+
+	"turnstile/proto"
+)
+
+// A Conn is one connection of a session's. The embedded Conn's deadlines are
+// its caller's to set.
+type Conn struct {
+	net.Conn
+	Start uint64 // the count at which the session was resumed
+
+	session *Session
+	next    uint64   // the count of the last answer
+	waiting []string // what was sent and has no answer
+	parser  proto.Parser
+	unread  []byte
+}
+
+// ErrBye ends a connection whose server has said goodbye.
+var ErrBye = errors.New("the server said goodbye")
+
+var (
+	rules = proto.Rules{MaxMessage: 1 << 20}
+	mask  = [4]byte{0xa1, 0x2b, 0x3c, 0x4d}
+)
+
+// A frame is any of the server's text frames.
+type frame struct {
+	Count     uint64 `json:"count"`
+	SessionID string `json:"session_id"`
+	Message   string `json:"message"`
+	Type      string `json:"type"`
+	Error     string `json:"error"`
+	Bye       bool   `json:"bye"`
+}
+
+// open upgrades conn and reads the first frame, which says where the session
+// stands.
+func open(conn net.Conn, target string) (c *Conn, hello frame, err error) {
+	c = &Conn{Conn: conn, parser: proto.Parser{Rules: &rules}}
+	if _, err := conn.Write(proto.AppendRequest(nil, "turnstile", target, proto.Subprotocol)); err != nil {
+		return nil, hello, err
+	}
+	for proto.HeaderEnd(c.unread, 0) == 0 {
+		if err := c.more(); err != nil {
+			return nil, hello, err
+		}
+	}
+	header := c.unread[:proto.HeaderEnd(c.unread, 0)]
+	if err := proto.CheckUpgrade(header); err != nil {
+		return nil, hello, err
+	}
+	c.unread = bytes.Clone(c.unread[len(header):])
+	hello, err = c.read()
+	if err == nil && hello.Type != "session" {
+		err = fmt.Errorf("the first frame is of type %q", hello.Type)
+	}
+	return c, hello, err
+}
+
+// Waiting is how many messages have no answer yet.
+func (c *Conn) Waiting() int { return len(c.waiting) }
+
+// Round sends a burst and waits for all the answers.
+func (c *Conn) Round(random *rand.Rand, alone bool) error {
+	if err := c.Burst(random, alone); err != nil {
+		return err
+	}
+	return c.ReceiveAll()
+}
+
+// Burst sends one to eight messages.
+func (c *Conn) Burst(random *rand.Rand, alone bool) error {
+	for range 1 + random.IntN(8) {
+		if err := c.Send(alone); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Send sends one message. With alone, which says that no other connection uses
+// the session, the message names the count that it must get: what of an earlier
+// connection was not counted is so sent again.
+func (c *Conn) Send(alone bool) error {
+	s := c.session
+	s.mu.Lock()
+	s.sent++
+	s.unsolved++
+	message := fmt.Sprintf("message %d", s.sent)
+	if alone {
+		message = fmt.Sprintf("must be %d", c.next+uint64(len(c.waiting))+1)
+	}
+	s.mu.Unlock()
+	c.waiting = append(c.waiting, message)
+	_, err := c.Write(proto.AppendMaskedFrame(nil, proto.OpText, true, mask, []byte(message)))
+	return err
+}
+
+// ReceiveAll waits until nothing is waiting.
+func (c *Conn) ReceiveAll() error {
+	for len(c.waiting) > 0 {
+		if err := c.Receive(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Receive waits for the answer to the message that waits longest, and checks
+// it. The error is the end of the connection: ErrBye, net.ErrClosed after a
+// close frame without a goodbye, or the network's.
+func (c *Conn) Receive() error {
+	for {
+		f, err := c.read()
+		switch {
+		case err != nil:
+			return err
+		case f.Bye || f.Error != "":
+			return ErrBye
+		case f.Type == "": // neither a heartbeat nor the like
+			c.answered(f)
+			return nil
+		}
+	}
+}
+
+func (c *Conn) answered(f frame) {
+	s := c.session
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.next++
+	if len(c.waiting) == 0 {
+		s.findings.violation("session %s: count %d of %q answers nothing", s.id, f.Count, f.Message)
+		return
+	}
+	if f.Count != c.next || f.Message != c.waiting[0] || f.SessionID != s.id {
+		s.findings.violation("session %s, resumed at %d: got count %d of %q, want %d of %q", s.id, c.Start, f.Count, f.Message, c.next, c.waiting[0])
+	}
+	if before, double := s.answered[f.Count]; double {
+		s.findings.violation("session %s: count %d is the answer to %q and to %q", s.id, f.Count, before, f.Message)
+	}
+	c.waiting = c.waiting[1:]
+	s.answered[f.Count] = f.Message
+	s.highest = max(s.highest, f.Count)
+	s.unsolved--
+	s.findings.mu.Lock()
+	s.findings.answers++
+	s.findings.mu.Unlock()
+}
+
+// read reads the next text frame. What breaks the protocol is a violation.
+func (c *Conn) read() (f frame, err error) {
+	for {
+		m, n, err := c.parser.Next(c.unread)
+		if err != nil {
+			c.violation("a frame against the protocol: %v", err)
+			return f, err
+		}
+		c.unread = c.unread[n:]
+		switch m.Op {
+		case proto.OpText:
+			if err = json.Unmarshal(m.Payload, &f); err != nil {
+				c.violation("a frame that is not JSON: %q", m.Payload)
+			}
+			return f, err
+		case proto.OpClose:
+			return f, net.ErrClosed
+		case proto.OpPing:
+			_, err = c.Write(proto.AppendMaskedFrame(nil, proto.OpPong, true, mask, m.Payload))
+		case proto.OpContinuation:
+			err = c.more()
+		}
+		if err != nil {
+			return f, err
+		}
+	}
+}
+
+// more reads what comes next into unread.
+func (c *Conn) more() error {
+	chunk := make([]byte, 16<<10)
+	n, err := c.Conn.Read(chunk)
+	c.unread = append(c.unread, chunk[:n]...)
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+func (c *Conn) violation(format string, args ...any) {
+	if c.session != nil { // there is none before the first frame
+		c.session.findings.violation("session %s: %s", c.session.id, fmt.Sprintf(format, args...))
+	}
+}

@@ -1,0 +1,115 @@
+// Package oracle has clients that keep what they sent and what they were told,
+// and say where that breaks a promise of the protocol (PROTOCOL.md §4):
+//
+//   - never lost: a count that was seen is at least what the next resume gets;
+//   - never doubled, never skipped: a session's counts are 1, 2, 3, … over all
+//     its connections, and no count is the answer to two messages;
+//   - prefix: of what a connection sent, the first messages are those counted;
+//   - one owner: nothing is answered on a connection after another one resumed.
+//
+// It is for tests. All of it is safe for concurrent use but for a Conn, which
+// belongs to one goroutine.
+package oracle
+
+import (
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// Findings are what the sessions of one run have shown.
+type Findings struct {
+	mu         sync.Mutex
+	violations []string
+	answers    int
+	resumes    int
+}
+
+// Violations are the broken promises so far, each with its time.
+func (f *Findings) Violations() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string(nil), f.violations...)
+}
+
+// Totals are how many messages were answered and how many sessions resumed.
+func (f *Findings) Totals() (answers, resumes int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.answers, f.resumes
+}
+
+func (f *Findings) violation(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.violations = append(f.violations, time.Now().Format("05.000 ")+fmt.Sprintf(format, args...))
+}
+
+// A Session is one session and what is known of it.
+type Session struct {
+	findings *Findings
+
+	mu       sync.Mutex
+	id       string            // "" until the server has made one up
+	answered map[uint64]string // the message that each count was the answer to
+	highest  uint64            // count that was seen
+	sent     uint64            // messages, by all connections
+	unsolved uint64            // of them without an answer: they may be counted or not
+}
+
+// NewSession is a session that no connection has resumed yet. With an empty id
+// the server makes one up at the first connect.
+func (f *Findings) NewSession(id string) *Session {
+	return &Session{findings: f, id: id, answered: make(map[uint64]string)}
+}
+
+// Connect resumes the session over conn, which it upgrades. The error says why
+// the server did not; conn is then closed.
+func (s *Session) Connect(conn net.Conn) (*Conn, error) {
+	s.mu.Lock()
+	seen, target := s.highest, "/ws/chat/"
+	if s.id != "" {
+		target += "?session_id=" + s.id
+	}
+	s.mu.Unlock()
+	c, hello, err := open(conn, target)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	s.resumed(hello, seen)
+	c.session, c.Start, c.next = s, hello.Count, hello.Count
+	return c, nil
+}
+
+// resumed checks the count at which the session goes on; seen is the highest
+// that was known before it was asked for.
+func (s *Session) resumed(hello frame, seen uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.id = hello.SessionID
+	if hello.Count < seen {
+		s.findings.violation("session %s: %d was seen, and it is resumed at %d", s.id, seen, hello.Count)
+	}
+	if most := uint64(len(s.answered)) + s.unsolved; hello.Count > most {
+		s.findings.violation("session %s: resumed at %d, but only %d messages can be counted", s.id, hello.Count, most)
+	}
+	s.findings.mu.Lock()
+	s.findings.resumes++
+	s.findings.mu.Unlock()
+}
+
+// CheckEnd holds the count at which the session ends to what was seen of it.
+func (s *Session) CheckEnd(count uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for n := range s.answered {
+		if n > count {
+			s.findings.violation("session %s ends at %d, and %d was answered", s.id, count, n)
+		}
+	}
+	if missing := count - uint64(len(s.answered)); missing > s.unsolved {
+		s.findings.violation("session %s ends at %d with %d answers, and only %d messages had none", s.id, count, len(s.answered), s.unsolved)
+	}
+}

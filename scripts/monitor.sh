@@ -5,16 +5,12 @@
 #
 #   monitor.sh [SECONDS]     ends after so many seconds; without, at ^C
 #
-# It reads /metrics/ and the log files itself, so that it shows something where
+# It reads /metrics/ and the logs itself, so that it shows something where
 # VictoriaMetrics and Grafana do not.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-RUN=${TURNSTILE_RUN_DIR:-$ROOT/.run}
-HOST=${TURNSTILE_HOST:-127.0.0.1}
-declare -A COLOUR_PORT=([blue]=${TURNSTILE_BLUE_PORT:-8001} [green]=${TURNSTILE_GREEN_PORT:-8002})
-active_colour() { basename "$(readlink "$RUN/active.sock" 2>/dev/null)" .sock; }
-colour_lines() { [[ ! -f $RUN/log/$1.log ]] || tail -c 262144 "$RUN/log/$1.log"; }
+# shellcheck source-path=SCRIPTDIR source=stack.sh
+source "$(dirname "$0")/stack.sh"
 
 readonly every=1 # seconds from view to view
 duration=${1:-}
@@ -30,6 +26,15 @@ leave() {
 }
 trap leave EXIT
 trap 'exit 0' INT TERM
+
+# colour_lines COLOUR is the end of a colour's log.
+colour_lines() {
+	if [[ $BACKEND == compose ]]; then
+		compose logs --no-color --no-log-prefix --tail 1000 "$1"
+	elif [[ -f $RUN/log/$1.log ]]; then
+		tail -c 262144 "$RUN/log/$1.log"
+	fi
+}
 
 # scrape COLOUR keeps the page before and takes a new one; none if it is down.
 scrape() {

@@ -6,23 +6,19 @@
 #
 #   test_loki.sh [SECONDS]     how long the lines may take (30)
 #
-#   TURNSTILE_URL      where clients connect (http://127.0.0.1:8080)
-#   LOKI_URL           (http://127.0.0.1:3100)
-#   VICTORIALOGS_URL   (http://127.0.0.1:9428)
+#   TURNSTILE_URL      where clients connect (nginx)
+#   LOKI_URL, VICTORIALOGS_URL     (those of the stack: ports 3100 and 9428)
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=stack.sh
+source "$(dirname "$0")/stack.sh"
 
 readonly patience=${1:-30}
-readonly site=${TURNSTILE_URL:-http://${TURNSTILE_HOST:-127.0.0.1}:${TURNSTILE_PORT:-8080}}
-readonly loki=${LOKI_URL:-http://127.0.0.1:3100}
-readonly victorialogs=${VICTORIALOGS_URL:-http://${TURNSTILE_HOST:-127.0.0.1}:${TURNSTILE_VICTORIALOGS_PORT:-9428}}
+readonly site=${TURNSTILE_URL:-$SITE}
+readonly loki=${LOKI_URL:-http://$HOST:${TURNSTILE_LOKI_PORT:-3100}}
+readonly victorialogs=${VICTORIALOGS_URL:-http://$HOST:${TURNSTILE_VICTORIALOGS_PORT:-9428}}
 readonly labels='service="websocket-message-counter",level="INFO",colour=~"blue|green"'
 
-fail() {
-	echo "test_loki: $*" >&2
-	exit 1
-}
-
-[[ $patience =~ ^[0-9]+$ ]] || fail "the time must be a whole number of seconds, got \"$patience\""
+[[ $patience =~ ^[0-9]+$ ]] || die "the time must be a whole number of seconds, got \"$patience\""
 
 get() { curl --silent --fail --max-time 5 --get "$@"; }
 
@@ -48,25 +44,25 @@ if get --output /dev/null "$loki/ready"; then
 elif get --output /dev/null "$victorialogs/health"; then
 	store=victorialogs where=$victorialogs
 else
-	fail "neither Loki answers at $loki nor VictoriaLogs at $victorialogs"
+	die "neither Loki answers at $loki nor VictoriaLogs at $victorialogs"
 fi
 
 session=$(</proc/sys/kernel/random/uuid)
 status=$(connect "$session")
-[[ $status == 101 ]] || fail "$site/ws/chat/ did not upgrade: status $status, not 101"
+[[ $status == 101 ]] || die "$site/ws/chat/ did not upgrade: status $status, not 101"
 
 end=$((SECONDS + patience))
 until lines=$(${store}_lines "$session") &&
 	[[ $lines == *websocket_connected* && $lines == *websocket_disconnected* ]]; do
-	((SECONDS < end)) || fail "the lines of session $session are not in $store at $where after $patience s, but: ${lines:-nothing}"
+	((SECONDS < end)) || die "the lines of session $session are not in $store at $where after $patience s, but: ${lines:-nothing}"
 	sleep 0.2
 done
 
 names=$(${store}_labels)
 for label in service level colour; do
-	[[ $names == *"\"$label\""* ]] || fail "$store has no label $label: $names"
+	[[ $names == *"\"$label\""* ]] || die "$store has no label $label: $names"
 done
-[[ $names != *'"session_id"'* ]] || fail "session_id is a label in $store, which makes a stream of every session: $names"
+[[ $names != *'"session_id"'* ]] || die "session_id is a label in $store, which makes a stream of every session: $names"
 
 colour=$(grep -o '"colour":"[a-z]*"' <<<"$lines" | head -n 1 | cut -d '"' -f 4)
-echo "test_loki: $store at $where has the lines of session $session, from $colour, by service, level and colour"
+echo "test_loki.sh: $store at $where has the lines of session $session, from $colour, by service, level and colour"

@@ -15,6 +15,7 @@ type RedisConfig struct {
 	Address *Address
 	TTL     time.Duration // how long a session is kept after its last owner left
 	Timeout time.Duration // how long a claim or a commit may take
+	Max     int           // sessions that are held, or released and not stored yet
 	Now     func() time.Duration
 	Metrics *metrics.Store
 
@@ -142,8 +143,11 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	r.token.epoch = uint64(time.Now().UnixMicro())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.route(r).isDown() {
+	switch {
+	case s.route(r).isDown():
 		return ErrUnavailable
+	case len(s.leases) >= s.config.Max:
+		return ErrFull // Redis is slower than clients come and go
 	}
 	s.serial++
 	r.token.holder = holderID{s.instance, s.serial}

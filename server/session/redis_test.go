@@ -59,6 +59,7 @@ type instance struct {
 const (
 	redisTTL     = time.Hour
 	redisTimeout = 2 * time.Second
+	redisMax     = 100_000
 )
 
 var started = time.Now()
@@ -72,7 +73,7 @@ func startStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 	now := func() time.Duration { return time.Since(started) + time.Hour }
 	i := &instance{t: t, loop: make(loop, 10_000)}
 	config := RedisConfig{
-		Address: address, TTL: redisTTL, Timeout: redisTimeout, Now: now,
+		Address: address, TTL: redisTTL, Timeout: redisTimeout, Max: redisMax, Now: now,
 		Metrics: metrics.New(1, metrics.Labels{}, metrics.Sources{}).NewStore(MetricLabels(), now),
 		OnTrouble: func(node string, err error) {
 			i.mu.Lock()
@@ -476,6 +477,33 @@ func TestRedisOutOfReachForLong(t *testing.T) {
 	if got := a.claimNow(busy.ID()); receive(t, "the claim ends", got.claimed) != nil || got.Count != 1 && got.Count != 2 {
 		t.Errorf("the count is %d, want 1, or 2 with what was in doubt", got.Count)
 	}
+}
+
+// Clients that come and go quicker than Redis stores cost a bounded amount.
+func TestRedisIsSlowerThanClientsCome(t *testing.T) {
+	server := redistest.Start(t)
+	const most = 500
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout, c.Max = time.Minute, most })
+	server.Pause()
+	for range most {
+		a.mint().release()
+	}
+	var l Lease
+	if err := a.Mint(&l, a.client()); err != ErrFull || l.Held() {
+		t.Errorf("a new session: %v", err)
+	}
+	if _, err := a.Claim(&l, someID, a.client()); err != ErrFull || l.Held() {
+		t.Errorf("a resume: %v", err)
+	}
+	if a.Len() != most {
+		t.Errorf("%d sessions are kept, want %d", a.Len(), most)
+	}
+	server.Continue()
+	eventually(t, "they are stored and forgotten", func() bool { return a.Len() == 0 })
+	if keys := server.Keys("turnstile:{*-*}:*"); len(keys) != most {
+		t.Errorf("%d sessions are stored, want %d", len(keys), most)
+	}
+	a.mint().count(1)
 }
 
 func TestRedisCannotBeReachedAtStart(t *testing.T) {

@@ -342,7 +342,14 @@ func TestCredentialsAreNotTold(t *testing.T) {
 	const secret = "sesame-open"
 	redis := redistest.Start(t)
 	redis.Do("CONFIG", "SET", "requirepass", "another")
+	redis.Do("ACL", "SETUSER", secret, "on", ">"+secret, "~*", "-@all")
+	sentinel := redistest.StartGuarded(t, 0).Sentinels[0]
+	sentinel.Do("ACL", "SETUSER", secret, "on", ">"+secret, "~*", "-@all")
 	for _, url := range []string{
+		"redis://" + secret + ":" + secret + "@" + redis.Addr,
+		"redis://" + secret + ":" + secret + "@" + redis.Addr + "," + redis.Addr,
+		"redis://" + sentinel.Addr + "?master_name=sessions&sentinel_username=" + secret + "&sentinel_password=" + secret,
+		"redis://user:" + secret + "@" + sentinel.Addr + "?master_name=sessions&sentinel_password=" + secret,
 		"redis://user:" + secret + "@" + redis.Addr,
 		"redis://:" + secret + "@" + redis.Addr + "?sentinel_password=" + secret + "&wait_replicas=0",
 		"unix://user:" + secret + "@" + redis.Socket,

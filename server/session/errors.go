@@ -94,7 +94,7 @@ func errorKindOf(err error) errorKind {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &answer):
-		return answeredKind(err.Error())
+		return answeredKind(answer.Error()) // the sentinels' answers stand within another error
 	case errors.Is(err, errNotReplicated):
 		return errorNotReplicated
 	case errors.As(err, &dial) && dial.Op == "dial":

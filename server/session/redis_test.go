@@ -698,6 +698,21 @@ func TestRedisPassword(t *testing.T) {
 	receive(t, "the loser is told", c.taken)
 }
 
+func TestRedisSentinelPassword(t *testing.T) {
+	guarded := redistest.StartGuarded(t, 0)
+	for _, s := range guarded.Sentinels {
+		s.Do("ACL", "SETUSER", "watcher", "on", ">word", "~*", "&*", "+@all")
+	}
+	guarded.Master.Do("ACL", "SETUSER", "counter", "on", ">pass", "~turnstile:*", "&turnstile:*", "+@all")
+	url := strings.Replace(guarded.URL, "redis://", "redis://counter:pass@", 1) + "&sentinel_username=watcher&sentinel_password="
+	readyStore(t, url+"word").mint().count(1)
+	b := startStore(t, url+"wrong")
+	eventually(t, "a wrong password is refused", func() bool { return b.config.Metrics.Errors[errorAuth].Load() > 0 })
+	if b.Available() {
+		t.Error("the store is available")
+	}
+}
+
 func TestRedisDatabase(t *testing.T) {
 	server := redistest.Start(t)
 	a := readyStore(t, "redis://"+server.Addr+"/3")

@@ -131,10 +131,12 @@ const (
 	claimResumed claimResult = iota
 	claimStarted
 	claimUnavailable
-	claimResults // how many there are
+	claimFull
+	claimAbandoned // the client left before
+	claimResults   // how many there are
 )
 
-var claimNames = [claimResults]string{"resumed", "started", "unavailable"}
+var claimNames = [claimResults]string{"resumed", "started", "unavailable", "full", "abandoned"}
 
 // A takeoverResult is how a connection found out that it had lost its session:
 // a label of the metrics.

@@ -130,10 +130,16 @@ func (s *Redis) Mint(l *Lease, owner Owner) error {
 
 // Claim implements Store.
 func (s *Redis) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
-	if err := s.begin(l, id, owner, phaseFind); err != nil {
+	switch err := s.begin(l, id, owner, phaseFind); err {
+	case nil:
+		return false, ErrPending
+	case ErrFull:
+		s.config.Metrics.Claims[claimFull].Inc()
+		return false, err
+	default:
+		s.config.Metrics.Claims[claimUnavailable].Inc()
 		return false, err
 	}
-	return false, ErrPending
 }
 
 // begin makes a lease whose first command is that of phase.
@@ -184,6 +190,9 @@ func (s *Redis) Release(l *Lease) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.claiming() && r.waiting != 0 {
+		s.config.Metrics.Claims[claimAbandoned].Inc()
+	}
 	r.owner, r.lease, r.waiting = nil, nil, 0
 	if r.claiming() && !r.flying {
 		s.forget(r)

@@ -656,6 +656,39 @@ func TestRedisForgetsTheScript(t *testing.T) {
 	}
 }
 
+// The script is forgotten in the middle of a pipeline: those behind that point
+// get NOSCRIPT, and are sent again.
+func TestRedisForgetsTheScriptWithinAPipeline(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
+	stop := make(chan struct{})
+	var flushing sync.WaitGroup
+	flushing.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				server.Client.ScriptFlush(context.Background())
+			}
+		}
+	})
+	for n := uint64(0); a.config.Metrics.Errors[errorNoScript].Load() == 0 && n < 100; n++ {
+		var claims []*client
+		for range 2 * batchMost {
+			claims = append(claims, a.claimNow(NewID()))
+		}
+		for _, claim := range claims {
+			claim.wantClaimed(0, false).count(1)
+		}
+	}
+	close(stop)
+	flushing.Wait()
+	if a.config.Metrics.Errors[errorNoScript].Load() == 0 {
+		t.Error("no NOSCRIPT: the test shows nothing")
+	}
+}
+
 // A key of somebody else's, of another type, where a session's should be.
 func TestRedisKeyOfAnotherType(t *testing.T) {
 	server := redistest.Start(t)

@@ -262,7 +262,7 @@ func (s *Redis) forget(r *remote) {
 // verify has a lease looked at now: somebody may have taken its session, or
 // Redis may have lost it. Under mu.
 func (s *Redis) verify(r *remote) {
-	r.renewed = s.config.Now() - s.times.every
+	r.doubted = true // even if a command is on its way, which may have come too soon
 	s.enqueue(r)
 }
 

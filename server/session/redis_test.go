@@ -848,6 +848,27 @@ func TestRedisLoserIsToldAfterADoubt(t *testing.T) {
 	receive(t, "the loser is told", first.taken)
 }
 
+// The word that a session was taken comes before the answer to the claim that
+// it was taken from.
+func TestRedisLoserIsToldBeforeItKnowsItWon(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server)
+	a := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = time.Minute })
+	b := readyStore(t, server.URL())
+	proxy.Set(redistest.DelayScripts)
+	first := a.claimNow(someID)
+	server.Until("the session is the first one's", func() bool { return server.Do("EXISTS", ownerKey(someID)) == int64(1) })
+	b.claim(someID, 0, true)
+	eventually(t, "the word has come", func() bool {
+		a.Redis.mu.Lock()
+		defer a.Redis.mu.Unlock()
+		return first.entry.(*remote).doubted
+	})
+	proxy.Set(redistest.Pass)
+	first.wantClaimed(0, false)
+	receive(t, "the loser is told", first.taken)
+}
+
 func TestRedisCloseKeepsItsTime(t *testing.T) {
 	server := redistest.Start(t)
 	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 20 * time.Second })

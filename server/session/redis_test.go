@@ -345,8 +345,10 @@ func TestRedisTimesToLive(t *testing.T) {
 	// than the other one's would last if they were not renewed.
 	server.Until("nothing is left of it", func() bool { return len(server.Keys(key+"*")) == 0 })
 	a.claim(gone.ID(), 0, false)
-	silent.count(1)
-	a.claim(silent.ID(), 5, true)
+	if record, owner := server.Do("PTTL", recordKeyOf(t, server, silent.ID())).(int64), server.Do("PTTL", ownerKey(silent.ID())).(int64); record < ttl.Milliseconds() || owner <= record {
+		t.Errorf("a silent session's record lives %d ms and its owner's key %d, want at least %v and more", record, owner, ttl)
+	}
+	a.claim(silent.ID(), 4, true).count(1)
 }
 
 func recordKeyOf(t *testing.T, server *redistest.Server, id ID) string {

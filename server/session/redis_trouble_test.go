@@ -35,7 +35,7 @@ func TestRedisKilledAndRestarted(t *testing.T) {
 // known starts at 0.
 func TestRedisRestartedEmpty(t *testing.T) {
 	server := redistest.Start(t)
-	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
+	a, b := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute }), readyStore(t, server.URL())
 	var idle []*client
 	for n := range uint64(2000) {
 		idle = append(idle, a.mint().count(n%7+1))
@@ -43,11 +43,16 @@ func TestRedisRestartedEmpty(t *testing.T) {
 	left := a.mint().count(7)
 	left.release()
 	a.settle()
-	server.RestartEmpty()
-	for n, c := range idle { // on the instance that had it: never before it is there again
+	server.Kill()
+	claims := make(map[*client]*client)
+	for n, c := range idle {
 		if n%100 == 0 {
-			a.claim(c.ID(), c.Committed(), true)
+			claims[c] = a.claimNow(c.ID())
 		}
+	}
+	server.RestartEmpty()
+	for c, claim := range claims { // on the instance that had it: never before it is there again
+		claim.wantClaimed(c.Committed(), true)
 	}
 	server.Until("the others are there again", func() bool { return len(server.Keys("turnstile:{*-*}:*")) == len(idle) })
 	for n, c := range idle {

@@ -213,13 +213,11 @@ func (c *chaos) failover(g *redistest.Guarded) {
 
 // waitForResumes waits until clients have gone on so often.
 func (c *chaos) waitForResumes(n int) {
-	resumes := func() int {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.resumes
-	}
-	before := resumes()
-	eventually(c.t, "the clients go on", func() bool { return resumes() >= before+n })
+	_, before := c.findings.Totals()
+	eventually(c.t, "the clients go on", func() bool {
+		_, resumes := c.findings.Totals()
+		return resumes >= before+n
+	})
 }
 
 func (c *chaos) note(format string, args ...any) {

@@ -230,6 +230,7 @@ func (l *lane) addTo(o *outcome) {
 const tellEvery = 200 * time.Millisecond
 
 func (f *fleet) tell(stop <-chan struct{}, progress func(counters)) {
+	progress(f.counters())
 	ticker := time.NewTicker(tellEvery)
 	defer ticker.Stop()
 	for {

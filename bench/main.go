@@ -149,6 +149,7 @@ func (r *report) hold() {
 		{"idle", "resident memory a connection", 1000},
 		{"rate", "answer p99", 10},
 		{"drain", "drain time", 10},
+		{"churn", "of it for each connection that was", 1000}, // its session is kept
 	} {
 		switch f := r.find(target.part, target.figure); {
 		case f != nil:

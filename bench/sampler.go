@@ -16,8 +16,8 @@ type sampler struct {
 	done   chan struct{}
 	ended  sync.WaitGroup
 
-	mu       sync.Mutex
-	counters counters
+	mu          sync.Mutex
+	first, last counters
 }
 
 const sampleEvery = 500 * time.Millisecond
@@ -31,7 +31,10 @@ func (r *run) startSampler(p *part, s step, cancel context.CancelFunc) *sampler 
 func (w *sampler) set(c counters) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.counters = c
+	if w.first.CPU == 0 {
+		w.first = c
+	}
+	w.last = c
 }
 
 func (w *sampler) stop() {
@@ -52,7 +55,7 @@ func (w *sampler) sample() {
 		case <-ticker.C:
 		}
 		w.mu.Lock()
-		now := w.counters
+		first, now := w.first, w.last
 		w.mu.Unlock()
 		u, err := usageOfTree(w.run.server.pid)
 		if err != nil {
@@ -62,14 +65,14 @@ func (w *sampler) sample() {
 		if now.CPU == 0 {
 			continue // the first counters have not come yet
 		}
+		if last.CPU == 0 {
+			last.CPU = first.CPU
+		}
 		passed := time.Since(lastAt).Seconds()
 		s := sample{
 			At: w.part.Seconds + time.Since(w.began).Seconds(), Connections: now.Open,
 			Rate: float64(now.Answers-last.Answers) / passed, Resident: u.Resident,
-			ServerCPU: (u.CPU() - lastUsage.CPU()).Seconds() / passed,
-		}
-		if last.CPU != 0 {
-			s.BenchCPU = (now.CPU - last.CPU).Seconds() / passed
+			ServerCPU: (u.CPU() - lastUsage.CPU()).Seconds() / passed, BenchCPU: (now.CPU - last.CPU).Seconds() / passed,
 		}
 		w.part.Series = append(w.part.Series, s)
 		w.run.screen.show(w.part.Name, s, now, w.doneOf(now))

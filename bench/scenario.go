@@ -120,7 +120,7 @@ func (r *run) limits(s step, o *outcome, idle float64) (limits []string) {
 		limits = append(limits, fmt.Sprintf("the generator fell behind: it has sent %s of %s messages", number(float64(o.Late.TotalCount())), number(math.Floor(s.Rate*s.Duration.Seconds()))))
 	}
 	if idle < 0.05*cores {
-		limits = append(limits, fmt.Sprintf("none of %.0f processors was idle: messages a second is what server and generator reach together", cores))
+		limits = append(limits, fmt.Sprintf("none of %.0f processors was idle: this is what server and generator reach together", cores))
 	}
 	return limits
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,14 +13,15 @@ import (
 
 // A client is one WebSocket connection. It belongs to one lane's loop.
 type client struct {
-	lane   *lane
-	index  int // among all clients of all processes: it picks the local address
-	fd     int
-	state  clientState
-	parser proto.Parser
-	spill  []byte
-	began  time.Duration   // when it began to connect
-	due    []time.Duration // when each message without an answer was to be sent
+	lane    *lane
+	index   int // among all clients of all processes: it picks the local address
+	fd      int
+	state   clientState
+	parser  proto.Parser
+	spill   []byte          // of an unfinished frame
+	backlog []byte          // what the socket did not take
+	began   time.Duration   // when it began to connect
+	due     []time.Duration // when each message without an answer was to be sent
 
 	session  string
 	count    uint64 // of the last answer
@@ -40,13 +42,16 @@ var (
 	clientMask  = [4]byte{0x37, 0xfa, 0x21, 0x3d}
 )
 
+// readBytes is the room for one read.
+const readBytes = 64 << 10
+
 // connect begins to connect; with resume to the session it had.
 func (c *client) connect(resume bool) {
 	if !resume {
 		c.session, c.count = "", 0
 	}
 	c.began = netpoll.Monotonic()
-	c.parser, c.spill, c.due = proto.Parser{Rules: &clientRules}, nil, c.due[:0]
+	c.parser, c.due = proto.Parser{Rules: &clientRules}, c.due[:0]
 	fd, err := c.lane.fleet.target.dial(c.index)
 	if err != nil {
 		c.lane.failedToOpen(fmt.Sprintf("connect: %v", err))
@@ -60,12 +65,15 @@ func (c *client) connect(resume bool) {
 	}
 }
 
-func (c *client) onEvent(netpoll.Events) {
-	switch c.state {
-	case clientIdle:
-	case clientDialing:
+func (c *client) onEvent(events netpoll.Events) {
+	if c.state == clientDialing {
 		c.onConnected()
-	default:
+		return
+	}
+	if c.state != clientIdle && events&netpoll.Writable != 0 {
+		c.onWritable()
+	}
+	if c.state != clientIdle && events&^netpoll.Writable != 0 {
 		c.onReadable()
 	}
 }
@@ -87,6 +95,8 @@ func (c *client) onConnected() {
 
 func (c *client) onReadable() {
 	l := c.lane
+	l.in = slices.Grow(l.in[:0], len(c.spill)+readBytes)
+	l.in = l.in[:cap(l.in)]
 	seen := copy(l.in, c.spill)
 	n, err := netpoll.Read(c.fd, l.in[seen:])
 	switch {
@@ -226,10 +236,38 @@ func (c *client) send() {
 	c.write(out)
 }
 
+// write sends p, in its turn: what the socket does not take waits in backlog.
 func (c *client) write(p []byte) {
+	if len(c.backlog) > 0 {
+		c.backlog = append(c.backlog, p...)
+		return
+	}
+	n, ok := c.writeSome(p)
+	if ok && n < len(p) {
+		c.backlog = slices.Clone(p[n:])
+		c.lane.loop.Mod(c.fd, netpoll.Readable|netpoll.Writable)
+	}
+}
+
+// writeSome writes what the socket takes; ok is false if the connection has
+// failed.
+func (c *client) writeSome(p []byte) (n int, ok bool) {
 	n, err := netpoll.Write(c.fd, p)
-	if n < len(p) {
-		c.fail(fmt.Sprintf("lost: the server takes no more: %v", err))
+	if err != nil && err != netpoll.ErrAgain {
+		c.fail("lost: " + err.Error())
+		return n, false
+	}
+	return n, true
+}
+
+func (c *client) onWritable() {
+	n, ok := c.writeSome(c.backlog)
+	if !ok {
+		return
+	}
+	if c.backlog = c.backlog[n:]; len(c.backlog) == 0 {
+		c.backlog = nil
+		c.lane.loop.Mod(c.fd, netpoll.Readable)
 	}
 }
 
@@ -259,5 +297,5 @@ func (c *client) drop() {
 	c.state = clientIdle
 	c.lane.loop.Del(c.fd)
 	netpoll.CloseFD(c.fd)
-	c.spill = nil
+	c.spill, c.backlog = nil, nil
 }

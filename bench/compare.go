@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 )
 
 // compare prints what has changed between two reports.
@@ -35,6 +36,15 @@ func (s *screen) difference(before, after *report) {
 			fmt.Fprintf(s.out, "%-10s %-41s %-3s %12s %12s %s\n", p.Name, f.Name, f.Unit, number(old.Value), number(f.Value), s.change(old.Value, &f))
 		}
 	}
+	for _, what := range onlyIn(after, before) {
+		fmt.Fprintf(s.out, "only in the new report: %s\n", what)
+	}
+	for _, what := range onlyIn(before, after) {
+		fmt.Fprintf(s.out, "only in the old report: %s\n", what)
+	}
+	if loadOf(before) != loadOf(after) {
+		fmt.Fprintln(s.out, s.paint(red, fmt.Sprintf("\nnot the same load: %s before, %s now", loadOf(before), loadOf(after))))
+	}
 	if before.Machine != after.Machine {
 		fmt.Fprintln(s.out, s.paint(red, "\nnot the same machine: only ratios within one report mean anything"))
 	}
@@ -53,4 +63,27 @@ func (s *screen) change(before float64, f *figure) string {
 		return s.paint(green, text)
 	}
 	return s.paint(red, text)
+}
+
+// onlyIn lists what one report has figures of and the other has not: whole
+// scenarios, or single figures.
+func onlyIn(one, other *report) (names []string) {
+	for _, p := range one.Parts {
+		if !slices.ContainsFunc(other.Parts, func(o *part) bool { return o.Name == p.Name }) {
+			names = append(names, p.Name)
+			continue
+		}
+		for _, f := range p.Figures {
+			if other.find(p.Name, f.Name) == nil {
+				names = append(names, p.Name+", "+f.Name)
+			}
+		}
+	}
+	return names
+}
+
+// loadOf says what a report's server had to bear.
+func loadOf(r *report) string {
+	o := r.Options
+	return fmt.Sprintf("%d connections, %d in flight, %s/s in rate, %d bytes", o.Conns, o.InFlight, number(o.Rate), o.Size)
 }

@@ -42,6 +42,7 @@ type lane struct {
 	toOpen   []*client // wait for their turn to connect
 	resuming bool
 	churning bool // each answer is followed by the connection's end
+	turn     int  // of the client that acts next
 
 	// Atomic.
 	open     atomic.Int64 // connections
@@ -65,14 +66,14 @@ func newFleet(o *options, first, count int) (*fleet, error) {
 	f := &fleet{target: t}
 	text := strings.Repeat("x", o.Size)
 	f.message = proto.AppendMaskedFrame(nil, proto.OpText, true, clientMask, []byte(text))
-	f.pool, err = netpoll.NewPool(o.Loops, func(int) netpoll.Config {
+	f.pool, err = netpoll.NewPool(min(o.Loops, count), func(int) netpoll.Config {
 		return netpoll.Config{Fatal: func(err error) { panic(err) }}
 	})
 	if err != nil {
 		return nil, err
 	}
 	for _, loop := range f.pool.Loops {
-		l := &lane{fleet: f, loop: loop, in: make([]byte, 256<<10)}
+		l := &lane{fleet: f, loop: loop}
 		l.reset()
 		f.lanes = append(f.lanes, l)
 	}
@@ -144,6 +145,18 @@ func (l *lane) openMore(most int) {
 	}
 }
 
+// next is the client that is in a state and whose turn it is; nil if none is.
+func (l *lane) next(state clientState) *client {
+	for range l.clients {
+		c := l.clients[l.turn%len(l.clients)]
+		l.turn++
+		if c.state == state {
+			return c
+		}
+	}
+	return nil
+}
+
 func (l *lane) closed(c *client) {
 	l.open.Add(-1)
 	if len(c.due) == 0 {
@@ -177,6 +190,7 @@ func (f *fleet) counters() counters {
 		Answers: f.sum(func(l *lane) *atomic.Int64 { return &l.answers }),
 		Beats:   f.sum(func(l *lane) *atomic.Int64 { return &l.beats }),
 		Faults:  f.sum(func(l *lane) *atomic.Int64 { return &l.failed }),
+		CPU:     ownCPU(),
 	}
 }
 
@@ -193,7 +207,7 @@ func (f *fleet) run(ctx context.Context, s step, progress func(counters)) (outco
 	close(stop)
 	told.Wait()
 	o := newOutcome()
-	o.Elapsed, o.CPU = elapsed, ownCPU()-usage
+	o.Elapsed, o.Busy = elapsed, ownCPU()-usage
 	o.counters = f.counters()
 	f.each(func(l *lane) { l.addTo(o) })
 	return *o, err
@@ -216,6 +230,7 @@ func (l *lane) addTo(o *outcome) {
 const tellEvery = 200 * time.Millisecond
 
 func (f *fleet) tell(stop <-chan struct{}, progress func(counters)) {
+	progress(f.counters())
 	ticker := time.NewTicker(tellEvery)
 	defer ticker.Stop()
 	for {

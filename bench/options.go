@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"turnstile/netpoll"
 )
 
 // options are what a user can set.
@@ -37,10 +39,22 @@ const (
 	checkCounter = "counter"
 	checkNone    = "none"
 
-	// clientsEach is how many clients one process has file descriptors for,
-	// with the usual hard limit of 20,000.
-	clientsEach = 19_000
+	maxRate = 1e7 // a second: more than one machine can
+	maxSize = 512 << 10
 )
+
+// clientsEach is how many clients one process has file descriptors for.
+func clientsEach() int {
+	const spare = 100 // standard streams, loops, other processes
+	limit, err := netpoll.RaiseFDLimit()
+	if err != nil || limit > 1<<20 {
+		limit = 1 << 20
+	}
+	return max(1, int(limit)-spare)
+}
+
+// processesFor is how many processes so many clients need.
+func processesFor(conns int) int { return (conns + clientsEach() - 1) / clientsEach() }
 
 // parseOptions reads the command line. The error is one line; flag.ErrHelp
 // when the usage was asked for, and printed to out.
@@ -91,11 +105,26 @@ func (o *options) check() error {
 		return fmt.Errorf("-server must have %s where the address goes, such as 'bin/server -listen %s'", listenPlace, listenPlace)
 	case o.Check != checkCounter && o.Check != checkNone:
 		return fmt.Errorf("-check must be %s or %s, got %q", checkCounter, checkNone, o.Check)
-	case o.Conns < 1 || o.InFlight < 1 || o.Size < 1 || o.Loops < 1 || o.Processes < 0 || o.Duration <= 0 || o.Rate <= 0 || o.ConnectRate < 0:
-		return errors.New("-conns, -in-flight, -size, -loops, -rate and -duration must be more than 0")
+	case len(o.Scenarios) != len(slices.Compact(slices.Sorted(slices.Values(o.Scenarios)))):
+		return errors.New("a scenario is named twice: the figures of a report are found by its name")
+	case o.Conns < 1 || o.InFlight < 1 || o.Size < 1 || o.Loops < 1 || o.Duration <= 0:
+		return errors.New("-conns, -in-flight, -size, -loops and -duration must be more than 0")
+	case o.Size > maxSize:
+		return fmt.Errorf("-size must be at most %d, got %d", maxSize, o.Size)
+	case !(o.Rate > 0 && o.Rate <= maxRate) || !(o.ConnectRate >= 0 && o.ConnectRate <= maxRate):
+		return fmt.Errorf("-rate must be more than 0, -connect-rate 0 or more, both at most %.0f a second", maxRate)
+	case o.Processes < 0 || o.Processes > o.Conns:
+		return fmt.Errorf("-processes must be 0 to -conns, which is %d; got %d", o.Conns, o.Processes)
+	case o.PID < 0 || o.PID > 0 && o.Server != "":
+		return errors.New("-pid must be a process's, and goes with -url: with -server the process is known")
+	}
+	if o.URL != "" {
+		if _, err := parseTarget(o.URL, true); err != nil {
+			return err
+		}
 	}
 	if o.Processes == 0 {
-		o.Processes = (o.Conns + clientsEach - 1) / clientsEach
+		o.Processes = processesFor(o.Conns)
 	}
 	if o.Name == "" {
 		o.Name = o.URL + o.Server

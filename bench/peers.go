@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -78,37 +79,72 @@ type peerResult struct {
 	peer   peer
 }
 
+// A boutPlan is what the command "peers" is asked for.
+type boutPlan struct {
+	folder, server, only, out string
+	rounds, conns             int
+	duration                  time.Duration
+}
+
+// parsePeers reads the command line of "peers", as parseOptions does.
+func parsePeers(args []string, out io.Writer) (*boutPlan, error) {
+	p := &boutPlan{}
+	f := flag.NewFlagSet("bench peers", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	f.StringVar(&p.folder, "peers", "bench/peers", "the `folder` of peers.json, whose build.sh has been run")
+	f.StringVar(&p.server, "server", "bin/server -listen {listen} -log-level warn", "the `command` that starts this project's server")
+	f.IntVar(&p.rounds, "rounds", 3, "rounds; the table has their medians")
+	f.IntVar(&p.conns, "conns", 10_000, "connections of the large loads")
+	f.DurationVar(&p.duration, "duration", 4*time.Second, "how long each load takes")
+	f.StringVar(&p.only, "only", "", "`names` of the peers to measure, separated by commas; all without")
+	f.StringVar(&p.out, "out", "bench/report", "a `folder` for peers.json, peers.md and peers.html")
+	switch err := f.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(out, "bench peers: measures this project's server and others, side by side\n\nFlags:\n")
+		f.SetOutput(out)
+		f.PrintDefaults()
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w; see bench peers -help", err)
+	case f.NArg() > 0:
+		return nil, fmt.Errorf("unknown argument %q; see bench peers -help", f.Arg(0))
+	case p.rounds < 1 || p.conns < 1 || p.duration <= 0:
+		return nil, errors.New("-rounds, -conns and -duration must be more than 0")
+	case !strings.Contains(p.server, listenPlace):
+		return nil, fmt.Errorf("-server must have %s where the address goes", listenPlace)
+	}
+	return p, nil
+}
+
 // comparePeers is the command "peers".
 func comparePeers(args []string) int {
-	f := flag.NewFlagSet("bench peers", flag.ContinueOnError)
-	folder := f.String("peers", "bench/peers", "the `folder` of peers.json, whose build.sh has been run")
-	server := f.String("server", "bin/server -listen {listen} -log-level warn", "the `command` that starts this project's server")
-	rounds := f.Int("rounds", 3, "rounds; the table has their medians")
-	conns := f.Int("conns", 10_000, "connections of the large loads")
-	duration := f.Duration("duration", 4*time.Second, "how long each load takes")
-	only := f.String("only", "", "`names` of the peers to measure, separated by commas; all without")
-	out := f.String("out", "bench/report", "a `folder` for peers.json, peers.md and peers.html")
-	if err := f.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return exitOK
-		}
-		return exitUsage
+	plan, err := parsePeers(args, os.Stdout)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		return complain(err, exitUsage)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	b := &bout{When: time.Now().UTC(), Machine: thisMachine(), Rounds: *rounds, Conns: *conns, Duration: *duration, ctx: ctx, folder: *folder}
-	if err := b.enlist(*server, *only); err != nil {
+	context.AfterFunc(ctx, stop) // a second ^C ends it at once
+	b := &bout{When: time.Now().UTC(), Machine: thisMachine(), Rounds: plan.rounds, Conns: plan.conns, Duration: plan.duration, ctx: ctx, folder: plan.folder}
+	if err := b.enlist(plan.server, plan.only); err != nil {
 		return complain(err, exitUsage)
 	}
 	b.fight()
-	if err := b.write(*out); err != nil {
+	if err := b.write(plan.out); err != nil {
 		return complain(err, exitFellShort)
 	}
-	fmt.Printf("%s\nthe page is %s\n", b.markdown(), filepath.Join(*out, "peers.html"))
-	if ctx.Err() != nil {
+	fmt.Printf("%s\nthe page is %s\n", b.markdown(), filepath.Join(plan.out, "peers.html"))
+	if ctx.Err() != nil || b.hasErrors() {
 		return exitFellShort
 	}
 	return exitOK
+}
+
+func (b *bout) hasErrors() bool {
+	return slices.ContainsFunc(b.Results, func(r *peerResult) bool { return len(r.Errors) > 0 })
 }
 
 // enlist reads the peers that are built; our own is the first.
@@ -120,6 +156,9 @@ func (b *bout) enlist(server, only string) error {
 	var peers []peer
 	if err := json.Unmarshal(data, &peers); err != nil {
 		return fmt.Errorf("peers.json: %w", err)
+	}
+	if err := checkNames(peers, only); err != nil {
+		return err
 	}
 	command := strings.Fields(server)
 	if command[0], err = filepath.Abs(command[0]); err != nil {
@@ -135,6 +174,20 @@ func (b *bout) enlist(server, only string) error {
 			continue
 		}
 		b.Results = append(b.Results, &peerResult{Name: p.Name, What: p.What, peer: p, Values: make(map[string][]float64), Errors: make(map[string]int64)})
+	}
+	return nil
+}
+
+// checkNames sees that there is a peer of each name asked for.
+func checkNames(peers []peer, only string) error {
+	var names []string
+	for _, p := range peers {
+		names = append(names, p.Name)
+	}
+	for name := range strings.SplitSeq(only, ",") {
+		if only != "" && !slices.Contains(names, name) {
+			return fmt.Errorf("-only: no peer is called %q: there are %s", name, strings.Join(names, ", "))
+		}
 	}
 	return nil
 }
@@ -193,7 +246,7 @@ const (
 func (b *bout) measure(p peer) ([]*part, error) {
 	o := &options{
 		Conns: b.Conns, Size: peerMessage, Loops: 2, Rate: 2000, InFlight: 1, Check: checkCounter,
-		Duration: b.Duration, Processes: (b.Conns + clientsEach - 1) / clientsEach, folder: b.folder,
+		Duration: b.Duration, Processes: processesFor(b.Conns), folder: b.folder,
 	}
 	if p.Name == floorName {
 		o.Check = checkNone

@@ -15,6 +15,7 @@ import (
 
 // usage is what a process uses, as proc(5) tells.
 type usage struct {
+	Known        bool // there is a process, and it can be read
 	User, System time.Duration
 	Resident     int64 // bytes
 	Anonymous    int64 // bytes of it that are no file's
@@ -41,7 +42,7 @@ func usageOf(pid int) (usage, error) {
 		n, _ := strconv.ParseInt(fields[i-3], 10, 64)
 		return time.Duration(n) * time.Second / userHZ
 	}
-	u := usage{User: ticks(14), System: ticks(15)}
+	u := usage{Known: true, User: ticks(14), System: ticks(15)}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return usage{}, fmt.Errorf("cannot measure the server: %w", err)
@@ -120,6 +121,20 @@ func slabBytes(names ...string) (bytes int64) {
 		}
 	}
 	return bytes
+}
+
+// idleCPU is the time that all processors together have been idle, of which
+// the first line of /proc/stat tells. Waiting for a disk is idle.
+func idleCPU() time.Duration {
+	data, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(data), "\n")
+	fields := strings.Fields(line)
+	var ticks int64
+	for i := 4; i < min(6, len(fields)); i++ {
+		n, _ := strconv.ParseInt(fields[i], 10, 64)
+		ticks += n
+	}
+	return time.Duration(ticks) * time.Second / userHZ
 }
 
 // ownCPU is the processor time of this process.

@@ -20,19 +20,20 @@ type report struct {
 	Machine   machine   `json:"machine"`
 	Options   *options  `json:"options"`
 	Parts     []*part   `json:"parts"`
-	Cut       bool      `json:"cut,omitempty"` // the run was ended before its time
+	Cut       bool      `json:"cut,omitempty"`    // the run was ended before its time
+	Failed    string    `json:"failed,omitempty"` // why it could not go on
 	FellShort []string  `json:"fell_short,omitempty"`
 }
 
 // A part is one scenario's.
 type part struct {
-	Name      string           `json:"name"`
-	Seconds   float64          `json:"seconds"`
-	Figures   []figure         `json:"figures"`
-	Latency   *curve           `json:"latency,omitempty"`
-	Series    []sample         `json:"series,omitempty"`
-	Errors    map[string]int64 `json:"errors,omitempty"`
-	Saturated bool             `json:"saturated,omitempty"` // the generator had no more to give
+	Name    string           `json:"name"`
+	Seconds float64          `json:"seconds"`
+	Figures []figure         `json:"figures"`
+	Latency *curve           `json:"latency,omitempty"`
+	Series  []sample         `json:"series,omitempty"`
+	Errors  map[string]int64 `json:"errors,omitempty"`
+	Limits  []string         `json:"limits,omitempty"` // what was measured beside the server
 }
 
 // A figure is one number, and what it is held to.
@@ -138,6 +139,9 @@ func readReport(path string) (*report, error) {
 	r := &report{}
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("%s is no report of bench's: %w", path, err)
+	}
+	if r.Options == nil || len(r.Parts) == 0 {
+		return nil, fmt.Errorf("%s is no report of bench's: it has no scenarios", path)
 	}
 	return r, nil
 }

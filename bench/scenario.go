@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"sync"
+	"math"
 	"time"
 )
 
@@ -71,30 +71,58 @@ func (r *run) do() error {
 	return nil
 }
 
-// step carries out a step as a part of p: its errors and samples are p's.
+// step carries out a step as a part of p: its errors and samples are p's. It
+// ends early, with an error, when the server has gone.
 func (r *run) step(p *part, s step) (outcome, usage, error) {
 	before, err := usageOfTree(r.server.pid)
 	if err != nil {
-		return outcome{}, usage{}, err
+		return *newOutcome(), usage{}, r.gone(err)
 	}
-	w := r.startSampler(p)
-	o, err := r.squad.run(r.ctx, s, w.set)
+	idle := idleCPU()
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	w := r.startSampler(p, s, cancel)
+	o, err := r.squad.run(ctx, s, w.set)
 	w.stop()
 	for what, n := range o.Errors {
 		p.Errors[what] += n
 	}
 	p.Seconds += o.Elapsed.Seconds()
 	after, usageErr := usageOfTree(r.server.pid)
-	if err == nil {
-		err = usageErr
+	if usageErr != nil {
+		return o, usage{}, r.gone(usageErr)
 	}
 	after.User -= before.User
 	after.System -= before.System
-	// A loop that is busy for nine tenths of the time measures itself.
-	if o.Elapsed > time.Second && o.CPU.Seconds() > 0.9*o.Elapsed.Seconds()*float64(min(r.options.Loops*r.options.Processes, r.report.Machine.Cores)) {
-		p.Saturated = true
+	if o.Elapsed >= time.Second && (s.Kind == stepEcho || s.Kind == stepRate) {
+		p.Limits = append(p.Limits, r.limits(s, &o, (idleCPU()-idle).Seconds()/o.Elapsed.Seconds())...)
 	}
 	return o, after, err
+}
+
+// gone says that the server has ended, and what it said last.
+func (r *run) gone(err error) error {
+	if r.server.cmd == nil {
+		return err
+	}
+	<-r.server.exited // it is gone from /proc just before
+	return fmt.Errorf("the server ended in the middle: %s", r.server.lastWords())
+}
+
+// limits says where a step has measured something else than the server.
+func (r *run) limits(s step, o *outcome, idle float64) (limits []string) {
+	cores := float64(r.report.Machine.Cores)
+	// A loop that is busy for nine tenths of the time measures itself.
+	if o.Busy.Seconds() > 0.9*o.Elapsed.Seconds()*min(float64(r.options.Loops*r.options.Processes), cores) {
+		limits = append(limits, "the generator was busy all the time: it has measured itself")
+	}
+	if s.Kind == stepRate && float64(o.Late.TotalCount()) < 0.99*s.Rate*s.Duration.Seconds() && r.ctx.Err() == nil {
+		limits = append(limits, fmt.Sprintf("the generator fell behind: it has sent %s of %s messages", number(float64(o.Late.TotalCount())), number(math.Floor(s.Rate*s.Duration.Seconds()))))
+	}
+	if idle < 0.05*cores {
+		limits = append(limits, fmt.Sprintf("none of %.0f processors was idle: this is what server and generator reach together", cores))
+	}
+	return limits
 }
 
 // opened makes sure that all connections are open.
@@ -170,12 +198,12 @@ func (r *run) addMessages(p *part, o outcome, u usage) {
 		r.addServerCPU(p, "a message", u, o.Answers)
 	}
 	p.addLatency("answer", o.Latency)
-	p.add("generator's CPU", "cores", "", o.CPU.Seconds()/o.Elapsed.Seconds())
+	p.add("generator's CPU", "cores", "", o.Busy.Seconds()/o.Elapsed.Seconds())
 }
 
 // addServerCPU adds what each of n cost the server.
 func (r *run) addServerCPU(p *part, each string, u usage, n int64) {
-	if r.server.pid == 0 {
+	if !u.Known {
 		return
 	}
 	per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(n) }
@@ -243,21 +271,34 @@ func (r *run) churn(p *part) error {
 		return err
 	}
 	o, u, err := r.step(p, step{Kind: stepChurn, Rate: rate, Duration: r.options.Duration})
-	if err != nil {
-		return err
+	n := o.Upgrade.TotalCount()
+	p.add("connections", "", "more", float64(n))
+	r.addServerCPU(p, "a connection with its message", u, max(n, 1))
+	p.addLatency("upgrade", o.Upgrade)
+	if err == nil {
+		err = r.addLeftMemory(p, before, n)
+	}
+	p.addErrors()
+	return err
+}
+
+// addLeftMemory says what n connections have left behind when they are gone and
+// the server has had some time.
+func (r *run) addLeftMemory(p *part, before usage, n int64) error {
+	if r.server.pid == 0 || n == 0 {
+		return nil
 	}
 	if _, _, err := r.step(p, step{Kind: stepWatch, Duration: idleTime}); err != nil {
 		return err
 	}
 	after, err := usageOfTree(r.server.pid)
-	p.add("connections", "", "more", float64(o.Upgrade.TotalCount()))
-	r.addServerCPU(p, "a connection with its message", u, max(o.Upgrade.TotalCount(), 1))
-	if r.server.pid != 0 {
-		p.add("resident memory that did not come back", "MB", "less", float64(after.Resident-before.Resident)/1e6)
+	if err != nil {
+		return r.gone(err)
 	}
-	p.addLatency("upgrade", o.Upgrade)
-	p.addErrors()
-	return err
+	left := float64(after.Resident - before.Resident)
+	p.add("resident memory that did not come back", "MB", "less", left/1e6)
+	p.add("of it for each connection that was", "B", "less", left/float64(n))
+	return nil
 }
 
 // addErrors adds the number of errors, which has to be none.
@@ -268,66 +309,4 @@ func (p *part) addErrors() {
 	}
 	none := 0.0
 	p.add("errors", "", "less", float64(sum)).Most = &none
-}
-
-// A sampler takes a sample of a step now and then.
-type sampler struct {
-	run   *run
-	part  *part
-	began time.Time
-	done  chan struct{}
-	ended sync.WaitGroup
-
-	mu       sync.Mutex
-	counters counters
-}
-
-const sampleEvery = 500 * time.Millisecond
-
-func (r *run) startSampler(p *part) *sampler {
-	w := &sampler{run: r, part: p, began: time.Now(), done: make(chan struct{})}
-	w.ended.Go(w.sample)
-	return w
-}
-
-func (w *sampler) set(c counters) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.counters = c
-}
-
-func (w *sampler) stop() {
-	close(w.done)
-	w.ended.Wait()
-}
-
-func (w *sampler) sample() {
-	ticker := time.NewTicker(sampleEvery)
-	defer ticker.Stop()
-	var last counters
-	lastAt, lastOwn := time.Now(), ownCPU()
-	lastUsage, _ := usageOfTree(w.run.server.pid)
-	for {
-		select {
-		case <-w.done:
-			return
-		case <-ticker.C:
-		}
-		w.mu.Lock()
-		now := w.counters
-		w.mu.Unlock()
-		u, err := usageOfTree(w.run.server.pid)
-		if err != nil {
-			return // the step will tell
-		}
-		passed := time.Since(lastAt).Seconds()
-		s := sample{
-			At: w.part.Seconds + time.Since(w.began).Seconds(), Connections: now.Open,
-			Rate: float64(now.Answers-last.Answers) / passed, Resident: u.Resident,
-			ServerCPU: (u.CPU() - lastUsage.CPU()).Seconds() / passed, BenchCPU: (ownCPU() - lastOwn).Seconds() / passed,
-		}
-		w.part.Series = append(w.part.Series, s)
-		w.run.screen.show(w.part.Name, s, now, fmt.Sprintf("%.0f s", s.At))
-		last, lastAt, lastOwn, lastUsage = now, time.Now(), ownCPU(), u
-	}
 }

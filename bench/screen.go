@@ -15,14 +15,14 @@ import (
 // nothing but the table at the end.
 type screen struct {
 	out      io.Writer
+	fd       int
 	terminal bool
 	live     bool
-	total    time.Duration // that the scenario is expected to take
 }
 
 func newScreen(out io.Writer, fd uintptr, quiet bool) *screen {
 	_, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
-	return &screen{out: out, terminal: err == nil, live: err == nil && !quiet}
+	return &screen{out: out, fd: int(fd), terminal: err == nil, live: err == nil && !quiet}
 }
 
 const (
@@ -41,20 +41,39 @@ func (s *screen) paint(color, text string) string {
 	return color + text + normal
 }
 
-// show replaces the live line.
-func (s *screen) show(name string, at sample, c counters, clock string) {
+// show replaces the live line, which must not be longer than the terminal is
+// wide: what has wrapped is not replaced.
+func (s *screen) show(name string, at sample, c counters, done float64) {
 	if !s.live {
 		return
 	}
-	line := fmt.Sprintf("%s%-10s %s %6s  %d open", clear, name, bar(at.At/s.total.Seconds()), clock, c.Open)
+	line := fmt.Sprintf("%-10s%s%5.0f s %s open", name, bar(done), at.At, grouped(c.Open))
 	if at.Rate > 0 {
-		line += fmt.Sprintf("  %.0f msg/s", at.Rate)
+		line += fmt.Sprintf("  %s msg/s", grouped(int64(at.Rate)))
 	}
-	line += fmt.Sprintf("  server %.0f %% %.1f MB", 100*at.ServerCPU, float64(at.Resident)/1e6)
-	if c.Faults > 0 {
-		line += s.paint(red, fmt.Sprintf("  %d errors", c.Faults))
+	if at.Resident > 0 {
+		line += fmt.Sprintf("  server %.0f%% %.0f MB", 100*at.ServerCPU, float64(at.Resident)/1e6)
 	}
-	fmt.Fprint(s.out, line)
+	line += fmt.Sprintf("  bench %.0f%%", 100*at.BenchCPU)
+	line = firstRunes(line, s.width()-1)
+	if errors := fmt.Sprintf("  %s errors", grouped(c.Faults)); c.Faults > 0 {
+		line = firstRunes(line, s.width()-1-len(errors)) + s.paint(red, errors)
+	}
+	fmt.Fprint(s.out, clear+line)
+}
+
+// width is the terminal's, in columns.
+func (s *screen) width() int {
+	size, err := unix.IoctlGetWinsize(s.fd, unix.TIOCGWINSZ)
+	if err != nil || size.Col == 0 {
+		return 80
+	}
+	return int(size.Col)
+}
+
+func firstRunes(text string, most int) string {
+	runes := []rune(text)
+	return string(runes[:max(0, min(most, len(runes)))])
 }
 
 // bar is a progress bar of twenty places.
@@ -78,9 +97,12 @@ func (s *screen) table(r *report) {
 		for _, what := range slices.Sorted(keys(p.Errors)) {
 			fmt.Fprintln(s.out, s.paint(red, fmt.Sprintf("  %8d × %s", p.Errors[what], what)))
 		}
-		if p.Saturated {
-			fmt.Fprintln(s.out, s.paint(red, "  the generator was busy all the time: it has measured itself"))
+		for _, limit := range p.Limits {
+			fmt.Fprintln(s.out, s.paint(red, "  "+limit))
 		}
+	}
+	if r.Failed != "" {
+		fmt.Fprintln(s.out, s.paint(red, "\n"+r.Failed))
 	}
 	if r.Cut {
 		fmt.Fprintln(s.out, s.paint(red, "\nended before its time: what is above is what was measured until then"))

@@ -74,7 +74,7 @@ func (s *server) waitUntilItListens(ctx context.Context, address string) error {
 	})
 	switch {
 	case s.hasExited():
-		return fmt.Errorf("the server ended at once: %s", s.stderr.String())
+		return fmt.Errorf("the server ended at once: %s", s.lastWords())
 	case ok:
 		return nil
 	}
@@ -82,6 +82,12 @@ func (s *server) waitUntilItListens(ctx context.Context, address string) error {
 	return errors.Join(ctx.Err(), fmt.Errorf("the server does not listen on %s", address))
 }
 
+// lastWords is what the server said last on standard error, and how it ended.
+func (s *server) lastWords() string {
+	return strings.TrimSpace(s.cmd.ProcessState.String() + "\n" + s.stderr.String())
+}
+
+// hasExited reports whether a server that was started here has ended.
 func (s *server) hasExited() bool {
 	select {
 	case <-s.exited:

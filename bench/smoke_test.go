@@ -8,10 +8,10 @@ import (
 	"testing"
 )
 
-// startForSmoke starts the real server with more flags, and returns its URL.
-func startForSmoke(t *testing.T, flags string) string {
+// startForSmoke starts a server, and returns its URL.
+func startForSmoke(t *testing.T, command string) string {
 	t.Helper()
-	o := &options{Server: buildServer(t) + flags}
+	o := &options{Server: command}
 	s, err := openServer(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -31,20 +31,22 @@ func wantSmoke(t *testing.T, code int, text string, args ...string) {
 
 func TestSmoke(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s.sock")
-	url := startForSmoke(t, ",unix:"+socket)
+	server := buildServer(t)
+	url := startForSmoke(t, server+",unix:"+socket)
 	wantSmoke(t, exitOK, "resume     ok", url)
 	wantSmoke(t, exitOK, "resume     ok", "unix:"+socket)
 	wantSmoke(t, exitOK, "it leads to unix:"+socket, "-reaches", "unix:"+socket, url)
-	other := startForSmoke(t, "")
+	other := startForSmoke(t, server)
 	wantSmoke(t, exitFellShort, "answers by another server than "+other, "-reaches", other, url)
 }
 
 // A server that is not fit for its clients fails the test at the step that
 // shows it.
 func TestSmokeFails(t *testing.T) {
+	server := buildServer(t)
 	wantSmoke(t, exitFellShort, "health     FAILED: cannot connect", "unix:"+filepath.Join(t.TempDir(), "none"))
-	wantSmoke(t, exitFellShort, "count      FAILED: no answer to message 1: close 1009", startForSmoke(t, " -max-message 4"))
-	wantSmoke(t, exitFellShort, "readiness  FAILED: /readyz/ answers 503", startForSmoke(t, " -redis unix:///nowhere"))
+	wantSmoke(t, exitFellShort, "count      FAILED: no answer to message 1: close 1009", startForSmoke(t, server+" -max-message 4"))
+	wantSmoke(t, exitFellShort, "readiness  FAILED: /readyz/ answers 503", startForSmoke(t, server+" -redis unix:///nowhere"))
 
 	silent, err := net.Listen("tcp", serverHost+":0")
 	if err != nil {

@@ -65,6 +65,9 @@ func (q *squad) run(ctx context.Context, s step, progress func(counters)) (outco
 				latest[i] = c
 				var sum counters
 				for _, c := range latest {
+					if c.CPU == 0 {
+						return // not all have told
+					}
 					sum.add(c)
 				}
 				progress(sum)

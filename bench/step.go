@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -32,6 +33,7 @@ const (
 // counters are how far a step is.
 type counters struct {
 	Open, Answers, Beats, Faults int64
+	CPU                          time.Duration // of the generator, since its start
 }
 
 func (c *counters) add(other counters) {
@@ -39,6 +41,7 @@ func (c *counters) add(other counters) {
 	c.Answers += other.Answers
 	c.Beats += other.Beats
 	c.Faults += other.Faults
+	c.CPU += other.CPU
 }
 
 // An outcome is what became of a step. Histograms are in microseconds.
@@ -50,7 +53,7 @@ type outcome struct {
 	Late    *hdrhistogram.Histogram // the generator's own lateness
 	Errors  map[string]int64
 	Elapsed time.Duration
-	CPU     time.Duration // of the generator
+	Busy    time.Duration // processor time of the generator in this step
 }
 
 func newOutcome() *outcome {
@@ -68,7 +71,7 @@ func (o *outcome) merge(other outcome) {
 		o.Errors[what] += n
 	}
 	o.Elapsed = max(o.Elapsed, other.Elapsed)
-	o.CPU += other.CPU
+	o.Busy += other.Busy
 }
 
 const (
@@ -111,9 +114,12 @@ func (f *fleet) connect(ctx context.Context, s step) error {
 		return n
 	}
 	if s.Rate > 0 {
-		f.pace(ctx, s.Rate, openTime+time.Duration(float64(len(f.clients))/s.Rate*float64(time.Second)), func(l *lane, _ time.Duration) {
-			l.openMore(l.inFlight + 1)
-		}, func() bool { return left() == 0 })
+		f.pace(ctx, pace{
+			perSecond: s.Rate,
+			length:    openTime + time.Duration(float64(len(f.clients))/s.Rate*float64(time.Second)),
+			act:       func(l *lane, _ time.Duration) { l.openMore(l.inFlight + 1) },
+			done:      func() bool { return left() == 0 },
+		})
 	}
 	if !until(ctx, openTime, func() bool { return left() == 0 }) && ctx.Err() == nil {
 		f.each(func(l *lane) {
@@ -128,32 +134,64 @@ func (f *fleet) connect(ctx context.Context, s step) error {
 	return ctx.Err()
 }
 
-// pace calls act on the lanes in turn, so many times a second, each with the
-// time at which it was due, until the length is over or done says so.
-func (f *fleet) pace(ctx context.Context, perSecond float64, length time.Duration, act func(*lane, time.Duration), done func() bool) {
-	began := netpoll.Monotonic()
-	dueAt := func(n int) time.Duration { return began + time.Duration(float64(n)/perSecond*float64(time.Second)) }
-	for n := 0; ctx.Err() == nil && !done(); {
+// A pace is so many acts a second for a length of time, dealt to the lanes in
+// turn.
+type pace struct {
+	perSecond float64
+	length    time.Duration
+	act       func(l *lane, due time.Duration)
+	done      func() bool // before the length is over
+
+	began time.Duration
+}
+
+// dueAt is when the n-th act is due.
+func (p *pace) dueAt(n int) time.Duration {
+	return p.began + time.Duration(float64(n)/p.perSecond*float64(time.Second))
+}
+
+// pace lets each lane act at its own pace, so that none waits for another.
+func (f *fleet) pace(ctx context.Context, p pace) {
+	p.began = netpoll.Monotonic()
+	var lanes sync.WaitGroup
+	for i, l := range f.lanes {
+		lanes.Go(func() { l.keepUp(ctx, &p, i, len(f.lanes)) })
+	}
+	lanes.Wait()
+}
+
+// turnsAtOnce is how many acts a lane that is late makes up for between two
+// looks at its sockets.
+const turnsAtOnce = 1000
+
+// keepUp does the lane's share of the acts. What is not done when the time is
+// over is left undone: the lane was too slow.
+func (l *lane) keepUp(ctx context.Context, p *pace, first, each int) {
+	for n := first; ctx.Err() == nil && !p.done(); {
 		now := netpoll.Monotonic()
-		if now-began > length {
+		if now-p.began >= p.length {
 			return
 		}
-		turns := make([][]time.Duration, len(f.lanes))
-		for ; dueAt(n) <= now && dueAt(n)-began < length; n++ {
-			turns[n%len(turns)] = append(turns[n%len(turns)], dueAt(n))
+		ran := make(chan struct{})
+		if !l.loop.Post(func() { n += each * l.actOnDue(p, n, each, now); close(ran) }) {
+			return
 		}
-		for i, due := range turns {
-			if len(due) > 0 {
-				l := f.lanes[i]
-				l.loop.Post(func() {
-					for _, d := range due {
-						act(l, d)
-					}
-				})
-			}
-		}
-		time.Sleep(max(100*time.Microsecond, dueAt(n)-netpoll.Monotonic()))
+		<-ran
+		sleep(ctx, max(100*time.Microsecond, min(p.dueAt(n), p.began+p.length)-netpoll.Monotonic()))
 	}
+}
+
+// actOnDue does what is due now, from the n-th act on, and returns how many
+// acts that were.
+func (l *lane) actOnDue(p *pace, n, each int, now time.Duration) (acts int) {
+	for ; acts < turnsAtOnce; acts++ {
+		due := p.dueAt(n + acts*each)
+		if due > now || due-p.began >= p.length {
+			break
+		}
+		p.act(l, due)
+	}
+	return acts
 }
 
 // echo keeps messages in flight on every connection.
@@ -180,22 +218,16 @@ func (f *fleet) echo(ctx context.Context, s step) error {
 // rate sends messages at a fixed rate, over the connections in turn. A message
 // that cannot be sent in time counts from when it was due.
 func (f *fleet) rate(ctx context.Context, s step) error {
-	turns := make(map[*lane]*int)
-	for _, l := range f.lanes {
-		turns[l] = new(int)
-	}
-	f.pace(ctx, s.Rate, s.Duration, func(l *lane, due time.Duration) {
-		for range len(l.clients) {
-			c := l.clients[*turns[l]%len(l.clients)]
-			*turns[l]++
-			if c.state == clientOpen {
-				recordIn(l.late, netpoll.Monotonic()-due)
-				c.ask(due)
-				c.send()
-				return
-			}
+	f.pace(ctx, pace{perSecond: s.Rate, length: s.Duration, done: never, act: func(l *lane, due time.Duration) {
+		c := l.next(clientOpen)
+		if c == nil {
+			l.fault("a message that no connection was open for")
+			return
 		}
-	}, func() bool { return false })
+		recordIn(l.late, netpoll.Monotonic()-due)
+		c.ask(due)
+		c.send()
+	}})
 	f.settle(ctx)
 	return ctx.Err()
 }
@@ -243,30 +275,22 @@ func (f *fleet) churn(ctx context.Context, s step) error {
 		}
 		l.churning = true
 	})
-	turns := make(map[*lane]*int)
-	for _, l := range f.lanes {
-		turns[l] = new(int)
-	}
-	f.pace(ctx, s.Rate, s.Duration, func(l *lane, _ time.Duration) {
-		for range len(l.clients) {
-			c := l.clients[*turns[l]%len(l.clients)]
-			*turns[l]++
-			if c.state == clientIdle {
-				l.inFlight++
-				l.pending.Add(1)
-				c.connect(false)
-				return
-			}
+	f.pace(ctx, pace{perSecond: s.Rate, length: s.Duration, done: never, act: func(l *lane, _ time.Duration) {
+		c := l.next(clientIdle)
+		if c == nil {
+			l.fault("no client is free: more -conns, or a lower -connect-rate")
+			return
 		}
-		l.fault("no client is free: more -conns, or a lower -connect-rate")
-	}, func() bool { return false })
-	left := func() bool {
-		return f.counters().Open == 0
-	}
-	until(ctx, settleTime, left)
+		l.inFlight++
+		l.pending.Add(1)
+		c.connect(false)
+	}})
+	until(ctx, settleTime, func() bool { return f.counters().Open == 0 })
 	f.each(func(l *lane) { l.churning = false })
 	return ctx.Err()
 }
+
+func never() bool { return false }
 
 func sleep(ctx context.Context, d time.Duration) {
 	select {

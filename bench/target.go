@@ -28,6 +28,9 @@ func parseTarget(text string, counted bool) (*target, error) {
 		if !found {
 			path = defaultPath
 		}
+		if socket == "" || !strings.HasPrefix(path, "/") {
+			return nil, fmt.Errorf("-url must be unix:SOCKET:PATH, with a path that begins with /, got %q", text)
+		}
 		t.host, t.path, t.family, t.address = "localhost", path, unix.AF_UNIX, &unix.SockaddrUnix{Name: socket}
 		return t, nil
 	}

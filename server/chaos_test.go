@@ -51,8 +51,14 @@ func TestChaos(t *testing.T) {
 	})
 	t.Run("sentinel", func(t *testing.T) {
 		guarded := redistest.StartGuarded(t, 2, "--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0")
-		runChaos(t, guarded.URL+"&wait_replicas=1", 15*time.Second, func(c *chaos) {
-			c.failover(guarded)
+		runChaos(t, guarded.URL+"&wait_replicas=2", 20*time.Second, func(c *chaos) {
+			if c.random.IntN(2) == 0 {
+				c.pauseRedis(guarded.CurrentMaster()) // which may come back beside another one
+			} else {
+				c.failover(guarded)
+			}
+			guarded.WaitForReplicas(2)
+			c.waitForResumes(100)
 		})
 	})
 }
@@ -145,12 +151,18 @@ func (c *chaos) isOver() bool {
 	}
 }
 
-// unfold does one thing after the other, for about length.
+// unfold does something to Redis, then one thing after the other, for about
+// length; three things at the least, since a failover takes long.
 func (c *chaos) unfold(length time.Duration) {
-	for deadline := time.Now().Add(length); time.Now().Before(deadline); {
+	deadline := time.Now().Add(length)
+	for n := 0; n < 3 || time.Now().Before(deadline); n++ {
 		time.Sleep(time.Duration(c.random.IntN(400)) * time.Millisecond)
 		server := c.servers[c.random.IntN(len(c.servers))]
-		switch c.random.IntN(4) {
+		what := c.random.IntN(4)
+		if n == 0 {
+			what = 3
+		}
+		switch what {
 		case 0:
 			c.note("kill server %s", server.addr)
 			server.p.signal(syscall.SIGKILL)
@@ -196,7 +208,16 @@ func (c *chaos) failover(g *redistest.Guarded) {
 	master.Kill()
 	g.WaitForAnotherMaster(master)
 	master.Restart()
-	g.WaitForReplicas(2)
+	master.Follow(g.CurrentMaster())
+}
+
+// waitForResumes waits until clients have gone on so often.
+func (c *chaos) waitForResumes(n int) {
+	_, before := c.findings.Totals()
+	eventually(c.t, "the clients go on", func() bool {
+		_, resumes := c.findings.Totals()
+		return resumes >= before+n
+	})
 }
 
 func (c *chaos) note(format string, args ...any) {

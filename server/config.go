@@ -102,7 +102,7 @@ func newConfig(cpus, fds int) *Config {
 	span(&c.WriteTimeout, "write-timeout", 10*time.Second, 2*netpoll.Tick, "how long a client may leave bytes unread before it is closed as a slow consumer")
 	span(&c.StoreTimeout, "store-timeout", 5*time.Second, 200*time.Millisecond, "how long messages and resumes wait for Redis before their connections are closed with 1013, or refused with 503")
 	span(&c.SessionTTL, "session-ttl", time.Hour, time.Second, "how long a session is kept after its last connection ended")
-	whole(&c.MaxSessions, "max-sessions", 1_000_000, 1, 1<<31-1, "sessions of the embedded store; at the limit the longest disconnected goes first")
+	whole(&c.MaxSessions, "max-sessions", 1_000_000, 1, 1<<31-1, "sessions in memory; at the limit the embedded store drops the longest disconnected; with Redis, where only those count that are connected or not stored yet, new ones get 503")
 	whole(&c.MaxConnections, "max-connections", connectionLimit(fds), 1, 1<<31-1, "sockets served at once, further ones get 503; the default is what RLIMIT_NOFILE allows")
 	whole(&c.MaxConnectionsPerIP, "max-connections-per-ip", 0, 0, 1<<31-1, "sockets for each client address (IPv6: each /64), further ones get 429; 0 is no limit")
 	whole(&c.MaxMessage, "max-message", 64<<10, 1, maxMessage, "bytes of the longest message; a longer one closes with 1009")

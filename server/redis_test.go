@@ -8,6 +8,7 @@ import (
 
 	"turnstile/proto"
 	"turnstile/server/redistest"
+	"turnstile/server/session"
 )
 
 const someSession = "1df8902a-2987-496f-a19a-937f834b88d1"
@@ -114,6 +115,73 @@ func TestFramesBehindARequestThatWaits(t *testing.T) {
 		t.Fatalf("got %+v, want the bye", r)
 	}
 	w.wantClose(proto.StatusNormalClosure)
+}
+
+// A claim that waits holds up nobody else on its worker, and takes no goroutine.
+func TestClaimsBlockNobody(t *testing.T) {
+	redis := redistest.Start(t)
+	p := startWithRedis(t, redis.URL(), "-workers", "1", "-store-timeout", "1m")
+	other := p.open("/ws/chat/")
+	redis.Pause()
+	goroutines := p.metric("go_goroutines")
+	const clients = 200
+	var wires []*wire
+	for range clients {
+		w := newWire(t, p.dial())
+		w.write([]byte(upgradeRequest("/ws/chat/?session_id=" + session.NewID().String())))
+		wires = append(wires, w)
+	}
+	eventually(t, "the claims are on their way", func() bool { return p.metric("websocket_store_queue_sessions") >= clients })
+	other.send(frame(proto.OpPing, true, "p"))
+	if m := other.next(); m.Op != proto.OpPong {
+		t.Errorf("got %s, want the pong", describe(m))
+	}
+	if now := p.metric("go_goroutines"); now > goroutines+20 {
+		t.Errorf("%v goroutines with %d claims, %v without", now, clients, goroutines)
+	}
+	redis.Continue()
+	for _, w := range wires {
+		w.wantUpgraded()
+	}
+}
+
+// What an operator watches says what happened.
+func TestStoreMetrics(t *testing.T) {
+	redis := redistest.Start(t)
+	a, b := startWithRedis(t, redis.URL()), startWithRedis(t, redis.URL(), "-store-timeout", "500ms")
+	first := a.open("/ws/chat/?session_id=" + someSession)
+	first.send(text("one"))
+	first.wantCount(1, "one")
+	second := b.open("/ws/chat/?session_id="+someSession, v2Header)
+	second.wantSession(1, true)
+	first.wantTakenOver(1)
+	redis.Kill()
+	second.send(text("two"))
+	second.wantClose(proto.StatusTryAgainLater)
+	eventually(t, "b is not ready", func() bool { return !b.isReady() })
+	newWire(t, b.dial()).request(upgradeRequest("/ws/chat/?session_id=" + someSession))
+	want := func(p *process, name string, least, most float64) {
+		t.Helper()
+		if got := p.metric(name); got < least || got > most {
+			t.Errorf("%s is %v, want %v to %v", name, got, least, most)
+		}
+	}
+	want(a, `websocket_store_claims_total{result="started"}`, 1, 1)
+	want(a, `websocket_store_commits_total{result="committed"}`, 1, 1)
+	want(a, `websocket_store_commit_latency_seconds_count`, 1, 1)
+	want(a, `websocket_store_batch_sessions_sum`, 4, 6) // find, take, commit, look at what was taken
+	want(a, `websocket_store_batch_sessions_count`, 4, 6)
+	want(a, `websocket_store_takeovers_total{result="told"}`, 1, 1)
+	want(b, `websocket_store_claims_total{result="resumed"}`, 1, 1)
+	want(b, `websocket_store_claims_total{result="unavailable"}`, 1, 1)
+	want(b, `websocket_store_commits_total{result="unavailable"}`, 1, 1)
+	want(b, `websocket_store_errors_total{kind="unreachable"}`, 1, 1e3)
+	want(b, `websocket_store_queue_sessions`, 1, 1) // what was in doubt
+	want(b, `websocket_store_last_success_seconds`, 0.5, 60)
+	redis.Restart()
+	b.waitReady()
+	eventually(t, "the queue is empty", func() bool { return b.metric("websocket_store_queue_sessions") == 0 })
+	eventually(t, "it has answered just now", func() bool { return b.metric("websocket_store_last_success_seconds") < 0.5 })
 }
 
 // Messages that come while a commit is on its way are answered behind it, in
@@ -330,6 +398,9 @@ func TestClientLeavesDuringItsClaim(t *testing.T) {
 	w.reset()
 	eventually(t, "the server has noticed", func() bool { return p.metric(`websocket_handshakes_total{result="abandoned"}`) == 1 })
 	redis.Continue()
+	if p.metric(`websocket_store_claims_total{result="abandoned"}`) != 1 {
+		t.Error("the claim is not counted as abandoned")
+	}
 	eventually(t, "nothing is left", func() bool {
 		return p.metric("websocket_store_queue_sessions") == 0 && p.metric("websocket_sessions") == 0
 	})
@@ -342,7 +413,14 @@ func TestCredentialsAreNotTold(t *testing.T) {
 	const secret = "sesame-open"
 	redis := redistest.Start(t)
 	redis.Do("CONFIG", "SET", "requirepass", "another")
+	redis.Do("ACL", "SETUSER", secret, "on", ">"+secret, "~*", "-@all")
+	sentinel := redistest.StartGuarded(t, 0).Sentinels[0]
+	sentinel.Do("ACL", "SETUSER", secret, "on", ">"+secret, "~*", "-@all")
 	for _, url := range []string{
+		"redis://" + secret + ":" + secret + "@" + redis.Addr,
+		"redis://" + secret + ":" + secret + "@" + redis.Addr + "," + redis.Addr,
+		"redis://" + sentinel.Addr + "?master_name=sessions&sentinel_username=" + secret + "&sentinel_password=" + secret,
+		"redis://user:" + secret + "@" + sentinel.Addr + "?master_name=sessions&sentinel_password=" + secret,
 		"redis://user:" + secret + "@" + redis.Addr,
 		"redis://:" + secret + "@" + redis.Addr + "?sentinel_password=" + secret + "&wait_replicas=0",
 		"unix://user:" + secret + "@" + redis.Socket,

@@ -17,7 +17,7 @@ func (s *server) openMemory() {
 // is done, the server is not ready.
 func (s *server) openRedis() {
 	s.store = session.NewRedis(session.RedisConfig{
-		Address: s.config.Redis, TTL: s.config.SessionTTL, Timeout: s.config.StoreTimeout, Now: netpoll.Monotonic,
+		Address: s.config.Redis, TTL: s.config.SessionTTL, Timeout: s.config.StoreTimeout, Max: s.config.MaxSessions, Now: netpoll.Monotonic,
 		Metrics: s.metrics.NewStore(session.MetricLabels(), netpoll.Monotonic),
 		OnTrouble: func(node string, err error) {
 			s.log.Error().Err(err).Str("redis", node).Msg("store_unavailable")

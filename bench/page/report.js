@@ -8,7 +8,9 @@
     : { ink: "#6b7076", grid: "#00000012", lines: ["#2b63c6", "#c2570c", "#1a7f4b"] };
   const height = 190;
   let drawn = [];
+  let waiting = [];
 
+  // chart makes the frame; it is plotted when all frames are there.
   function chart(box, title, data, series, options) {
     const frame = document.createElement("div");
     frame.className = "chart";
@@ -16,15 +18,18 @@
     heading.textContent = title;
     frame.append(heading);
     box.append(frame);
+    waiting.push(() => plot(frame, data, series, options));
+  }
+
+  function plot(frame, data, series, options) {
     const { ink, grid, lines } = colors();
     const axis = (more) => ({ stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, ...more });
-    const plot = new uPlot({
+    drawn.push(new uPlot({
       width: frame.clientWidth, height,
       scales: options.scales,
       series: [options.x, ...series.map((s, i) => ({ stroke: lines[i], width: 2, points: { show: data[0].length < 3 }, ...s }))],
       axes: [axis(options.xAxis), axis({ size: 64, ...options.yAxis }), ...(options.moreAxes || []).map(axis)],
-    }, data, frame);
-    drawn.push({ plot, box });
+    }, data, frame));
   }
 
   // Percentiles are spread so that each further nine takes the same room.
@@ -61,8 +66,9 @@
   }
 
   function draw() {
-    for (const { plot } of drawn) plot.destroy();
+    for (const plot of drawn) plot.destroy();
     drawn = [];
+    waiting = [];
     for (const box of document.querySelectorAll(".charts")) {
       box.replaceChildren();
       const part = report.parts[box.dataset.part];
@@ -74,6 +80,8 @@
       if (samples.some((s) => s.resident > 0)) overTime(box, "resident memory of the server, MB", samples, [{ of: "resident", label: "MB", unit: 1e6 }]);
       overTime(box, "processors in use", samples, [{ of: "server", label: "server" }, { of: "generator", label: "generator" }]);
     }
+    // Before, the frames are wider than they will be.
+    for (const plotNow of waiting) plotNow();
   }
 
   draw();

@@ -95,6 +95,7 @@ func (c *Conn) Send(alone bool) error {
 	s.mu.Lock()
 	s.sent++
 	s.unsolved++
+	s.alone = alone
 	message := fmt.Sprintf("message %d", s.sent)
 	if alone {
 		message = fmt.Sprintf("must be %d", c.next+uint64(len(c.waiting))+1)

@@ -14,6 +14,7 @@ package oracle
 import (
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
@@ -26,11 +27,20 @@ type Findings struct {
 	resumes    int
 }
 
-// Violations are the broken promises so far, each with its time.
+// mostViolations is how many are told; the first ones are the cause of most
+// others.
+const mostViolations = 20
+
+// Violations are the first of the broken promises so far, each with its time,
+// and how many there are in all.
 func (f *Findings) Violations() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return append([]string(nil), f.violations...)
+	told := slices.Clone(f.violations[:min(len(f.violations), mostViolations)])
+	if len(f.violations) > len(told) {
+		told = append(told, fmt.Sprintf("and %d more", len(f.violations)-len(told)))
+	}
+	return told
 }
 
 // Totals are how many messages were answered and how many sessions resumed.
@@ -56,6 +66,8 @@ type Session struct {
 	highest  uint64            // count that was seen
 	sent     uint64            // messages, by all connections
 	unsolved uint64            // of them without an answer: they may be counted or not
+	alone    bool              // one connection at a time uses it
+	last     *Conn
 }
 
 // NewSession is a session that no connection has resumed yet. With an empty id
@@ -80,6 +92,9 @@ func (s *Session) Connect(conn net.Conn) (*Conn, error) {
 	}
 	s.resumed(hello, seen)
 	c.session, c.Start, c.next = s, hello.Count, hello.Count
+	s.mu.Lock()
+	s.last = c
+	s.mu.Unlock()
 	return c, nil
 }
 
@@ -94,6 +109,9 @@ func (s *Session) resumed(hello frame, seen uint64) {
 	}
 	if most := uint64(len(s.answered)) + s.unsolved; hello.Count > most {
 		s.findings.violation("session %s: resumed at %d, but only %d messages can be counted", s.id, hello.Count, most)
+	}
+	if l := s.last; s.alone && hello.Count > l.next+uint64(len(l.waiting)) {
+		s.findings.violation("session %s: resumed at %d, but the last connection had %d answers and sent %d more: an older one's were counted late", s.id, hello.Count, l.next, len(l.waiting))
 	}
 	s.findings.mu.Lock()
 	s.findings.resumes++

@@ -112,6 +112,13 @@ func (g *Guarded) WaitForAnotherMaster(old *Server) {
 	g.Sentinels[0].Until("there is another master", func() bool { return g.CurrentMaster() != old })
 }
 
+// Follow makes s a replica of master at once; the sentinels take some ten
+// seconds to tell a master that has come back.
+func (s *Server) Follow(master *Server) {
+	s.t.Helper()
+	s.Do("REPLICAOF", Host, port(master.Addr))
+}
+
 // WaitForReplicas waits until the master has n replicas that keep up with it,
 // and the sentinels know that.
 func (g *Guarded) WaitForReplicas(n int) {

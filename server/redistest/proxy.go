@@ -31,6 +31,7 @@ const (
 	Pass           Mode = iota
 	Swallow             // commands arrive, answers are lost
 	SwallowScripts      // answers to scripts are lost, and all behind them
+	DelayScripts        // answers to scripts wait, and all behind them
 	Delay               // commands wait until the mode is another, even if their client has gone
 )
 
@@ -95,7 +96,7 @@ func (p *Proxy) join(client net.Conn) {
 		return mode == Delay, false
 	})
 	go p.copy(client, server, func(mode Mode, _ []byte) (wait, drop bool) {
-		return false, mode == Swallow || mode == SwallowScripts && scripted.Load()
+		return mode == DelayScripts && scripted.Load(), mode == Swallow || mode == SwallowScripts && scripted.Load()
 	})
 }
 

@@ -180,6 +180,16 @@ func (a *Address) String() string {
 	return text
 }
 
+// withoutUser is an error without the names of the users, which Redis from 7.2
+// on quotes where it denies them something.
+func (a *Address) withoutUser(err error) error {
+	text := err.Error()
+	for _, name := range []string{a.username, a.sentinelUsername} {
+		text = strings.ReplaceAll(text, "User "+name+" has ", "this user has ")
+	}
+	return errors.New(text)
+}
+
 const (
 	// callShare is which part of the store's timeout one call may take, and
 	// waitShare how long replicas get to confirm: there has to be time for

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -64,6 +65,22 @@ func TestCredentialsGetThrough(t *testing.T) {
 	if err != nil || a.username != "us@er" || a.password != "p/a,ss" || a.sentinelUsername != "su" || a.sentinelPassword != "sp" {
 		t.Errorf("%+v, %v", a, err)
 	}
+}
+
+func TestErrorsDoNotNameTheUser(t *testing.T) {
+	a, err := ParseAddress("redis://counter:pass@host?sentinel_username=watcher&sentinel_password=word&master_name=m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := func(text, want string) {
+		t.Helper()
+		if got := a.withoutUser(errors.New(text)).Error(); got != want {
+			t.Errorf("%q is told as %q, want %q", text, got, want)
+		}
+	}
+	f("NOPERM User counter has no permissions to run the 'set' command", "NOPERM this user has no permissions to run the 'set' command")
+	f("NOPERM User watcher has no permissions to run the 'sentinel' command", "NOPERM this user has no permissions to run the 'sentinel' command")
+	f("dial tcp 127.0.0.78:1: connect: connection refused", "dial tcp 127.0.0.78:1: connect: connection refused")
 }
 
 func TestToken(t *testing.T) {

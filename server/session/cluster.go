@@ -55,7 +55,7 @@ func (c *cluster) run() {
 			told = true
 		} else if !told && c.store.stopped.Err() == nil {
 			told = true
-			c.store.config.OnTrouble(c.limbo.name, err)
+			c.store.config.OnTrouble(c.limbo.name, c.store.config.Address.withoutUser(err))
 		}
 		if !c.wait(err) {
 			return

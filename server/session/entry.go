@@ -13,19 +13,20 @@ type remote struct {
 	slot uint16
 
 	// Guarded by Redis.mu.
-	owner  Owner // nil once it is released
-	lease  *Lease
-	token  token
-	phase  phase
-	rival  string // the token that is expected to be the owner's, "" for none
-	loser  string // the token that is replaced, until it has been told
-	known  bool   // somebody has had the session before
-	proven bool   // the token was the owner's once
-	queued bool   // in a node's queue
-	flying bool   // on its way to a node
-	asking bool   // the next command follows an ASK redirection
-	count  uint64 // what is stored
-	want   uint64 // what is to be stored
+	owner   Owner // nil once it is released
+	lease   *Lease
+	token   token
+	phase   phase
+	rival   string // the token that is expected to be the owner's, "" for none
+	loser   string // the token that is replaced, until it has been told
+	known   bool   // somebody has had the session before
+	proven  bool   // the token was the owner's once
+	queued  bool   // in a node's queue
+	flying  bool   // on its way to a node
+	asking  bool   // the next command follows an ASK redirection
+	doubted bool   // somebody may have taken the session: the next command has to look
+	count   uint64 // what is stored
+	want    uint64 // what is to be stored
 
 	waiting time.Duration // since when the owner waits for an answer, 0 if it does not
 	renewed time.Duration // when the owner's key was last given its time to live
@@ -54,9 +55,15 @@ func (r *remote) due(now, every time.Duration) bool {
 	case phaseGone:
 		return false
 	case phaseHeld:
-		return r.owner == nil || r.want != r.count || now-r.renewed >= every
+		return r.owner == nil || r.want != r.count || r.renews(now, every)
 	}
 	return true
+}
+
+// renews reports whether the next command has to see that the owner's key is
+// there, and give it its time to live again.
+func (r *remote) renews(now, every time.Duration) bool {
+	return r.doubted || now-r.renewed >= every
 }
 
 // doubt follows a command of which nothing is known: it may have been carried

@@ -94,7 +94,7 @@ func errorKindOf(err error) errorKind {
 	var timeout net.Error
 	switch {
 	case errors.As(err, &answer):
-		return answeredKind(err.Error())
+		return answeredKind(answer.Error()) // the sentinels' answers stand within another error
 	case errors.Is(err, errNotReplicated):
 		return errorNotReplicated
 	case errors.As(err, &dial) && dial.Op == "dial":
@@ -131,10 +131,12 @@ const (
 	claimResumed claimResult = iota
 	claimStarted
 	claimUnavailable
-	claimResults // how many there are
+	claimFull
+	claimAbandoned // the client left before
+	claimResults   // how many there are
 )
 
-var claimNames = [claimResults]string{"resumed", "started", "unavailable"}
+var claimNames = [claimResults]string{"resumed", "started", "unavailable", "full", "abandoned"}
 
 // A takeoverResult is how a connection found out that it had lost its session:
 // a label of the metrics.

@@ -30,12 +30,12 @@ type flying struct {
 func newFlying(r *remote, now time.Duration, times *lifetimes) flying {
 	f := flying{
 		remote: r, phase: r.phase, token: r.token.String(), rival: r.rival, count: r.want,
-		lives: times.held, renew: now-r.renewed >= times.every, asking: r.asking, at: now,
+		lives: times.held, renew: r.renews(now, times.every), asking: r.asking, at: now,
 	}
 	if r.owner == nil {
 		f.lives = times.left
 	}
-	r.asking = false
+	r.asking, r.doubted = false, false
 	return f
 }
 

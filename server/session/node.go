@@ -197,7 +197,7 @@ func (n *node) onTrouble(err error) {
 	n.failing.CompareAndSwap(0, int64(s.config.Now()))
 	if !n.troubled {
 		n.troubled = true
-		s.config.OnTrouble(n.name, err)
+		s.config.OnTrouble(n.name, s.config.Address.withoutUser(err))
 	}
 	if s.cluster != nil {
 		s.cluster.reload()

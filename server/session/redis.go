@@ -15,6 +15,7 @@ type RedisConfig struct {
 	Address *Address
 	TTL     time.Duration // how long a session is kept after its last owner left
 	Timeout time.Duration // how long a claim or a commit may take
+	Max     int           // sessions that are held, or released and not stored yet
 	Now     func() time.Duration
 	Metrics *metrics.Store
 
@@ -129,10 +130,16 @@ func (s *Redis) Mint(l *Lease, owner Owner) error {
 
 // Claim implements Store.
 func (s *Redis) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
-	if err := s.begin(l, id, owner, phaseFind); err != nil {
+	switch err := s.begin(l, id, owner, phaseFind); err {
+	case nil:
+		return false, ErrPending
+	case ErrFull:
+		s.config.Metrics.Claims[claimFull].Inc()
+		return false, err
+	default:
+		s.config.Metrics.Claims[claimUnavailable].Inc()
 		return false, err
 	}
-	return false, ErrPending
 }
 
 // begin makes a lease whose first command is that of phase.
@@ -142,8 +149,11 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	r.token.epoch = uint64(time.Now().UnixMicro())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.route(r).isDown() {
+	switch {
+	case s.route(r).isDown():
 		return ErrUnavailable
+	case len(s.leases) >= s.config.Max:
+		return ErrFull // Redis is slower than clients come and go
 	}
 	s.serial++
 	r.token.holder = holderID{s.instance, s.serial}
@@ -180,6 +190,9 @@ func (s *Redis) Release(l *Lease) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.claiming() && r.waiting != 0 {
+		s.config.Metrics.Claims[claimAbandoned].Inc()
+	}
 	r.owner, r.lease, r.waiting = nil, nil, 0
 	if r.claiming() && !r.flying {
 		s.forget(r)
@@ -249,7 +262,7 @@ func (s *Redis) forget(r *remote) {
 // verify has a lease looked at now: somebody may have taken its session, or
 // Redis may have lost it. Under mu.
 func (s *Redis) verify(r *remote) {
-	r.renewed = s.config.Now() - s.times.every
+	r.doubted = true // even if a command is on its way, which may have come too soon
 	s.enqueue(r)
 }
 

@@ -2,9 +2,6 @@ package session
 
 import (
 	"context"
-	"fmt"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -59,6 +56,7 @@ type instance struct {
 const (
 	redisTTL     = time.Hour
 	redisTimeout = 2 * time.Second
+	redisMax     = 100_000
 )
 
 var started = time.Now()
@@ -72,7 +70,7 @@ func startStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 	now := func() time.Duration { return time.Since(started) + time.Hour }
 	i := &instance{t: t, loop: make(loop, 10_000)}
 	config := RedisConfig{
-		Address: address, TTL: redisTTL, Timeout: redisTimeout, Now: now,
+		Address: address, TTL: redisTTL, Timeout: redisTimeout, Max: redisMax, Now: now,
 		Metrics: metrics.New(1, metrics.Labels{}, metrics.Sources{}).NewStore(MetricLabels(), now),
 		OnTrouble: func(node string, err error) {
 			i.mu.Lock()
@@ -115,7 +113,9 @@ func readyStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+	looks := time.NewTicker(2 * time.Millisecond)
+	defer looks.Stop()
+	for deadline := time.Now().Add(patience); !condition(); <-looks.C {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)
 		}
@@ -207,7 +207,7 @@ func (c *client) count(n uint64) *client {
 
 func (c *client) release() { c.on(func() { c.store.Release(&c.Lease) }) }
 
-// wantStored waits until nothing is to be sent any more.
+// settle waits until nothing is to be sent any more.
 func (i *instance) settle() {
 	i.t.Helper()
 	eventually(i.t, "all is stored", func() bool { return i.queueLength() == 0 })
@@ -345,8 +345,10 @@ func TestRedisTimesToLive(t *testing.T) {
 	// than the other one's would last if they were not renewed.
 	server.Until("nothing is left of it", func() bool { return len(server.Keys(key+"*")) == 0 })
 	a.claim(gone.ID(), 0, false)
-	silent.count(1)
-	a.claim(silent.ID(), 5, true)
+	if record, owner := server.Do("PTTL", recordKeyOf(t, server, silent.ID())).(int64), server.Do("PTTL", ownerKey(silent.ID())).(int64); record < ttl.Milliseconds() || owner <= record {
+		t.Errorf("a silent session's record lives %d ms and its owner's key %d, want at least %v and more", record, owner, ttl)
+	}
+	a.claim(silent.ID(), 4, true).count(1)
 }
 
 func recordKeyOf(t *testing.T, server *redistest.Server, id ID) string {
@@ -356,402 +358,6 @@ func recordKeyOf(t *testing.T, server *redistest.Server, id ID) string {
 		t.Fatalf("records of %v: %q", id, keys)
 	}
 	return keys[0]
-}
-
-func TestRedisKilledAndRestarted(t *testing.T) {
-	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
-	idle, busy, left := a.mint().count(3), a.mint().count(1), a.mint().count(7)
-	left.release()
-	a.settle()
-	server.Kill()
-	busy.countNow(1)
-	minted := a.mint() // no round trip is needed
-	minted.countNow(2)
-	claim := a.claimNow(left.ID())
-	server.Restart()
-	busy.wantOutcome(Committed)
-	minted.wantOutcome(Committed)
-	claim.wantClaimed(7, true)
-	a.claim(idle.ID(), 3, true)
-	a.claim(busy.ID(), 2, true)
-	a.claim(minted.ID(), 2, true)
-}
-
-// TestRedisRestartedEmpty: what is known here is written again, what is not
-// known starts at 0.
-func TestRedisRestartedEmpty(t *testing.T) {
-	server := redistest.Start(t)
-	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
-	var idle []*client
-	for n := range uint64(2000) {
-		idle = append(idle, a.mint().count(n%7+1))
-	}
-	left := a.mint().count(7)
-	left.release()
-	a.settle()
-	server.RestartEmpty()
-	for n, c := range idle { // on the instance that had it: never before it is there again
-		if n%100 == 0 {
-			a.claim(c.ID(), c.Committed(), true)
-		}
-	}
-	server.Until("the others are there again", func() bool { return len(server.Keys("turnstile:{*-*}:*")) == len(idle) })
-	for n, c := range idle {
-		if n%100 == 1 {
-			c.count(1)
-			b.claim(c.ID(), c.Count, true)
-		}
-	}
-	b.claim(left.ID(), 0, false)
-}
-
-// The data is gone and no connection has noticed: flushed, or evicted.
-func TestRedisRecordIsGone(t *testing.T) {
-	server := redistest.Start(t)
-	a := readyStore(t, server.URL())
-	c := a.mint().count(3)
-	server.Do("FLUSHALL")
-	c.count(2)
-	a.claim(c.ID(), 5, true)
-	server.Do("FLUSHALL")
-	d := a.mint().count(9)
-	server.Do("FLUSHALL")
-	d.release() // has to write it once more
-	a.settle()
-	a.claim(d.ID(), 9, true)
-}
-
-// Redis comes back with an older state, in which an earlier connection owns the
-// session. The one that came later is still the owner.
-func TestRedisRolledBack(t *testing.T) {
-	server := redistest.Start(t)
-	a, b := deafStore(t, server), readyStore(t, server.URL())
-	first := a.mint().count(1)
-	owner, record := ownerKey(first.ID()), recordKeyOf(t, server, first.ID())
-	token := server.Do("GET", owner)
-	second := b.claim(first.ID(), 1, true).count(4)
-	server.Do("DEL", recordKeyOf(t, server, first.ID()))
-	server.Do("SET", owner, token)
-	server.Do("SET", record, 1)
-	second.count(1)
-	first.countNow(1)
-	first.wantOutcome(Revoked)
-	a.claim(first.ID(), 6, true)
-}
-
-func TestRedisOutOfReachForLong(t *testing.T) {
-	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 400 * time.Millisecond })
-	idle, busy := a.mint().count(3), a.mint().count(1)
-	server.Kill()
-	busy.countNow(1)
-	claim := a.claimNow(someID)
-	busy.wantOutcome(Unavailable)
-	if err := receive(t, "the claim ends", claim.claimed); err != ErrUnavailable {
-		t.Errorf("the claim ends with %v", err)
-	}
-	busy.release()
-	claim.release()
-	eventually(t, "the store is not available", func() bool { return !a.Available() })
-	var l Lease
-	if err := a.Mint(&l, busy); err != ErrUnavailable {
-		t.Errorf("a new session: %v", err)
-	}
-	if _, err := a.Claim(&l, someID, busy); err != ErrUnavailable || l.Held() {
-		t.Errorf("a resume: %v", err)
-	}
-	server.Restart()
-	eventually(t, "the store is available", a.Available)
-	select {
-	case <-idle.taken:
-		t.Error("the idle one was told of a takeover")
-	default:
-	}
-	idle.count(1)
-	if len(a.troubles) != 1 {
-		t.Errorf("told %d times of the trouble: %v", len(a.troubles), a.troubles)
-	}
-	a.settle()
-	if got := a.claimNow(busy.ID()); receive(t, "the claim ends", got.claimed) != nil || got.Count != 1 && got.Count != 2 {
-		t.Errorf("the count is %d, want 1, or 2 with what was in doubt", got.Count)
-	}
-}
-
-func TestRedisCannotBeReachedAtStart(t *testing.T) {
-	server := redistest.Start(t)
-	server.Kill()
-	a := startStore(t, server.URL())
-	var l Lease
-	if err := a.Mint(&l, a.client()); err != ErrUnavailable || a.Available() {
-		t.Errorf("available: %v; a new session: %v", a.Available(), err)
-	}
-	server.Restart()
-	eventually(t, "the store is available", a.Available)
-	a.mint().count(1)
-	if len(a.troubles) != 1 {
-		t.Errorf("told %d times of the trouble: %v", len(a.troubles), a.troubles)
-	}
-}
-
-// A pipeline arrives and is carried out, and its answers are lost.
-func TestRedisAnswersAreLost(t *testing.T) {
-	server := redistest.Start(t)
-	proxy := redistest.StartProxy(t, server)
-	a := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = 4 * time.Second })
-	c, left := a.mint().count(3), a.mint().count(8)
-	left.release()
-	a.settle()
-	before := recordKeyOf(t, server, c.ID())
-	proxy.Set(redistest.Swallow)
-	c.countNow(1)
-	claim := a.claimNow(left.ID())
-	server.Until("the count has arrived", func() bool {
-		return slices.ContainsFunc(server.Keys(ownerKey(c.ID())+":*"), func(key string) bool { return fmt.Sprint(server.Do("GET", key)) == "4" })
-	})
-	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorTimeout].Load() > 0 })
-	proxy.Set(redistest.Pass)
-	proxy.Cut()
-	c.wantOutcome(Committed)
-	claim.wantClaimed(8, true)
-	if recordKeyOf(t, server, c.ID()) == before {
-		t.Error("the commands in doubt and the ones after them have the same record")
-	}
-	c.count(1)
-	a.claim(c.ID(), 5, true)
-}
-
-// A pipeline is carried out long after the store gave it up, and after newer
-// ones: it must change nothing.
-func TestRedisCommandsArriveLate(t *testing.T) {
-	server := redistest.Start(t)
-	proxy := redistest.StartProxy(t, server)
-	b := readyStore(t, server.URL())
-	a := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = 4 * time.Second })
-	c, stolen := a.mint().count(3), a.mint().count(1)
-	proxy.Set(redistest.Delay)
-	c.countNow(1)
-	stolen.countNow(1)
-	claim := a.claimNow(someID)
-	eventually(t, "it was given up", func() bool { return a.config.Metrics.Errors[errorTimeout].Load() > 0 })
-	thief := b.claim(stolen.ID(), 1, true).count(5)
-	proxy.Set(redistest.Pass) // now what was delayed arrives, and what came after it
-	c.wantOutcome(Committed)
-	claim.wantClaimed(0, false)
-	stolen.wantOutcome(Revoked)
-	c.count(1)
-	thief.count(1)
-	a.settle()
-	b.claim(stolen.ID(), 7, true)
-	b.claim(c.ID(), 5, true)
-}
-
-// Redis stands still and goes on.
-func TestRedisPaused(t *testing.T) {
-	server := redistest.Start(t)
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 4 * time.Second })
-	c := a.mint().count(3)
-	server.Pause()
-	c.countNow(1)
-	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorTimeout].Load() > 0 })
-	server.Continue()
-	c.wantOutcome(Committed)
-	c.count(1)
-	a.claim(c.ID(), 5, true)
-}
-
-// refused is a state of Redis in which it refuses writes, and its end.
-type refused struct {
-	kind  errorKind
-	begin []any
-	end   []any
-}
-
-func TestRedisRefuses(t *testing.T) {
-	for _, r := range []refused{
-		{errorReadOnly, []any{"REPLICAOF", redistest.Host, "1"}, []any{"REPLICAOF", "NO", "ONE"}},
-		{errorMemory, []any{"CONFIG", "SET", "maxmemory", "1"}, []any{"CONFIG", "SET", "maxmemory", "0"}},
-		{errorNoReplicas, []any{"CONFIG", "SET", "min-replicas-to-write", "1"}, []any{"CONFIG", "SET", "min-replicas-to-write", "0"}},
-	} {
-		t.Run(r.kind.String(), func(t *testing.T) {
-			server := redistest.Start(t)
-			a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
-			c, left := a.mint().count(3), a.mint().count(6)
-			left.release()
-			a.settle()
-			server.Do(r.begin...)
-			c.countNow(1)
-			claim := a.claimNow(left.ID())
-			eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[r.kind].Load() > 1 })
-			server.Do(r.end...)
-			c.wantOutcome(Committed)
-			claim.wantClaimed(6, true)
-			a.claim(c.ID(), 4, true)
-		})
-	}
-}
-
-func TestRedisLoading(t *testing.T) {
-	server := redistest.Start(t, "--key-load-delay", "3000", "--loading-process-events-interval-bytes", "1024")
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
-	var clients []*client
-	for range 100 {
-		clients = append(clients, a.mint().count(2))
-	}
-	server.Do("SAVE")
-	server.Kill()
-	restarted := make(chan struct{})
-	go func() { server.Restart(); close(restarted) }()
-	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorLoading].Load() > 0 })
-	<-restarted
-	for _, c := range clients {
-		c.count(1)
-	}
-	eventually(t, "the store is available", a.Available)
-}
-
-func TestRedisForgetsTheScript(t *testing.T) {
-	server := redistest.Start(t)
-	a := readyStore(t, server.URL())
-	c := a.mint().count(1)
-	for n := range uint64(20) {
-		server.Do("SCRIPT", "FLUSH")
-		var claims []*client
-		for range 10 {
-			claims = append(claims, a.claimNow(NewID()))
-		}
-		next := a.claimNow(c.ID())
-		for _, claim := range claims {
-			claim.wantClaimed(0, false)
-		}
-		c = next.wantClaimed(n+1, true).count(1)
-	}
-}
-
-// A key of somebody else's, of another type, where a session's should be.
-func TestRedisKeyOfAnotherType(t *testing.T) {
-	server := redistest.Start(t)
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 400 * time.Millisecond })
-	server.Do("RPUSH", ownerKey(someID), "x")
-	c := a.claimNow(someID)
-	if err := receive(t, "the claim ends", c.claimed); err != ErrUnavailable {
-		t.Errorf("the claim ends with %v", err)
-	}
-	a.mint().count(1)
-	if !a.Available() {
-		t.Error("one session's key makes the whole store unavailable")
-	}
-}
-
-func TestRedisOverTLS(t *testing.T) {
-	_, addr := redistest.StartTLS(t)
-	a := readyStore(t, "rediss://"+addr+"?skip_verify=true")
-	c := a.mint().count(1)
-	a.claim(c.ID(), 1, true)
-	b := startStore(t, "rediss://"+addr)
-	eventually(t, "a certificate that nobody vouches for is refused", func() bool {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return len(b.troubles) == 1 && strings.Contains(b.troubles[0].Error(), "certificate")
-	})
-	if b.Available() {
-		t.Error("the store is available")
-	}
-}
-
-func TestRedisPassword(t *testing.T) {
-	server := redistest.Start(t)
-	server.Do("ACL", "SETUSER", "counter", "on", ">pass,word", "~turnstile:*", "&turnstile:*", "+get", "+set", "+del", "+pexpire", "+eval", "+evalsha", "+publish", "+subscribe", "+ping")
-	server.Do("ACL", "SETUSER", "default", "off")
-	a := readyStore(t, "redis://counter:pass%2Cword@"+server.Addr)
-	b := readyStore(t, "unix://counter:pass%2Cword@"+server.Socket)
-	c := a.mint().count(1)
-	b.claim(c.ID(), 1, true)
-	receive(t, "the loser is told", c.taken)
-}
-
-func TestRedisDatabase(t *testing.T) {
-	server := redistest.Start(t)
-	a := readyStore(t, "redis://"+server.Addr+"/3")
-	a.mint().count(1)
-	if keys := server.Keys("turnstile:*"); len(keys) != 0 {
-		t.Errorf("keys in database 0: %q", keys)
-	}
-}
-
-func TestRedisWaitsForReplicas(t *testing.T) {
-	server := redistest.Start(t)
-	a := startStore(t, server.URL()+"?wait_replicas=1", func(c *RedisConfig) { c.Timeout = 4 * time.Second })
-	eventually(t, "it was noticed that there is no replica", func() bool { return a.config.Metrics.Errors[errorNotReplicated].Load() > 0 })
-	if a.Available() {
-		t.Error("the store is available without a replica")
-	}
-	replica := redistest.Start(t, "--replicaof", redistest.Host+" "+server.Addr[strings.LastIndexByte(server.Addr, ':')+1:])
-	eventually(t, "the store is available", a.Available)
-	c := a.mint().count(1)
-	if got := fmt.Sprint(replica.Do("GET", recordKeyOf(t, replica, c.ID()))); got != "1" {
-		t.Errorf("the replica has %s when the count is committed", got)
-	}
-	replica.Kill()
-	c.countNow(1)
-	c.wantOutcome(Unavailable)
-}
-
-// An error in WAIT's place is no confirmation.
-func TestRedisWaitIsRefused(t *testing.T) {
-	server := redistest.Start(t)
-	server.Do("ACL", "SETUSER", "counter", "on", ">word", "~*", "&*", "+@all", "-wait")
-	a := startStore(t, "redis://counter:word@"+server.Addr+"?wait_replicas=1")
-	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorNotReplicated].Load() > 1 })
-	if a.Available() || len(a.troubles) != 1 || !strings.Contains(a.troubles[0].Error(), "NOPERM") {
-		t.Errorf("available: %v, troubles %v", a.Available(), a.troubles)
-	}
-}
-
-// A store that is busy all the time notices that Redis is well again.
-func TestRedisRecoversUnderLoad(t *testing.T) {
-	server := redistest.Start(t)
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 500 * time.Millisecond })
-	stop := make(chan struct{})
-	var busy sync.WaitGroup
-	for range 500 {
-		c := a.mint()
-		busy.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-					c.count(1)
-				}
-			}
-		})
-	}
-	commits := func() uint64 { return a.config.Metrics.Commits[Committed].Load() }
-	server.Do("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-	before := commits()
-	began := time.Now()
-	eventually(t, "it goes on for longer than the timeout", func() bool {
-		return commits() > before+1000 && time.Since(began) > a.config.Timeout+100*time.Millisecond
-	})
-	if !a.Available() {
-		t.Error("the store is not available, and commits go through")
-	}
-	close(stop)
-	busy.Wait()
-}
-
-// The owner's key alone is gone, as an eviction might have it: nobody may come
-// to own the session beside the one who does, once that one has renewed.
-func TestRedisOwnerKeyIsGone(t *testing.T) {
-	server := redistest.Start(t)
-	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
-	c := a.mint().count(3)
-	server.Do("DEL", ownerKey(c.ID()))
-	a.verifyAll()
-	a.settle()
-	b.claim(c.ID(), 3, true)
-	receive(t, "the loser is told", c.taken)
 }
 
 // The loser is told although the answer to the claim was lost.
@@ -772,24 +378,23 @@ func TestRedisLoserIsToldAfterADoubt(t *testing.T) {
 	receive(t, "the loser is told", first.taken)
 }
 
-func TestRedisCloseKeepsItsTime(t *testing.T) {
+// The word that a session was taken comes before the answer to the claim that
+// it was taken from.
+func TestRedisLoserIsToldBeforeItKnowsItWon(t *testing.T) {
 	server := redistest.Start(t)
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 20 * time.Second })
-	c := a.mint().count(1)
-	server.Pause()
-	c.release()
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
-	defer cancel()
-	closed := make(chan error)
-	go func() { closed <- a.Close(ctx) }()
-	select {
-	case err := <-closed:
-		if err == nil {
-			t.Error("closed without an error, and nothing is released")
-		}
-	case <-time.After(time.Second): // a read takes up to two
-		t.Error("it takes longer than it was given")
-		<-closed
-	}
-	server.Continue()
+	proxy := redistest.StartProxy(t, server)
+	a := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = time.Minute })
+	b := readyStore(t, server.URL())
+	proxy.Set(redistest.DelayScripts)
+	first := a.claimNow(someID)
+	server.Until("the session is the first one's", func() bool { return server.Do("EXISTS", ownerKey(someID)) == int64(1) })
+	b.claim(someID, 0, true)
+	eventually(t, "the word has come", func() bool {
+		a.Redis.mu.Lock()
+		defer a.Redis.mu.Unlock()
+		return first.entry.(*remote).doubted
+	})
+	proxy.Set(redistest.Pass)
+	first.wantClaimed(0, false)
+	receive(t, "the loser is told", first.taken)
 }

@@ -73,8 +73,9 @@ func (id ID) String() string {
 
 // The errors of Mint and Claim.
 var (
-	// ErrFull says that the store holds as many connected sessions as it may.
-	ErrFull = errors.New("session store is full of connected sessions")
+	// ErrFull says that the store holds as many sessions as it may that are
+	// connected, or not stored yet.
+	ErrFull = errors.New("session store is full")
 	// ErrUnavailable says that the store cannot be reached.
 	ErrUnavailable = errors.New("session store is out of reach")
 	// ErrPending says that the owner's OnClaimed will tell.

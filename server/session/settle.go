@@ -143,6 +143,7 @@ func (s *Redis) admitClaims(n *node) {
 // onError is what Redis refused, or what has become of the connection. Under
 // mu. It returns the error if the connection is of no more use.
 func (s *Redis) onError(n *node, f *flying, err error) error {
+	f.doubted = f.doubted || f.renew
 	kind := errorKindOf(err)
 	switch kind.scope() {
 	case scopeConnection:

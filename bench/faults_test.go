@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestServerEnds: what was measured until then is reported, with how it ended.
+func TestServerEnds(t *testing.T) {
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	script := filepath.Join(t.TempDir(), "serve")
+	text := fmt.Sprintf("#!/bin/sh\necho $$ >%s\nexec %s\n", pidFile, strings.Replace(buildServer(t), listenPlace, "$1", 1))
+	if err := os.WriteFile(script, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	killed := make(chan error, 1)
+	go func() { killed <- killWhenBusy(t.Context(), pidFile) }()
+	r, out, code := runBench(t, "-server", script+" {listen}", "-conns", "10", "-duration", "1h", "connect", "echo")
+	if err := <-killed; err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if code != exitFellShort || r.Failed != "the server ended in the middle: signal: killed" || !strings.Contains(out, r.Failed) {
+		t.Errorf("exit code %d, failed %q: %s", code, r.Failed, out)
+	}
+	r.want(t, "connect", "connected", 10, 10)
+	r.want(t, "echo", "messages", 10, 1e9)
+	r.want(t, "echo", "errors", 10, 10)
+}
+
+// killWhenBusy kills the process whose id is in a file when it has worked for
+// more than connections cost.
+func killWhenBusy(ctx context.Context, pidFile string) error {
+	var pid int
+	busy := until(ctx, time.Minute, func() bool {
+		text, _ := os.ReadFile(pidFile)
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+		u, err := usageOf(pid)
+		return err == nil && u.CPU() > 300*time.Millisecond
+	})
+	if !busy {
+		return fmt.Errorf("process %d is not busy", pid)
+	}
+	return syscall.Kill(pid, syscall.SIGKILL)
+}
+
+// startServer starts the real server on a unix socket, and returns its URL and
+// process.
+func startServer(t *testing.T, more ...string) (url, pid string) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	words := append(strings.Fields(strings.Replace(buildServer(t), listenPlace, "unix:"+socket, 1)), append(more, "-heartbeat", "30s")...)
+	cmd := exec.Command(words[0], words[1:]...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	target, err := parseTarget("unix:"+socket, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !until(t.Context(), 30*time.Second, func() bool {
+		fd, err := target.dial(0)
+		if err == nil {
+			syscall.Close(fd)
+		}
+		return err == nil
+	}) {
+		t.Fatal("the server does not listen")
+	}
+	return "unix:" + socket + ":/ws/chat/", strconv.Itoa(cmd.Process.Pid)
+}
+
+func TestUnixSocket(t *testing.T) {
+	url, pid := startServer(t)
+	r, out, code := runBench(t, "-url", url, "-pid", pid, "-conns", "50", "-duration", "1s", "connect", "echo", "resume")
+	if code != exitOK {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	r.want(t, "connect", "connected", 50, 50)
+	r.want(t, "echo", "server CPU a message", 0.01, 1e6)
+	r.want(t, "resume", "resumed", 50, 50)
+}
+
+// TestMoreThanTheSocketTakes: a socket that is full for a moment is no fault, on
+// neither side.
+func TestMoreThanTheSocketTakes(t *testing.T) {
+	url, _ := startServer(t, "-max-message", "1000000")
+	for _, load := range [][]string{{"-in-flight", "5000", "-size", "1000"}, {"-in-flight", "3", "-size", "500000"}} {
+		r, out, code := runBench(t, append([]string{"-url", url, "-conns", "2", "-duration", "200ms"}, append(load, "echo")...)...)
+		if code != exitOK {
+			t.Errorf("%q: exit code %d: %s", load, code, out)
+		}
+		r.want(t, "echo", "messages", 6, 1e9)
+	}
+}
+
+// TestRateOfOneClient: no message is dealt to a loop without a client.
+func TestRateOfOneClient(t *testing.T) {
+	url, _ := startServer(t)
+	r, _, _ := runBench(t, "-url", url, "-conns", "1", "-rate", "200", "-duration", "1s", "rate")
+	r.want(t, "rate", "messages", 150, 200)
+}
+
+// TestRateBeyondReach: what could not be sent in time is told, and takes no
+// memory.
+func TestRateBeyondReach(t *testing.T) {
+	url, _ := startServer(t)
+	r, out, _ := runBench(t, "-url", url, "-conns", "4", "-rate", "1e7", "-duration", "1s", "rate")
+	if limits := strings.Join(r.Parts[0].Limits, "; "); !strings.Contains(limits, "of 10,000,000 messages") || !strings.Contains(out, "the generator fell behind") {
+		t.Errorf("limits %q: %s", limits, out)
+	}
+}
+
+// TestLimits: the report says where the generator or the machine was measured.
+func TestLimits(t *testing.T) {
+	r := &run{ctx: t.Context(), options: &options{Loops: 2, Processes: 1}, report: &report{Machine: machine{Cores: 4}}}
+	f := func(want string, busy time.Duration, idle float64) {
+		t.Helper()
+		o := newOutcome()
+		o.Elapsed, o.Busy = time.Second, busy
+		got := strings.Join(r.limits(step{Kind: stepEcho}, o, idle), "; ")
+		if (want == "") != (got == "") || !strings.Contains(got, want) {
+			t.Errorf("busy for %v, %v idle: %q, want %q", busy, idle, got, want)
+		}
+	}
+	f("", 1700*time.Millisecond, 0.5)
+	f("the generator was busy all the time", 1900*time.Millisecond, 0.5)
+	f("none of 4 processors was idle", 100*time.Millisecond, 0.1)
+}

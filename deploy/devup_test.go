@@ -129,3 +129,16 @@ func TestDevUpWithATakenPort(t *testing.T) {
 	taken.kill()
 	s.must("dev-up.sh")
 }
+
+func TestStackVariablesAreChecked(t *testing.T) {
+	for variable, want := range map[string]string{
+		"TURNSTILE_RUN_DIR=/tmp/" + strings.Repeat("x", 100): "TURNSTILE_RUN_DIR must be a path of at most 95",
+		"TURNSTILE_RUN_DIR=/tmp/a b":                         "TURNSTILE_RUN_DIR must be a path of at most 95",
+		"TURNSTILE_BACKEND=cloud":                            `TURNSTILE_BACKEND must be processes or compose, got "cloud"`,
+	} {
+		s := &stack{t: t, run: "/nonexistent"}
+		if out, code := s.try("dev-up.sh", variable); code != 1 || !strings.Contains(out, want) {
+			t.Errorf("%s: exit code %d: %s", variable, code, out)
+		}
+	}
+}

@@ -192,3 +192,17 @@ func TestPromotionIsInterrupted(t *testing.T) {
 	}
 	c.settle()
 }
+
+// A colour that does not answer to SIGTERM is killed, and its clients come back.
+func TestPromotionFromAColourThatHangs(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	c := newCrowd(t, s.site, 50)
+	syscall.Kill(s.pid("blue"), syscall.SIGSTOP)
+	if out := s.must("promote.sh"); !strings.Contains(out, "blue was killed: it did not end within 10 s") {
+		t.Error(out)
+	}
+	s.wantServing("green")
+	c.wantAllBack()
+	c.settle()
+}

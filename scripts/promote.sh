@@ -5,7 +5,7 @@
 #   promote.sh [blue|green]     the colour to serve next (the one that does not)
 #
 # What fails before step 7 is put back: the old colour goes on serving, exit
-# code 1. It can be killed at any step and run again. See DESIGN.md, chapter 14.
+# code 1. It can be killed at any step and run again. See DESIGN.md, chapter 16.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
@@ -13,7 +13,7 @@ source "$(dirname "$0")/stack.sh"
 readonly PATIENCE=${TURNSTILE_PATIENCE:-15} # seconds until a colour has to be ready
 readonly DRAIN=10                           # seconds at most
 
-began=${EPOCHREALTIME/[.,]/} # in microseconds
+began=$(now)
 step_began=$began
 number=0
 timings=
@@ -21,14 +21,14 @@ started=  # the colour that a failure has to stop
 previous= # the colour that a failure has to lead back to
 
 seconds_since() {
-	local took=$((${EPOCHREALTIME/[.,]/} - $1))
+	local took=$(($(now) - $1))
 	printf '%d.%02d' $((took / 1000000)) $((took / 10000 % 100))
 }
 
 # step NUMBER TEXT says what begins.
 step() {
 	((number == 0)) || timings+="${timings:+, }step $number $(seconds_since "$step_began") s"
-	step_began=${EPOCHREALTIME/[.,]/}
+	step_began=$(now)
 	number=$1
 	printf 'step %d  %s\n' "$1" "$2"
 }
@@ -67,7 +67,7 @@ next_colour() {
 	[[ ! -f $RUN/promotion ]] || read -r unfinished <"$RUN/promotion" || true
 	if [[ -n $1 ]]; then
 		echo "$1"
-	elif [[ -v COLOUR_PORT[${unfinished:-none}] ]]; then
+	elif is_colour "$unfinished"; then
 		echo "$unfinished"
 	else
 		other_colour "$active"
@@ -113,7 +113,7 @@ retire() {
 
 (($# <= 1)) || die "usage: promote.sh [blue|green]"
 wanted=${1:-}
-[[ -z $wanted || -v COLOUR_PORT[$wanted] ]] || die "a colour is blue or green, got \"$wanted\""
+[[ -z $wanted ]] || is_colour "$wanted" || die "a colour is blue or green, got \"$wanted\""
 
 one_at_a_time
 trap put_back EXIT

@@ -38,14 +38,14 @@ die() {
 	exit 1
 }
 
+is_colour() { [[ $1 == blue || $1 == green ]]; }
 other_colour() { [[ $1 == blue ]] && echo green || echo blue; }
 
 # active_colour is the one that the link leads to; fails if there is none.
 active_colour() {
-	local socket colour
+	local socket
 	socket=$(readlink "$RUN/active.sock" 2>/dev/null) || return 1
-	colour=${socket%.sock}
-	[[ -v COLOUR_PORT[$colour] ]] && echo "$colour"
+	is_colour "${socket%.sock}" && echo "${socket%.sock}"
 }
 
 # activate COLOUR makes nginx lead to it: rename(2) replaces the link, so that
@@ -62,13 +62,16 @@ one_at_a_time() {
 	flock -n "$LOCK" || die "another promotion, dev-up or dev-down is under way (it holds $RUN/lock)"
 }
 
+# now is the time in microseconds.
+now() { echo "${EPOCHREALTIME/[.,]/}"; }
+
 # await SECONDS COMMAND... repeats the command, whose output is dropped, until
 # it succeeds; fails when the time is over.
 await() {
-	local end=$((SECONDS + $1))
+	local end=$(($(now) + $1 * 1000000))
 	shift
 	until "$@" &>/dev/null; do
-		((SECONDS < end)) || return 1
+		(($(now) < end)) || return 1
 		sleep 0.05
 	done
 }
@@ -80,9 +83,9 @@ is_ready() { colour_answers "$1" /readyz/ &>/dev/null; }
 # await_colour COLOUR PAGE SECONDS waits until the page answers; fails at once
 # when the colour has ended, and says why.
 await_colour() {
-	local end=$((SECONDS + $3)) said
+	local end=$(($(now) + $3 * 1000000)) said
 	until said=$(colour_answers "$1" "$2" 2>&1); do
-		if colour_runs "$1" && ((SECONDS < end)); then
+		if colour_runs "$1" && (($(now) < end)); then
 			sleep 0.05
 			continue
 		fi
@@ -101,6 +104,11 @@ smoke() {
 
 # look URL TEXT prints where to look at something.
 look() { printf '  %-48s %s\n' "$1" "$2"; }
+
+# The path becomes part of nginx's configuration, and of sockets' addresses, which
+# have 107 bytes at the most.
+[[ $RUN =~ ^[[:alnum:]/._+-]{1,95}$ ]] ||
+	die "TURNSTILE_RUN_DIR must be a path of at most 95 letters, digits and any of /._+-, got \"$RUN\""
 
 # What differs between processes and containers. Both define SOCKETS, the folder
 # of the sockets as a colour sees it, WATCHERS, the parts that watch, and

@@ -21,6 +21,7 @@ have_ws() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$clients/pa
 missing_packages() {
 	have_websockets || echo python3-websockets
 	have_command redis-server || echo redis-server
+	have_command curl || echo curl
 	have_command nginx || echo nginx-light
 	have_command shellcheck || echo shellcheck
 	have_command systemd-analyze || echo systemd

@@ -81,6 +81,7 @@ func (s *logStack) runTestLoki(addr, seconds string) (string, error) {
 
 // TestLogsArrive: what servers write is found by its labels and by session_id.
 func TestLogsArrive(t *testing.T) {
+	t.Parallel()
 	s := startLogStack(t)
 	addrs := make(map[string]string)
 	for _, colour := range []string{"blue", "green"} {
@@ -114,6 +115,7 @@ func TestLogsArrive(t *testing.T) {
 
 // TestLogsThatAreNoJSON: the text of a panic is what one most wants to find.
 func TestLogsThatAreNoJSON(t *testing.T) {
+	t.Parallel()
 	s := startLogStack(t)
 	if err := os.WriteFile(s.logPath("green"), []byte("panic: BUG: the sky fell\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -123,6 +125,7 @@ func TestLogsThatAreNoJSON(t *testing.T) {
 
 // TestTestLokiFails: the script is only worth what it refuses.
 func TestTestLokiFails(t *testing.T) {
+	t.Parallel()
 	s := startLogStack(t)
 	addr := freeAddr(t)
 	f := func(want, addr, seconds string) {
@@ -142,6 +145,7 @@ func TestTestLokiFails(t *testing.T) {
 // TestLokiPushAPI: what Grafana Alloy sends to Loki, VictoriaLogs takes too, so
 // that the same shipper can be pointed at it.
 func TestLokiPushAPI(t *testing.T) {
+	t.Parallel()
 	s := startLogStack(t)
 	line, _ := json.Marshal(`{"level":"WARN","service":"websocket-message-counter","session_id":"1df8902a","event":"connection_dropped"}`)
 	body := fmt.Sprintf(`{"streams":[{"stream":{"service":"websocket-message-counter","level":"WARN","colour":"green"},"values":[["%d",%s]]}]}`, time.Now().UnixNano(), line)

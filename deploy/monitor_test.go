@@ -39,6 +39,7 @@ func row(t testing.TB, view, name string) (blue, green string) {
 // TestMonitor holds the terminal's view to servers that work, lack their store,
 // and are down.
 func TestMonitor(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "log"), 0o755); err != nil {
 		t.Fatal(err)

@@ -151,6 +151,7 @@ func (s *metricStack) awaitAlerts(t testing.TB, names ...string) map[string]aler
 // TestSamplesOfRealServers: what servers count is in VictoriaMetrics, by colour,
 // and it carries out every query of ours.
 func TestSamplesOfRealServers(t *testing.T) {
+	t.Parallel()
 	s := startMetricStack(t)
 	s.start(t, "blue")
 	s.start(t, "green")
@@ -189,6 +190,7 @@ func TestSamplesOfRealServers(t *testing.T) {
 
 // TestAlertsOfRealServers kills and starts servers, and sees what fires.
 func TestAlertsOfRealServers(t *testing.T) {
+	t.Parallel()
 	s := startMetricStack(t)
 	blue, green := s.start(t, "blue"), s.start(t, "green")
 	s.await(t, `sum(up{job="turnstile"})`, 2)

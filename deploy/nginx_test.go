@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 )
 
@@ -294,6 +295,35 @@ func TestInstances(t *testing.T) {
 		startInstance(t, dir, addrs[i], cluster.URL)
 	}
 	c.settle()
+	wantNoRefusals(t, site, addrs[2], instances[2])
+}
+
+// wantNoRefusals drains an instance, and then has it gone: clients are served by
+// the others at once.
+func wantNoRefusals(t *testing.T, site, addr string, instance *child) {
+	t.Helper()
+	var findings oracle.Findings
+	socket, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close() // until then it does not answer the goodbye: the drain takes a moment
+	if _, err := findings.NewSession("").Connect(socket); err != nil {
+		t.Fatal(err)
+	}
+	instance.cmd.Process.Signal(syscall.SIGTERM)
+	eventually(t, addr+" drains", func() bool { return get(t, addr, "/readyz/").StatusCode == 503 })
+	for range 30 {
+		if r := get(t, site, "/readyz/"); r.StatusCode != 200 {
+			t.Fatalf("%s, while one of three instances drains", r.Status)
+		}
+	}
+	instance.kill()
+	for range 30 {
+		if r := get(t, site, "/readyz/"); r.StatusCode != 200 {
+			t.Fatalf("%s, while one of three instances is gone", r.Status)
+		}
+	}
 }
 
 func startInstance(t testing.TB, dir, addr, redis string) *child {

@@ -149,6 +149,7 @@ bench-redis: ## Compare Redis with the embedded store: messages, latency at a fi
 .PHONY: lint
 lint: check tools ## go vet, staticcheck, shellcheck
 	$(TOOLS)/staticcheck $(PACKAGES)
+	cd deploy && ../$(TOOLS)/staticcheck ./...
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run scripts/*.sh bench/peers/*.sh; else echo "shellcheck is not installed: scripts are not checked"; fi
 
 .PHONY: tools

@@ -16,8 +16,8 @@ export TURNSTILE_VICTORIALOGS=$HOST:$LOGS_PORT TURNSTILE_VLAGENT=$HOST:$SHIPPER_
 # In the order in which they start.
 PARTS=(redis nginx)
 WATCHERS=(victoria-metrics vmalert victoria-logs vlagent)
-declare -A ADDRESS=([victoria-metrics]=$TURNSTILE_VICTORIAMETRICS [vmalert]=$TURNSTILE_VMALERT
-	[victoria-logs]=$TURNSTILE_VICTORIALOGS [vlagent]=$TURNSTILE_VLAGENT)
+declare -A ADDRESS=(["victoria-metrics"]=$TURNSTILE_VICTORIAMETRICS [vmalert]=$TURNSTILE_VMALERT
+	["victoria-logs"]=$TURNSTILE_VICTORIALOGS [vlagent]=$TURNSTILE_VLAGENT)
 
 # since PID is when a process started, in clock ticks since the boot: with its
 # number, that is a process's name. Nothing for one that has ended, also if

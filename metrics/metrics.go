@@ -20,6 +20,15 @@ type (
 	Gauge   struct{ n atomic.Int64 }
 )
 
+// Seconds is a time that is set.
+type Seconds struct{ d atomic.Int64 }
+
+// Set makes it d.
+func (s *Seconds) Set(d time.Duration) { s.d.Store(int64(d)) }
+
+// Load is the value now, in seconds.
+func (s *Seconds) Load() float64 { return time.Duration(s.d.Load()).Seconds() }
+
 // Add adds n.
 func (c *Counter) Add(n uint64) { c.n.Add(n) }
 
@@ -39,6 +48,8 @@ func (g *Gauge) Load() int64 { return g.n.Load() }
 type Worker struct {
 	Messages   Counter
 	Heartbeats Counter
+	HandedOver Counter // connections that another process has taken over
+	Adopted    Counter // connections taken over from another process
 	ReadCalls  Counter
 	WriteCalls Counter
 	BytesIn    Counter
@@ -58,8 +69,9 @@ type Worker struct {
 // Labels are the values that labels can have. They come from enums in the
 // code, never from input.
 type Labels struct {
-	Handshakes []Label // how a handshake can end
-	Closes     []Label // why a connection can close
+	Handshakes []Label  // how a handshake can end
+	Closes     []Label  // why a connection can close
+	Refusals   []string // why this process does not hand over
 }
 
 // A Label is one value of an enum. Those that are errors count in
@@ -89,6 +101,10 @@ type Metrics struct {
 	Dropped  Counter                      // sockets closed without a word, beyond the limits
 	Paused   Counter                      // times that accepting paused for want of file descriptors
 
+	HandoverPause    *metrics.PrometheusHistogram // of each connection taken over, in seconds
+	HandoverTime     Seconds                      // of the last handover, on either side
+	HandoverRefusals []Counter                    // by the index of Labels.Refusals
+
 	labels  Labels
 	sources Sources
 	store   *Store // nil with the embedded one
@@ -105,6 +121,8 @@ var (
 func New(n int, labels Labels, sources Sources) *Metrics {
 	metrics.ExposeMetadata(true)
 	m := &Metrics{labels: labels, sources: sources, set: metrics.NewSet()}
+	m.HandoverPause = m.set.NewPrometheusHistogramExt("websocket_handover_pause_seconds", latencyBuckets)
+	m.HandoverRefusals = make([]Counter, len(labels.Refusals))
 	m.Duration = m.set.NewPrometheusHistogramExt("websocket_connection_duration_seconds", durationBuckets)
 	for i := range n {
 		m.Workers = append(m.Workers, &Worker{

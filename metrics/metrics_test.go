@@ -111,6 +111,7 @@ func (p page) want(t testing.TB, series string, want float64) {
 var testLabels = Labels{
 	Handshakes: []Label{{"upgraded", false}, {"bad_request", true}, {"abandoned", false}},
 	Closes:     []Label{{"goodbye", false}, {"idle_timeout", true}, {"slow_consumer", true}},
+	Refusals:   []string{"busy"},
 }
 
 func testSources() Sources {

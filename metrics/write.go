@@ -19,6 +19,11 @@ var help = map[string]string{
 	"websocket_handshakes_total":             "Requests to upgrade, by what became of them.",
 	"websocket_closes_total":                 "Upgraded connections that were closed, by why.",
 	"websocket_heartbeats_total":             "Heartbeats sent.",
+	"websocket_handed_over_total":            "Connections that another process has taken over.",
+	"websocket_adopted_total":                "Connections taken over from another process.",
+	"websocket_handover_pause_seconds":       "For how long nobody served a connection while it was taken over; of those taken over by this process.",
+	"websocket_handover_seconds":             "How long the last handover took, given or taken, 0 before it.",
+	"websocket_handover_refusals_total":      "Handovers that this process has refused, by why.",
 	"websocket_bytes_in_total":               "Bytes read from clients, framing included.",
 	"websocket_bytes_out_total":              "Bytes written to clients, framing included.",
 	"websocket_read_calls_total":             "read(2) calls on client sockets.",
@@ -72,6 +77,8 @@ func (m *Metrics) writeSums(out io.Writer) {
 	}
 	counter("websocket_messages_total", func(w *Worker) *Counter { return &w.Messages })
 	counter("websocket_heartbeats_total", func(w *Worker) *Counter { return &w.Heartbeats })
+	counter("websocket_handed_over_total", func(w *Worker) *Counter { return &w.HandedOver })
+	counter("websocket_adopted_total", func(w *Worker) *Counter { return &w.Adopted })
 	counter("websocket_read_calls_total", func(w *Worker) *Counter { return &w.ReadCalls })
 	counter("websocket_write_calls_total", func(w *Worker) *Counter { return &w.WriteCalls })
 	counter("websocket_bytes_in_total", func(w *Worker) *Counter { return &w.BytesIn })
@@ -102,6 +109,8 @@ func (m *Metrics) writeLabelled(out io.Writer) {
 	begin("websocket_errors_total")
 	writeFamily(out, `websocket_errors_total{error_type=%q} %d`, m.labels.Handshakes, handshakes, errors)
 	writeFamily(out, `websocket_errors_total{error_type=%q} %d`, m.labels.Closes, closes, errors)
+
+	writeStrings(out, "websocket_handover_refusals_total", "reason", m.labels.Refusals, m.HandoverRefusals)
 
 	metrics.WriteMetadataIfNeeded(out, "websocket_worker_connections", "gauge")
 	for i, w := range m.Workers {
@@ -147,6 +156,7 @@ func (m *Metrics) writeSources(out io.Writer) {
 		metrics.WriteCounterUint64(out, "websocket_sessions_evicted_total", s.SessionsEvicted())
 		metrics.WriteCounterUint64(out, "websocket_sessions_expired_total", s.SessionsExpired())
 	}
+	metrics.WriteGaugeFloat64(out, "websocket_handover_seconds", m.HandoverTime.Load())
 	metrics.WriteGaugeFloat64(out, "websocket_shutdown_time_seconds", s.ShutdownTime().Seconds())
 	metrics.WriteMetadataIfNeeded(out, "websocket_build_info", "gauge")
 	fmt.Fprintf(out, "websocket_build_info{revision=%q} 1\n", s.Revision)

@@ -20,8 +20,9 @@ const backlog = 65535
 // A Listener is a listening socket: TCP, or unix if its address says so.
 type Listener struct {
 	// Fixed after Listen.
-	FD   int
-	Addr string // as it can be dialled: "127.0.0.1:8000", "unix:/run/t.sock"
+	FD    int
+	Addr  string // as it can be dialled: "127.0.0.1:8000", "unix:/run/t.sock"
+	Asked string // as it was asked for: ":8000"
 
 	// Owned by the caller of Accept: where the kernel writes addresses.
 	address unix.RawSockaddrAny
@@ -42,7 +43,29 @@ func Listen(address string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %q: %w%s", address, err, advice(err))
 	}
+	l.Asked = address
 	return l, nil
+}
+
+// AdoptListener makes a Listener of a listening socket of another process's,
+// which had asked for this address.
+func AdoptListener(fd int, asked string) (*Listener, error) {
+	l := &Listener{FD: fd, Addr: asked, Asked: asked}
+	if strings.HasPrefix(asked, "unix:") {
+		return l, nil
+	}
+	return l, l.readAddr()
+}
+
+// readAddr asks the kernel for the address of a TCP socket.
+func (l *Listener) readAddr() error {
+	length := uint32(unsafe.Sizeof(l.address))
+	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(l.FD), uintptr(unsafe.Pointer(&l.address)), uintptr(unsafe.Pointer(&length)))
+	if errno != 0 {
+		return errno
+	}
+	l.Addr = addrPort(&l.address).String()
+	return nil
 }
 
 // advice is what an operator can do about a failed bind(2), where it is not
@@ -84,13 +107,10 @@ func listenTCP(address string) (*Listener, error) {
 		return nil, err
 	}
 	l := &Listener{FD: fd}
-	length := uint32(unsafe.Sizeof(l.address))
-	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&l.address)), uintptr(unsafe.Pointer(&length)))
-	if errno != 0 {
+	if err := l.readAddr(); err != nil {
 		unix.Close(fd)
-		return nil, errno
+		return nil, err
 	}
-	l.Addr = addrPort(&l.address).String()
 	return l, nil
 }
 

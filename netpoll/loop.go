@@ -35,11 +35,12 @@ import (
 // Events is a set of readiness bits, as epoll_ctl(2) names them.
 type Events = netpoll.EpollEvent
 
-// The readiness that callers ask for. EPOLLERR and EPOLLHUP come unasked; a
-// read or a write then says what happened.
+// The readiness that callers ask for. Failed comes unasked; a read or a write
+// then says what happened.
 const (
 	Readable Events = netpoll.EPOLLIN
 	Writable Events = netpoll.EPOLLOUT
+	Failed   Events = netpoll.EPOLLERR | netpoll.EPOLLHUP
 )
 
 // Tick is the resolution of a Loop's timers and of its clock.

@@ -3,6 +3,7 @@ package netpoll
 import (
 	"net"
 	"os"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -60,6 +61,25 @@ func NetConn(fd int) (net.Conn, error) {
 	file := os.NewFile(uintptr(fd), "accepted")
 	defer file.Close()
 	return net.FileConn(file)
+}
+
+// Clock is CLOCK_MONOTONIC, which all processes of a machine share. See
+// clock_gettime(2).
+func Clock() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		panic("BUG: " + err.Error())
+	}
+	return time.Duration(now.Nano())
+}
+
+// OpenFDs is how many file descriptors the process has open; 0 without /proc.
+func OpenFDs() int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return len(entries) - 1 // but for the one that reads this
 }
 
 // RaiseFDLimit raises the process's soft limit of open files to its hard limit

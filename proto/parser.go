@@ -37,6 +37,30 @@ type started struct {
 	tail    utf8Tail // where the UTF-8 check of the message stands
 }
 
+// A ParserState is where a Parser stands, apart from the unfinished frame's
+// bytes, which its caller has: enough to go on elsewhere.
+type ParserState struct {
+	Op      OpCode // of the message whose fragments are in Message, OpContinuation if there is none
+	Message []byte // the fragments so far
+	Seen    int    // bytes of the unfinished frame's payload that are unmasked and checked
+	Tail    []byte // the start of a character that the text so far was cut in
+}
+
+// State is where p stands. Message and Tail are p's own.
+func (p *Parser) State() (state ParserState) {
+	if s := p.started; s != nil {
+		state = ParserState{Op: s.op, Message: s.message, Seen: s.seen, Tail: s.tail.bytes[:s.tail.n]}
+	}
+	return state
+}
+
+// Restore has p go on from a State.
+func (p *Parser) Restore(state ParserState) {
+	s := started{message: state.Message, seen: state.Seen, op: state.Op}
+	s.tail.n = uint8(copy(s.tail.bytes[:utf8.UTFMax-1], state.Tail))
+	p.keep(&s)
+}
+
 // Next takes the next message out of buf, which starts where the last call
 // left off: n bytes of it are used up. When it holds no whole message, m.Op is
 // OpContinuation, and the caller keeps buf[n:], with what Next has unmasked in

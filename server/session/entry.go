@@ -25,6 +25,7 @@ type remote struct {
 	flying  bool   // on its way to a node
 	asking  bool   // the next command follows an ASK redirection
 	doubted bool   // somebody may have taken the session: the next command has to look
+	lent    bool   // on its way to another process: nothing is sent
 	count   uint64 // what is stored
 	want    uint64 // what is to be stored
 
@@ -51,10 +52,10 @@ func (r *remote) claiming() bool { return r.phase == phaseFind || r.phase == pha
 
 // due reports whether there is anything to send.
 func (r *remote) due(now, every time.Duration) bool {
-	switch r.phase {
-	case phaseGone:
+	switch {
+	case r.lent || r.phase == phaseGone:
 		return false
-	case phaseHeld:
+	case r.phase == phaseHeld:
 		return r.owner == nil || r.want != r.count || r.renews(now, every)
 	}
 	return true

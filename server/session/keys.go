@@ -76,8 +76,10 @@ func parseToken(text string) token {
 // channel is where an instance is told that one of its leases was taken over;
 // the message is the serial.
 func channel(instance uint32) string {
-	return "turnstile:instance:" + strconv.FormatUint(uint64(instance), 16)
+	return channelPrefix + strconv.FormatUint(uint64(instance), 16)
 }
+
+const channelPrefix = "turnstile:instance:"
 
 // own makes the caller the owner, if the owner is still the one it expects, or
 // there is none.

@@ -14,9 +14,10 @@ const shards = 64
 
 // MemoryConfig is what a Memory is held to.
 type MemoryConfig struct {
-	TTL time.Duration        // how long a session is kept after its last owner left
-	Max int                  // sessions, connected or not
-	Now func() time.Duration // a monotonic clock
+	TTL     time.Duration        // how long a session is kept after its last owner left
+	Max     int                  // sessions, connected or not
+	Timeout time.Duration        // how long a claim waits for what another process has to give
+	Now     func() time.Duration // a monotonic clock
 }
 
 // Memory is the Store within this process. Sessions are gone with it.
@@ -27,6 +28,7 @@ type Memory struct {
 	len    atomic.Int64
 
 	starting sync.Mutex // held while a new session is started; taken before a shard's
+	absent   absentees
 
 	// Evicted and Expired count the sessions that were dropped because the
 	// store was full, and because their time was over.
@@ -79,15 +81,19 @@ func (m *Memory) Close(context.Context) error { return nil }
 
 // Mint implements Store.
 func (m *Memory) Mint(l *Lease, owner Owner) error {
-	_, err := m.Claim(l, NewID(), owner)
+	_, _, err := m.start(holder{l, owner}, NewID())
 	return err
 }
 
-// Claim implements Store; nothing is ever pending.
+// Claim implements Store; it is pending only while another process may have
+// the session (Await).
 func (m *Memory) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
 	h := holder{l, owner}
 	previous, resumed := m.take(h, id, false)
 	if !resumed {
+		if m.absent.wait(h, id, m.config.Now()) {
+			return false, ErrPending
+		}
 		if previous, resumed, err = m.start(h, id); err != nil {
 			return false, err
 		}
@@ -129,6 +135,9 @@ func (m *Memory) Commit(l *Lease) Outcome {
 
 // Release implements Store.
 func (m *Memory) Release(l *Lease) {
+	if a, ok := l.entry.(*absentee); ok {
+		a.over = true
+	}
 	r, ok := l.entry.(*record)
 	if !ok {
 		return
@@ -143,9 +152,11 @@ func (m *Memory) Release(l *Lease) {
 	m.idle.push(r, m.config.Now())
 }
 
-// Expire forgets the sessions whose time is over. Somebody has to call it now
-// and then.
+// Expire forgets the sessions whose time is over, and fails claims that have
+// waited too long. Somebody has to call it now and then.
 func (m *Memory) Expire() {
+	now := m.config.Now()
+	m.answer(m.absent.before(now-m.config.Timeout), ErrUnavailable)
 	for m.dropOldest(m.isOver) {
 		m.Expired.Add(1)
 	}
@@ -252,6 +263,25 @@ func (l *idleList) oldest() *record {
 		return nil
 	}
 	return l.root.next
+}
+
+// pushOldest adds r, of which the caller says that it is the oldest.
+func (l *idleList) pushOldest(r *record, since time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.idleSince = since
+	r.prev, r.next = &l.root, l.root.next
+	r.next.prev, l.root.next = r, r
+}
+
+// youngestFirst is all of them.
+func (l *idleList) youngestFirst() (all []*record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for r := l.root.prev; r != &l.root; r = r.prev {
+		all = append(all, r)
+	}
+	return all
 }
 
 // push adds r; the clock only goes forward, so it is the youngest.

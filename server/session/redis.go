@@ -32,20 +32,23 @@ type RedisConfig struct {
 // loops.
 type Redis struct {
 	// Fixed after NewRedis.
-	config   RedisConfig
-	times    lifetimes
-	cluster  *cluster // nil for a single node
-	stop     context.CancelFunc
-	stopped  context.Context
-	running  sync.WaitGroup
-	instance uint32
+	config    RedisConfig
+	times     lifetimes
+	cluster   *cluster // nil for a single node
+	stop      context.CancelFunc
+	stopped   context.Context
+	running   sync.WaitGroup
+	instance  uint32
+	moreNames chan struct{} // says that something is in unheard
 
 	mu      sync.Mutex
-	leases  map[uint32]*remote // Guarded by mu: by the serial of their holder.
-	serial  uint32             // Guarded by mu.
-	nodes   []*node            // Guarded by mu.
-	later   []*remote          // Guarded by mu: what the watch has to send.
-	drained chan struct{}      // Guarded by mu: closed when nothing is left to send, nil unless Close waits.
+	leases  map[holderID]*remote // Guarded by mu.
+	serial  uint32               // Guarded by mu.
+	names   map[uint32]bool      // Guarded by mu: the instances whose leases are or were here.
+	unheard []uint32             // Guarded by mu: those of names that are not listened to yet.
+	nodes   []*node              // Guarded by mu.
+	later   []*remote            // Guarded by mu: what the watch has to send.
+	drained chan struct{}        // Guarded by mu: closed when nothing is left to send, nil unless Close waits.
 
 	routes atomic.Pointer[[]*node] // by hash slot, or just one; changed under mu
 }
@@ -72,8 +75,9 @@ func newLifetimes(ttl, timeout time.Duration) lifetimes {
 func NewRedis(config RedisConfig) *Redis {
 	s := &Redis{
 		config: config, times: newLifetimes(config.TTL, config.Timeout),
-		instance: rand.Uint32(), leases: make(map[uint32]*remote),
+		instance: rand.Uint32(), leases: make(map[holderID]*remote), moreNames: make(chan struct{}, 1),
 	}
+	s.names = map[uint32]bool{s.instance: true}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	config.Metrics.QueueLength, config.Metrics.Available = s.queueLength, s.Available
 	if config.Address.isCluster() {
@@ -157,7 +161,7 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	}
 	s.serial++
 	r.token.holder = holderID{s.instance, s.serial}
-	s.leases[s.serial] = r
+	s.leases[r.token.holder] = r
 	l.entry = r
 	if r.claiming() {
 		r.waiting = now
@@ -255,7 +259,7 @@ func (s *Redis) enqueue(r *remote) {
 // forget ends a lease. Under mu.
 func (s *Redis) forget(r *remote) {
 	r.phase = phaseGone
-	delete(s.leases, r.token.holder.serial)
+	delete(s.leases, r.token.holder)
 	s.checkDrained()
 }
 
@@ -266,11 +270,12 @@ func (s *Redis) verify(r *remote) {
 	s.enqueue(r)
 }
 
-// takenHere tells a lease of this process, by its serial, that it was taken over.
-func (s *Redis) takenHere(serial uint32) {
+// taken has a lease of this process looked at, since it is said to have been
+// taken over.
+func (s *Redis) taken(holder holderID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.leases[serial]; r != nil {
+	if r := s.leases[holder]; r != nil {
 		s.verify(r)
 	}
 }

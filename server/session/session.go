@@ -139,6 +139,17 @@ type Store interface {
 	// zero lease is left alone.
 	Release(l *Lease)
 
+	// Lend prepares a lease to go to another process: until TakeBack or
+	// GiveAway nothing is stored for it. It reports false while a command
+	// for it is under way: ask again later.
+	Lend(l *Lease) (State, bool)
+	// TakeBack ends what Lend began: the lease has not gone.
+	TakeBack(l *Lease)
+	// GiveAway ends a lease that another process has adopted.
+	GiveAway(l *Lease)
+	// Adopt makes l the lease that another process has given away.
+	Adopt(l *Lease, state State, owner Owner)
+
 	// Available reports whether new sessions can be had.
 	Available() bool
 

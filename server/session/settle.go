@@ -104,11 +104,9 @@ func (s *Redis) tellLoser(n *node, r *remote) {
 	r.loser = ""
 	switch {
 	case loser.epoch == 0:
-	case loser.holder.instance == s.instance:
-		if other := s.leases[loser.holder.serial]; other != nil {
-			s.verify(other)
-		}
-	default:
+	case s.leases[loser.holder] != nil:
+		s.verify(s.leases[loser.holder])
+	case loser.holder.instance != s.instance:
 		n.hints = append(n.hints, loser.holder)
 	}
 }

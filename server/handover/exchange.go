@@ -1,0 +1,245 @@
+// Package handover is how one process gives its live connections to another,
+// over a unix socket between them.
+//
+// What is given goes in batches, each with three words:
+//
+//	old  offer   the records, and the file descriptors by SCM_RIGHTS
+//	new  accept  it has them all, and has touched nothing
+//	old  commit  they are the new one's
+//
+// Until it has sent commit, the old process owns the batch, and takes it back
+// when anything goes wrong: it says abort, and ends the exchange. The new one
+// owns the batch once it has read commit, or, after its accept, the end of the
+// stream without an abort: then the old one is gone. Before it touches anything
+// it says owned; a stream that ends without that after commit tells the old
+// process that the new one has died before it began, and that it may take the
+// batch back. So a batch never has two owners, nor none.
+//
+// The package knows nothing of event loops; it neither logs nor reads flags.
+// An Exchange belongs to one goroutine.
+package handover
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A word is the kind of a message. The message is: its word (1 byte), how many
+// file descriptors come with it (1 byte), the length of what follows (4 bytes,
+// big-endian), and that.
+type word uint8
+
+const (
+	wordHello       word = iota + 1 // new: Hello, as JSON
+	wordWelcome                     // old: Welcome, as JSON
+	wordRefused                     // old: why not, a Refusal
+	wordGo                          // new: begin; Go, as JSON
+	wordConnections                 // old: an offer of connections
+	wordListeners                   // old: an offer of listening sockets, addresses as JSON
+	wordSessions                    // old: an offer of sessions that no connection holds
+	wordAccept                      // new
+	wordCommit                      // old
+	wordOwned                       // new
+	wordAbort                       // old
+	wordDone                        // old: that was all
+)
+
+const (
+	headerBytes = 6
+	// MostFDs is how many file descriptors a batch has at the most; the kernel
+	// takes 253 in one message (SCM_MAX_FD, unix(7)).
+	MostFDs = 128
+	// mostBytes bounds a message, so that a stream of something else is
+	// noticed.
+	mostBytes = 1 << 30
+	// Patience is how long the other end may take for its next word once the
+	// exchange has begun.
+	Patience = 5 * time.Second
+)
+
+// A Hello is what the new process says of itself.
+type Hello struct {
+	Version         int
+	Store           string   // which store the sessions are in, without credentials
+	Endpoints       []string // paths at which it serves
+	Subprotocols    []string
+	MaxMessage      int // bytes
+	Connections     int // how many it has room for
+	FileDescriptors int // how many it may still open
+}
+
+// A Welcome is what the old process has to give.
+type Welcome struct {
+	Connections int
+	Listeners   []string // addresses as they were asked for: ":8000", "unix:/run/t.sock"
+}
+
+// A Go says what of it the new process wants beside the connections.
+type Go struct{ Listeners []string }
+
+// A Refusal is why the old process does not hand over; it is also a label of
+// the metrics.
+type Refusal string
+
+// The reasons.
+const (
+	RefusedVersion         Refusal = "record_version"
+	RefusedStore           Refusal = "store"
+	RefusedEndpoints       Refusal = "endpoints"
+	RefusedSubprotocols    Refusal = "subprotocols"
+	RefusedMaxMessage      Refusal = "max_message"
+	RefusedConnections     Refusal = "max_connections"
+	RefusedFileDescriptors Refusal = "file_descriptors"
+	RefusedBusy            Refusal = "busy"
+)
+
+// Refusals are all of them.
+var Refusals = []Refusal{
+	RefusedVersion, RefusedStore, RefusedEndpoints, RefusedSubprotocols, RefusedMaxMessage,
+	RefusedConnections, RefusedFileDescriptors, RefusedBusy,
+}
+
+// A RefusedError is a Refusal, with the figures, as it reaches the new process.
+type RefusedError struct {
+	Reason Refusal
+	Text   string
+}
+
+func (e *RefusedError) Error() string { return fmt.Sprintf("refused (%s): %s", e.Reason, e.Text) }
+
+// An Exchange is one end of the socket between the two processes.
+type Exchange struct{ conn *net.UnixConn }
+
+// NewExchange makes an end of conn, which belongs to it from here on.
+func NewExchange(conn *net.UnixConn) *Exchange { return &Exchange{conn} }
+
+// Close ends the exchange.
+func (x *Exchange) Close() error { return x.conn.Close() }
+
+// A message is what one word comes with.
+type message struct {
+	word word
+	body []byte
+	fds  []int
+}
+
+// send sends a message; the file descriptors stay open here.
+func (x *Exchange) send(w word, body []byte, fds ...int) error {
+	header := binary.BigEndian.AppendUint32([]byte{byte(w), byte(len(fds))}, uint32(len(body)))
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if err := x.conn.SetWriteDeadline(time.Now().Add(Patience)); err != nil {
+		return err
+	}
+	n, _, err := x.conn.WriteMsgUnix(header, rights, nil)
+	if rest := append(header[n:], body...); err == nil && len(rest) > 0 {
+		_, err = x.conn.Write(rest) // not of nothing: after the last word the other end may be closed
+	}
+	if err != nil {
+		return fmt.Errorf("cannot send to the other process: %w", err)
+	}
+	return nil
+}
+
+func (x *Exchange) sendJSON(w word, value any) error {
+	body, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return x.send(w, body)
+}
+
+// receive waits for the next message, for ever if patience is 0. The error is
+// io.EOF when the other end is closed.
+func (x *Exchange) receive(patience time.Duration) (m message, err error) {
+	deadline := time.Time{}
+	if patience > 0 {
+		deadline = time.Now().Add(patience)
+	}
+	if err := x.conn.SetReadDeadline(deadline); err != nil {
+		return m, err
+	}
+	header := make([]byte, headerBytes)
+	if m.fds, err = x.receiveHeader(header); err != nil {
+		closeAll(m.fds)
+		return message{}, err
+	}
+	length := binary.BigEndian.Uint32(header[2:])
+	if len(m.fds) != int(header[1]) || length > mostBytes {
+		closeAll(m.fds)
+		return message{}, fmt.Errorf("%d of %d file descriptors have come (is the limit of open files too low?), with %d bytes", len(m.fds), header[1], length)
+	}
+	m.word, m.body = word(header[0]), make([]byte, length)
+	if _, err := io.ReadFull(x.conn, m.body); err != nil {
+		closeAll(m.fds)
+		return message{}, err
+	}
+	return m, nil
+}
+
+// receiveHeader reads a header and the file descriptors that come with its
+// first byte.
+func (x *Exchange) receiveHeader(header []byte) (fds []int, err error) {
+	rights := make([]byte, unix.CmsgSpace(4*MostFDs))
+	n, size, _, _, err := x.conn.ReadMsgUnix(header, rights)
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	if err != nil {
+		return nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:size])
+	if err != nil {
+		return nil, err
+	}
+	for i := range messages {
+		more, err := unix.ParseUnixRights(&messages[i])
+		if err != nil {
+			return fds, err
+		}
+		fds = append(fds, more...)
+	}
+	_, err = io.ReadFull(x.conn, header[n:])
+	return fds, err
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// want receives a message that must be of word w; a refusal is a RefusedError.
+func (x *Exchange) want(w word, patience time.Duration) (message, error) {
+	m, err := x.receive(patience)
+	switch {
+	case err != nil:
+		return m, err
+	case m.word == w:
+		return m, nil
+	case m.word == wordRefused:
+		refused := new(RefusedError)
+		if err := json.Unmarshal(m.body, refused); err != nil {
+			return m, err
+		}
+		return m, refused
+	}
+	closeAll(m.fds)
+	return m, fmt.Errorf("the other process says %d where %d is due", m.word, w)
+}
+
+func (x *Exchange) wantJSON(w word, patience time.Duration, value any) error {
+	m, err := x.want(w, patience)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(m.body, value)
+}

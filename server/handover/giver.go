@@ -1,0 +1,95 @@
+package handover
+
+import (
+	"encoding/json"
+	"fmt"
+)
+
+// The old process's end.
+
+// Hear waits for what the new process says of itself.
+func (x *Exchange) Hear() (h Hello, err error) { return h, x.wantJSON(wordHello, Patience, &h) }
+
+// Welcome tells the new process what there is to give, and waits, for as long
+// as that takes, until it says go.
+func (x *Exchange) Welcome(w Welcome) (g Go, err error) {
+	if err := x.sendJSON(wordWelcome, w); err != nil {
+		return g, err
+	}
+	return g, x.wantJSON(wordGo, 0, &g)
+}
+
+// Refuse tells the new process why it gets nothing.
+func (x *Exchange) Refuse(e *RefusedError) error { return x.sendJSON(wordRefused, e) }
+
+// OfferConnections gives connections, with one file descriptor for each record.
+// Without an error the new process owns them, and the caller closes its copies.
+// With one they are still the caller's, and the exchange is over.
+func (x *Exchange) OfferConnections(records []Record, fds []int) error {
+	c := new(codec)
+	for i := range records {
+		records[i].fields(c)
+	}
+	return x.offer(wordConnections, c.data, fds...)
+}
+
+// OfferListeners gives listening sockets, likewise.
+func (x *Exchange) OfferListeners(addresses []string, fds []int) error {
+	body, err := json.Marshal(addresses)
+	if err != nil {
+		return err
+	}
+	return x.offer(wordListeners, body, fds...)
+}
+
+// OfferSessions gives sessions that no connection holds, likewise.
+func (x *Exchange) OfferSessions(sessions []Session) error {
+	c := new(codec)
+	for i := range sessions {
+		sessions[i].fields(c)
+	}
+	return x.offer(wordSessions, c.data)
+}
+
+func (x *Exchange) offer(w word, body []byte, fds ...int) error {
+	if len(fds) > MostFDs {
+		panic(fmt.Sprintf("BUG: %d file descriptors in one batch", len(fds)))
+	}
+	if err := x.persuade(w, body, fds); err != nil {
+		x.send(wordAbort, nil) // if the new process is still there, it has to know
+		x.Close()
+		return fmt.Errorf("taken back: %w", err)
+	}
+	// From here on only the end of the new process undoes it. Nothing less
+	// may: a word that does not come in time may still come.
+	AtStep("committed")
+	if _, err := x.want(wordOwned, 0); err != nil {
+		x.Close()
+		return fmt.Errorf("taken back: %w", err)
+	}
+	return nil
+}
+
+// persuade goes as far as commit.
+func (x *Exchange) persuade(w word, body []byte, fds []int) error {
+	AtStep("offer")
+	if err := x.send(w, body, fds...); err != nil {
+		return err
+	}
+	AtStep("offered")
+	if _, err := x.want(wordAccept, Patience); err != nil {
+		return err
+	}
+	AtStep("commit")
+	return x.send(wordCommit, nil)
+}
+
+// Done tells the new process that it has everything.
+func (x *Exchange) Done() error {
+	AtStep("done")
+	return x.send(wordDone, nil)
+}
+
+// AtStep is called with the name of each step of an exchange, on either side.
+// A test replaces it to break the process there.
+var AtStep = func(step string) {}

@@ -1,0 +1,121 @@
+package session
+
+import "time"
+
+// A State is a session on its way to another process.
+type State struct {
+	ID    [16]byte
+	Count uint64
+	Idle  time.Duration // since its last owner left; 0 while it has one
+	Token string        // the lease's in Redis, "" in the embedded store
+	Rival string        // the token that the owner's key there may name instead
+	Held  bool          // Redis has the count under Token
+	Known bool          // somebody has had the session before
+	Owned bool          // Token was the owner's once
+}
+
+// Lend implements Store.
+func (m *Memory) Lend(l *Lease) (State, bool) {
+	return State{ID: l.ID(), Count: l.Committed()}, true
+}
+
+// TakeBack implements Store.
+func (m *Memory) TakeBack(*Lease) {}
+
+// GiveAway implements Store.
+func (m *Memory) GiveAway(l *Lease) {
+	r := l.entry.(*record)
+	s := m.shard(r.id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.revoke()
+	if r.lease == l {
+		r.holder = holder{}
+		m.len.Add(-1)
+		delete(s.sessions, r.id)
+	}
+}
+
+// Adopt implements Store. The session is taken in even if the store is full.
+func (m *Memory) Adopt(l *Lease, state State, owner Owner) {
+	if previous := m.adopt(holder{l, owner}, state); previous != nil {
+		previous.OnTakenOver()
+	}
+}
+
+func (m *Memory) adopt(h holder, state State) (previous Owner) {
+	s := m.shard(state.ID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, known := m.settle(s, state)
+	if known && r.lease == nil {
+		m.idle.remove(r)
+	}
+	previous = r.grant(h)
+	h.lease.grant(max(h.lease.Count, state.Count))
+	return previous
+}
+
+// settle returns the record of a session that has travelled. It is known if
+// clients have started it here too, before it came: then nobody can say which
+// is right, and the higher count stands. Under s.mu.
+func (m *Memory) settle(s *shard, state State) (r *record, known bool) {
+	if r = s.sessions[state.ID]; r != nil {
+		return r, true
+	}
+	r = &record{id: state.ID, count: state.Count}
+	s.sessions[r.id] = r
+	m.len.Add(1)
+	return r, false
+}
+
+// Lend implements Store.
+func (s *Redis) Lend(l *Lease) (State, bool) {
+	r := l.entry.(*remote)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r.flying || r.claiming() || r.waiting != 0 || r.phase == phaseGone {
+		return State{}, false
+	}
+	r.lent = true
+	return State{
+		ID: r.id, Count: r.want, Token: r.token.String(), Rival: r.rival,
+		Held: r.phase == phaseHeld && r.want == r.count, Known: r.known, Owned: r.proven,
+	}, true
+}
+
+// TakeBack implements Store.
+func (s *Redis) TakeBack(l *Lease) {
+	r := l.entry.(*remote)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.lent = false
+	s.verify(r) // it may have been taken over meanwhile
+}
+
+// GiveAway implements Store.
+func (s *Redis) GiveAway(l *Lease) {
+	r := l.entry.(*remote)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(r)
+}
+
+// Adopt implements Store. The lease keeps its token, so that Redis need not be
+// asked; that it is still the owner is looked at in the background.
+func (s *Redis) Adopt(l *Lease, state State, owner Owner) {
+	r := &remote{
+		id: state.ID, slot: s.slotOf(state.ID), owner: owner, lease: l, token: parseToken(state.Token), phase: phaseRestore,
+		rival: state.Rival, known: state.Known, proven: state.Owned, want: state.Count, renewed: s.config.Now(),
+	}
+	if state.Held {
+		r.phase, r.count = phaseHeld, r.want
+	}
+	l.entry = r
+	l.grant(state.Count)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leases[r.token.holder] = r
+	s.hear(r.token.holder.instance)
+	s.verify(r)
+}

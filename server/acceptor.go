@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"time"
 
 	"turnstile/netpoll"
@@ -19,15 +20,16 @@ const (
 // them to the workers in turn.
 type acceptor struct {
 	// Fixed after newAcceptor.
-	server    *server
-	loop      *netpoll.Loop
-	listeners []*netpoll.Listener
+	server *server
+	loop   *netpoll.Loop
 
 	// Owned by the loop.
-	next   int // the worker whose turn it is
-	paused bool
-	resume netpoll.Timer
-	failed error // what was said of the shortage that is not over yet
+	listeners []*netpoll.Listener
+	lent      []*netpoll.Listener // another process accepts on them, or will
+	next      int                 // the worker whose turn it is
+	paused    bool
+	resume    netpoll.Timer
+	failed    error // what was said of the shortage that is not over yet
 }
 
 func newAcceptor(s *server, loop *netpoll.Loop, listeners []*netpoll.Listener) *acceptor {
@@ -39,7 +41,7 @@ func newAcceptor(s *server, loop *netpoll.Loop, listeners []*netpoll.Listener) *
 // start watches the listeners; it runs on the loop.
 func (a *acceptor) start() error {
 	for _, l := range a.listeners {
-		if err := a.loop.Add(l.FD, netpoll.Readable, func(netpoll.Events) { a.onConnections(l) }); err != nil {
+		if err := a.watch(l); err != nil {
 			return err
 		}
 	}
@@ -56,19 +58,73 @@ func (a *acceptor) stop() {
 		l.Unlink()
 		l.Close()
 	}
-	a.listeners = nil
+	for _, l := range a.lent {
+		l.Close() // it goes on elsewhere, and so does its file
+	}
+	a.listeners, a.lent = nil, nil
 }
 
-func (a *acceptor) onConnections(l *netpoll.Listener) {
+// lend stops accepting on the listeners that were asked for by these addresses,
+// and returns them; it runs on the loop.
+func (a *acceptor) lend(addresses []string) []*netpoll.Listener {
+	kept := a.listeners[:0]
+	for _, l := range a.listeners {
+		if !slices.Contains(addresses, l.Asked) {
+			kept = append(kept, l)
+			continue
+		}
+		if !a.paused {
+			a.loop.Del(l.FD)
+		}
+		a.lent = append(a.lent, l)
+	}
+	a.listeners = kept
+	return a.lent
+}
+
+// takeBack accepts again on what was lent; it runs on the loop.
+func (a *acceptor) takeBack() {
+	lent := a.lent
+	a.lent = nil
+	for _, l := range lent {
+		if err := a.add(l); err != nil {
+			a.server.fail(err)
+		}
+	}
+}
+
+// add accepts on one more listener; it runs on the loop.
+func (a *acceptor) add(l *netpoll.Listener) error {
+	a.listeners = append(a.listeners, l)
+	if a.paused {
+		return nil
+	}
+	return a.watch(l)
+}
+
+func (a *acceptor) watch(l *netpoll.Listener) error {
+	return a.loop.Add(l.FD, netpoll.Readable, func(netpoll.Events) { a.onConnections(l) })
+}
+
+// empty accepts whoever waits still; it runs on the loop.
+func (a *acceptor) empty() {
+	for _, l := range a.listeners {
+		for a.onConnections(l) {
+		}
+	}
+}
+
+// onConnections accepts who waits, and reports whether there may be more.
+func (a *acceptor) onConnections(l *netpoll.Listener) (more bool) {
 	for range acceptBatch {
 		fd, peer, err := l.Accept()
 		if err == netpoll.ErrAgain {
 			a.onNobodyWaits()
-			return
+			return false
 		}
 		if err != nil {
 			a.onFailure(l, err)
-			return
+			return false
 		}
 		arrival, ok := a.server.arrive(fd, peer.Addr())
 		if !ok {
@@ -78,6 +134,7 @@ func (a *acceptor) onConnections(l *netpoll.Listener) {
 		a.server.workers[a.next].inbox.put(arrival)
 		a.next = (a.next + 1) % len(a.server.workers)
 	}
+	return true
 }
 
 // onFailure lets the listeners rest: level-triggered, they would call back at

@@ -36,9 +36,13 @@ type Config struct {
 	LogLevel            string
 	LogFormat           string
 	DebugListen         string
+	Control             string
+	TakeOverFrom        string
+	Tell                string
 	HealthCheck         string // of a server that runs; this process is none
 
-	flags *flag.FlagSet
+	flags   *flag.FlagSet
+	fdLimit int
 }
 
 // What can be set at the most; beyond it a value is a slip of the keyboard.
@@ -59,6 +63,7 @@ func connectionLimit(fds int) int { return max(fds-256, fds/2) }
 // usage was asked for, and printed to out.
 func parseConfig(args []string, getenv func(string) string, cpus, fds int, out io.Writer) (*Config, error) {
 	c := newConfig(cpus, fds)
+	c.fdLimit = fds
 	flags := c.flags
 	if err := setFromEnvironment(flags, getenv); err != nil {
 		return nil, err
@@ -114,6 +119,9 @@ func newConfig(cpus, fds int) *Config {
 	choice(&c.LogFormat, "log-format", "auto", "auto is console on a terminal and json elsewhere", "auto", "json", "console")
 	f.Var(&textFlag{&c.HealthCheck, checkHealthTarget}, "healthcheck", "serve nobody, but ask the server at this `url`, http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/; exit code 0 if it answers 200")
 	f.Var(&textFlag{&c.DebugListen, checkTCPAddress}, "debug-listen", "`address`, host:port, that serves net/http/pprof; keep it private")
+	f.Var(&textFlag{&c.Control, checkSocketPath}, "control", "`path` of a unix socket at which processes of the same user ask for status, drain and handover")
+	f.Var(&textFlag{&c.TakeOverFrom, checkSocketPath}, "take-over-from", "`path` of the -control socket of a running server, whose connections, sessions and listeners are taken over at the start; if nobody is there, the server starts without")
+	f.Var(&textFlag{&c.Tell, checkCommand}, "tell", "serve nobody, but give the server at -control this `command`, and print its answer: status, drain, prepare PATH (ask the server with that control socket whether it would hand over) or take-over PATH")
 	return c
 }
 
@@ -122,6 +130,9 @@ func (c *Config) check(fds int) error {
 	if most := connectionLimit(fds); c.MaxConnections > most {
 		return fmt.Errorf("-max-connections must be at most %d under this process's limit of %d open files, got %d: raise the limit (ulimit -n, LimitNOFILE) or lower the flag",
 			most, fds, c.MaxConnections)
+	}
+	if c.Tell != "" && c.Control == "" {
+		return errors.New("-tell needs -control, the socket of the server that is told")
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ type Conn struct {
 	charged  bool      // ip counts in the limit for each address
 	v2       bool      // the client speaks proto.Subprotocol
 	ip       [16]byte  // see clientIP
-	upgraded bool      // it counts as a connection
+	leaving  leaving   // whether it is on its way to another process
 	endpoint *endpoint // nil until the request is upgraded, or its session is asked for
 	parser   proto.Parser
 	spill    []byte // what has been read of an unfinished request or frame, or waits for the backlog
@@ -137,8 +137,8 @@ func (c *Conn) clientIP() netip.Addr {
 // onEvent is what the loop calls when the socket is ready. Whatever it leads
 // to appends to the worker's out; the flush at its end is the one write.
 func (c *Conn) onEvent(events netpoll.Events) {
-	if c.state == stateClosed {
-		return // an event of the batch in which it was closed
+	if c.state == stateClosed || c.leaving == leavingAway {
+		return // an event of the batch in which it was closed, or frozen
 	}
 	began, before := netpoll.Monotonic(), c.session.Count
 	if events&netpoll.Writable != 0 {
@@ -148,8 +148,8 @@ func (c *Conn) onEvent(events netpoll.Events) {
 	case events&^netpoll.Writable == 0 || c.state == stateClosed:
 	case netpoll.Events(c.watched)&netpoll.Readable != 0:
 		c.onReadable()
-	default:
-		c.close(closeReset) // an error or a hang-up, which would come again and again
+	case events&netpoll.Failed != 0:
+		c.close(closeReset) // it would come again and again
 	}
 	c.flush()
 	c.finishDrain()
@@ -161,13 +161,13 @@ func (c *Conn) onEvent(events netpoll.Events) {
 // watch asks the loop for what the connection waits for.
 func (c *Conn) watch() {
 	var events netpoll.Events
-	if !c.eof && (c.state >= stateClosing || !c.paused && !c.backedUp()) {
+	if !c.eof && c.leaving == leavingNot && (c.state >= stateClosing || !c.paused && !c.backedUp()) {
 		events |= netpoll.Readable
 	}
 	if c.free > 0 {
 		events |= netpoll.Writable
 	}
-	if events == 0 && c.state == stateOpen && len(c.backlog) == 0 && !c.eof {
+	if events == 0 && c.leaving == leavingNot && c.state == stateOpen && len(c.backlog) == 0 && !c.eof {
 		c.worker.starve(c)
 	}
 	if c.state == stateClosed || events == netpoll.Events(c.watched) {
@@ -236,10 +236,11 @@ func (c *Conn) close(reason closeReason) {
 	if c.endpoint != nil {
 		c.endpoint.onClosed(c)
 	}
-	if c.upgraded {
-		c.reportClosed(reason)
-	} else if before == stateClaiming {
+	switch {
+	case before == stateClaiming:
 		c.countHandshake(handshakeAbandoned)
+	case c.endpoint != nil:
+		c.reportClosed(reason)
 	}
 	c.dropHeld()
 	c.worker.relieveSoon()

@@ -57,7 +57,7 @@ func (c *Conn) OnTimer() {
 
 // onDue does what is due on an open connection.
 func (c *Conn) onDue(now time.Duration) {
-	if c.paused || c.backedUp() {
+	if c.paused || c.backedUp() || c.leaving != leavingNot {
 		c.lastRead = now // it is not the client who is silent
 	}
 	if now >= c.idleAt() {

@@ -17,10 +17,12 @@ const drainSlice = 256
 // refused. onEmpty is called on the loop when the last connection has closed.
 func (w *worker) drain(onEmpty func()) {
 	w.draining = true
+	w.setGiving(false)
 	w.arrived = make(map[*Conn]int)
 	var idle []*Conn
 	for _, c := range slices.Clone(w.conns) {
 		switch {
+		case c.leaving == leavingAway: // see thaw
 		case c.state == stateClaiming:
 			c.refuseClaim(handshakeDraining)
 		case c.state != stateOpen:
@@ -49,7 +51,7 @@ func (w *worker) sayGoodbye(conns []*Conn) {
 }
 
 func (c *Conn) goodbye() {
-	if c.state == stateOpen {
+	if c.state == stateOpen && c.leaving == leavingNot {
 		c.endpoint.onDrain(c)
 		c.sendClose(closeShutdown, proto.StatusGoingAway, "Going away")
 		c.flush()
@@ -99,7 +101,9 @@ func (c *Conn) finishDrain() {
 func (w *worker) cut(done func(upgraded int)) {
 	upgraded := w.upgraded
 	for _, c := range slices.Clone(w.conns) {
-		c.close(closeShutdown)
+		if c.leaving != leavingAway { // it may be another process's
+			c.close(closeShutdown)
+		}
 	}
 	done(upgraded)
 }

@@ -190,9 +190,8 @@ func parsePrefix(text string) (netip.Prefix, error) {
 
 func checkListenAddress(s string) error {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		const longest = 107 // of sockaddr_un, less its final zero: unix(7)
-		if path == "" || len(path) > longest {
-			return fmt.Errorf("must have a path of 1 to %d bytes behind its unix: prefix", longest)
+		if err := checkSocketPath(path); err != nil {
+			return fmt.Errorf("%w behind its unix: prefix", err)
 		}
 		return nil
 	}
@@ -200,6 +199,30 @@ func checkListenAddress(s string) error {
 		return fmt.Errorf("%w, or unix:/path", err)
 	}
 	return nil
+}
+
+func checkSocketPath(path string) error {
+	const longest = 107 // of sockaddr_un, less its final zero: unix(7)
+	if path == "" || len(path) > longest {
+		return fmt.Errorf("must have a path of 1 to %d bytes", longest)
+	}
+	return nil
+}
+
+// checkCommand takes what -tell may say: see control.obey.
+func checkCommand(s string) error {
+	word, path, _ := strings.Cut(s, " ")
+	switch word {
+	case commandStatus, commandDrain:
+		if path == "" {
+			return nil
+		}
+	case commandPrepare, commandTakeOver:
+		if checkSocketPath(path) == nil {
+			return nil
+		}
+	}
+	return errors.New("must be status, drain, prepare PATH or take-over PATH")
 }
 
 func checkTCPAddress(s string) error {

@@ -74,6 +74,9 @@ func (c *Conn) onRequest(buf []byte, seen int) (used int) {
 	}
 	e := c.worker.server.endpointOf(proto.RequestPath(buf[:end]))
 	switch {
+	case e != nil && c.worker.giving:
+		c.paused = true // the process that takes over answers it
+		return 0
 	case e != nil:
 		c.upgrade(e, buf[:end])
 	case proto.HasBody(buf[:end]):
@@ -115,7 +118,7 @@ func (c *Conn) upgrade(e *endpoint, header []byte) {
 // open makes the connection one that frames go through.
 func (c *Conn) open(requestID []byte) {
 	w := c.worker
-	c.state, c.upgraded = stateOpen, true
+	c.state = stateOpen
 	c.opened = netpoll.Monotonic()
 	c.heartbeatAt = c.opened + w.config.Heartbeat
 	c.schedule()

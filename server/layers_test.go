@@ -18,11 +18,12 @@ var mayImport = map[string][]string{
 	"turnstile/metrics":          {"github.com/VictoriaMetrics/metrics"},
 	"turnstile/server/session":   {"turnstile/metrics", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
 	"turnstile/server/admin":     {},
+	"turnstile/server/handover":  {},
 	"turnstile/server/redistest": {"github.com/redis/go-redis/v9"}, // for tests
 	"turnstile/server/oracle":    {"turnstile/proto"},              // for tests
 	"turnstile/bench":            {"turnstile/netpoll", "turnstile/proto", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server": {
-		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/admin",
+		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/admin", "turnstile/server/handover",
 		"github.com/rs/zerolog",
 	},
 }

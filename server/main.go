@@ -42,6 +42,12 @@ func run(args []string) int {
 	if err != nil {
 		return complain(err, exitUsage)
 	}
+	if config.Tell != "" {
+		if err := tell(config.Control, config.Tell, os.Stdout); err != nil {
+			return complain(err, exitFailure)
+		}
+		return exitOK
+	}
 	if config.HealthCheck != "" {
 		if err := checkHealth(config.HealthCheck); err != nil {
 			return complain(err, exitFailure)

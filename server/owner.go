@@ -86,7 +86,7 @@ func (c *Conn) proceed() {
 // OnTakenOver implements session.Owner.
 func (c *Conn) OnTakenOver() {
 	c.worker.loop.Post(func() {
-		if c.state == stateOpen {
+		if c.state == stateOpen && c.leaving != leavingAway {
 			c.takenOver()
 			c.flush()
 		}
@@ -124,7 +124,7 @@ func (w *worker) relieve() {
 	w.starved = nil
 	for _, c := range starved {
 		c.starved = false
-		if c.state != stateClosed {
+		if c.state != stateClosed && c.leaving != leavingAway {
 			c.resume()
 			c.flush()
 			c.finishDrain()

@@ -89,6 +89,17 @@ func (p *peers) charge(ip netip.Addr) bool {
 	return true
 }
 
+// readmit counts a connection of ip that was counted in another process, even
+// beyond the limit.
+func (p *peers) readmit(ip netip.Addr) {
+	if p.limit == 0 || !ip.IsValid() {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count[block(ip)]++
+}
+
 func (p *peers) release(ip netip.Addr) {
 	if p.limit == 0 || !ip.IsValid() {
 		return

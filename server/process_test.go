@@ -25,6 +25,7 @@ const asServer = "TURNSTILE_TEST_AS_SERVER"
 func TestMain(m *testing.M) {
 	if os.Getenv(asServer) != "" {
 		os.Unsetenv(asServer)
+		breakAtStep()
 		os.Exit(run(os.Args[1:]))
 	}
 	os.Exit(m.Run())
@@ -170,7 +171,9 @@ func (p *process) wait() int {
 	select {
 	case <-p.exited:
 	case <-time.After(patience):
-		p.t.Fatal("the server does not exit")
+		p.signal(syscall.SIGQUIT) // it says where it hangs
+		<-p.exited
+		p.t.Fatalf("the server does not exit: %s", p.stderr.String())
 	}
 	return p.cmd.ProcessState.ExitCode()
 }

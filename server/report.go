@@ -26,7 +26,6 @@ const longestRequestID = 64
 // reportClosed counts and logs the end of an upgraded connection.
 func (c *Conn) reportClosed(reason closeReason) {
 	w := c.worker
-	w.upgraded--
 	w.metrics.Active.Add(-1)
 	w.metrics.Closes[reason].Inc()
 	lived := netpoll.Monotonic() - c.opened
@@ -36,6 +35,12 @@ func (c *Conn) reportClosed(reason closeReason) {
 		Stringer("reason", reason).
 		Int64("duration_ms", lived.Milliseconds()).
 		Msg("websocket_disconnected")
+	w.leave()
+}
+
+// leave counts one upgraded connection less.
+func (w *worker) leave() {
+	w.upgraded--
 	if w.upgraded == 0 && w.onEmpty != nil {
 		w.onEmpty()
 		w.onEmpty = nil

@@ -16,6 +16,7 @@ import (
 	"turnstile/metrics"
 	"turnstile/netpoll"
 	"turnstile/server/admin"
+	"turnstile/server/handover"
 	"turnstile/server/session"
 )
 
@@ -35,12 +36,18 @@ type server struct {
 	workers   []*worker
 	acceptor  *acceptor
 	started   time.Time
-	failure   chan error // what ends the process
+	failure   chan error    // what ends the process
+	asked     chan struct{} // a drain is asked for
+	given     chan struct{} // another process has taken over
+	giver     chan struct{} // full while connections are given to another process
+	control   *control      // nil without -control
+	first     *takeover     // what -take-over-from asks for, nil without it
 
 	// Atomic.
 	connections atomic.Int64 // sockets of the workers
 	beyond      atomic.Int64 // sockets that only wait to be refused
 	ready       atomic.Bool
+	handingOver atomic.Bool  // or being asked to
 	drainSince  atomic.Int64 // time.Duration on netpoll's clock, 0 before the drain
 }
 
@@ -50,7 +57,10 @@ var errKilled = errors.New("ended by a second signal before the drain was over")
 // newServer opens the listeners and starts the loops. Nobody is served until
 // run.
 func newServer(config *Config, log zerolog.Logger) (*server, error) {
-	s := &server{config: config, log: log, started: time.Now(), failure: make(chan error, 1)}
+	s := &server{
+		config: config, log: log, started: time.Now(),
+		failure: make(chan error, 1), asked: make(chan struct{}, 1), given: make(chan struct{}, 1), giver: make(chan struct{}, 1),
+	}
 	if config.Redis == nil {
 		s.openMemory()
 	}
@@ -59,14 +69,18 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	if err := s.openDebug(); err != nil {
 		return nil, err
 	}
-	listeners, err := listenAll(config.Listen)
-	if err != nil {
-		return nil, err
-	}
 	if config.Redis != nil {
 		s.openRedis()
 	}
 	s.endpoints = s.newEndpoints()
+	var err error
+	if s.first, err = s.takeOverFirst(); err != nil {
+		return nil, err
+	}
+	listeners, err := listenAll(s.first.listensElse(config.Listen))
+	if err != nil {
+		return nil, err
+	}
 	if err := s.startLoops(listeners); err != nil {
 		return nil, err
 	}
@@ -75,7 +89,10 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 		State:   func() (bool, bool) { return s.isReady(), s.drainSince.Load() != 0 },
 		Metrics: s.metrics.Write,
 	}), config.HandshakeTimeout)
-	return s, nil
+	if config.Control != "" {
+		s.control, err = openControl(s, config.Control, config.TakeOverFrom)
+	}
+	return s, err
 }
 
 func listenAll(addresses []string) (listeners []*netpoll.Listener, err error) {
@@ -136,6 +153,9 @@ func (s *server) newMetrics() *metrics.Metrics {
 	for _, outcome := range handshakeOutcomes {
 		labels.Handshakes = append(labels.Handshakes, metrics.Label{Value: outcome.name, IsError: outcome.isError})
 	}
+	for _, reason := range handover.Refusals {
+		labels.Refusals = append(labels.Refusals, string(reason))
+	}
 	sources := metrics.Sources{
 		Sessions:       func() int { return s.store.Len() },
 		MaxConnections: s.config.MaxConnections,
@@ -153,18 +173,28 @@ func (s *server) newMetrics() *metrics.Metrics {
 // signal (errKilled), or when something broke that cannot be mended.
 func (s *server) run(signals <-chan os.Signal) error {
 	s.acceptor.loop.Post(s.open)
+	if s.first != nil {
+		go s.first.runFirst()
+	}
 	var drained <-chan struct{}
 	var over <-chan time.Time
 	var stopped <-chan error
+	begin := func(why string) {
+		if s.drainSince.Load() == 0 {
+			drained, over = s.drain(why), time.After(s.config.DrainTimeout*9/10)
+		}
+	}
 	for {
 		select {
 		case signal := <-signals:
 			if s.drainSince.Load() != 0 {
 				return errKilled
 			}
-			s.log.Info().Stringer("signal", signal).Int64("connections", s.connections.Load()).Msg("drain_started")
-			s.notify(notifyStopping)
-			drained, over = s.drain(), time.After(s.config.DrainTimeout*9/10)
+			begin(signal.String())
+		case <-s.asked:
+			begin(commandDrain)
+		case <-s.given:
+			begin(commandHandover)
 		case <-drained:
 			drained, over, stopped = nil, nil, s.stop()
 		case <-over:
@@ -254,7 +284,9 @@ func (s *server) forget(c *Conn) {
 // drain lets every worker say goodbye. The channel is closed when no upgraded
 // connection is left. The listeners stay open until then, for new requests to
 // be refused in so many words, and for health checks and scrapes.
-func (s *server) drain() <-chan struct{} {
+func (s *server) drain(why string) <-chan struct{} {
+	s.log.Info().Str("reason", why).Int64("connections", s.connections.Load()).Msg("drain_started")
+	s.notify(notifyStopping)
 	s.ready.Store(false)
 	s.drainSince.Store(int64(netpoll.Monotonic()))
 	done := make(chan struct{})
@@ -270,6 +302,14 @@ func (s *server) drain() <-chan struct{} {
 		})
 	}
 	return done
+}
+
+// requestDrain has run begin a drain, as a signal does.
+func (s *server) requestDrain() {
+	select {
+	case s.asked <- struct{}{}:
+	default: // it is asked for already
+	}
 }
 
 // isReady reports whether new connections are served.
@@ -292,13 +332,20 @@ func (s *server) stop() <-chan error {
 
 // end ends listeners, connections, requests and loops, in this order.
 func (s *server) end() error {
+	ctx, cancel := context.WithTimeout(context.Background(), max(s.config.DrainTimeout-s.drainTime(), 0))
+	defer cancel()
+	if s.control != nil {
+		s.control.close()
+	}
+	select {
+	case s.giver <- struct{}{}: // and nothing is given from here on
+	case <-ctx.Done():
+	}
 	wait(s.acceptor.loop, func(done func()) { s.acceptor.stop(); done() })
 	var cut int
 	for _, w := range s.workers {
 		wait(w.loop, func(done func()) { w.cut(func(n int) { cut += n }); done() })
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), max(s.config.DrainTimeout-s.drainTime(), 0))
-	defer cancel()
 	s.plain.stop(ctx)
 	if s.debug != nil {
 		s.debug.Close()

@@ -32,6 +32,7 @@ type worker struct {
 	text       []byte           // what a log line is given
 	upgrader   *proto.Upgrader
 	draining   bool
+	giving     bool          // another process takes over
 	arrived    map[*Conn]int // what of a drain's connections is still to be read, nil before it
 	onEmpty    func()        // called once, when a draining worker has no upgraded connection left
 }

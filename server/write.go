@@ -99,7 +99,7 @@ func (c *Conn) push() {
 
 // resume goes on with the frames that had to wait.
 func (c *Conn) resume() {
-	if c.paused && len(c.backlog) == 0 && !c.backedUp() {
+	if c.paused && c.leaving == leavingNot && len(c.backlog) == 0 && !c.backedUp() {
 		c.paused = false
 		c.take(c.spill, len(c.spill))
 	}

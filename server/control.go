@@ -1,0 +1,264 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A control is the socket at which the process is told what to do, by who has
+// its user's rights: one line, which is answered with one line of JSON.
+type control struct {
+	server   *server
+	path     string
+	inode    uint64 // of path, while it is this process's
+	listener *net.UnixListener
+
+	mu       sync.Mutex
+	takeover *takeover // Guarded by mu: prepared and not begun.
+}
+
+// The commands. A path is of another process's control socket.
+const (
+	commandStatus   = "status"
+	commandDrain    = "drain"
+	commandHandover = "handover"  // of a process that takes over: the exchange follows
+	commandPrepare  = "prepare"   // PATH: see whether it would hand over to this one
+	commandTakeOver = "take-over" // PATH: take over from it
+)
+
+const (
+	longestCommand  = 512
+	commandPatience = 5 * time.Second // for the line to come
+)
+
+// openControl listens at path. It takes the place of a process that is gone, or
+// of the one at predecessor.
+func openControl(s *server, path, predecessor string) (*control, error) {
+	fail := func(err error) (*control, error) { return nil, fmt.Errorf("-control %q: %w", path, err) }
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		if path != predecessor {
+			return fail(errors.New("another process listens there: it is replaced only by -take-over-from the same path"))
+		}
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
+		return fail(errors.New("the path exists and is no socket"))
+	}
+	// Bound aside and moved into place, the path is always somebody's.
+	aside := fmt.Sprintf("%s.%d", path, os.Getpid())
+	os.Remove(aside)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: aside, Net: "unix"})
+	if err != nil {
+		return fail(err)
+	}
+	l.SetUnlinkOnClose(false)
+	c := &control{server: s, path: path, listener: l}
+	if err := errors.Join(os.Chmod(aside, 0o600), os.Rename(aside, path)); err != nil {
+		l.Close()
+		return fail(err)
+	}
+	c.inode = inodeOf(path)
+	go c.accept()
+	return c, nil
+}
+
+func inodeOf(path string) uint64 {
+	var stat unix.Stat_t
+	if unix.Lstat(path, &stat) != nil {
+		return 0
+	}
+	return stat.Ino
+}
+
+// close ends the socket, and removes its file unless it is a successor's.
+func (c *control) close() {
+	if inodeOf(c.path) == c.inode {
+		os.Remove(c.path)
+	}
+	c.listener.Close()
+}
+
+func (c *control) accept() {
+	for {
+		conn, err := c.listener.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			go c.serve(conn)
+		}
+	}
+}
+
+// serve answers one command.
+func (c *control) serve(conn *net.UnixConn) {
+	defer conn.Close()
+	if err := checkPeer(conn); err != nil {
+		c.server.log.Warn().Err(err).Msg("control_refused")
+		return
+	}
+	conn.SetReadDeadline(time.Now().Add(commandPatience))
+	line, err := readLine(conn)
+	if err != nil {
+		return
+	}
+	if line == commandHandover {
+		c.server.giveTo(conn)
+		return
+	}
+	answer, err := c.obey(line)
+	if err != nil {
+		answer = map[string]string{"error": err.Error()}
+	}
+	json.NewEncoder(conn).Encode(answer)
+}
+
+// checkPeer lets in who runs as the same user, or as root. See SO_PEERCRED in
+// unix(7).
+func checkPeer(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peer *unix.Ucred
+	if e := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil {
+		return e
+	}
+	if err == nil && peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
+		err = fmt.Errorf("user %d may not control a process of user %d", peer.Uid, os.Geteuid())
+	}
+	return err
+}
+
+// readLine reads a line and not a byte more: what follows may be for others.
+func readLine(conn io.Reader) (string, error) {
+	var line []byte
+	for one := make([]byte, 1); len(line) < longestCommand; line = append(line, one[0]) {
+		if _, err := io.ReadFull(conn, one); err != nil {
+			return "", err
+		}
+		if one[0] == '\n' {
+			return strings.TrimSpace(string(line)), nil
+		}
+	}
+	return "", errors.New("the line is too long")
+}
+
+// obey carries out a command and returns its answer.
+func (c *control) obey(line string) (answer any, err error) {
+	if err := checkCommand(line); err != nil {
+		return nil, fmt.Errorf("the command %q %w", line, err)
+	}
+	word, path, _ := strings.Cut(line, " ")
+	switch word {
+	case commandDrain:
+		c.server.requestDrain()
+	case commandPrepare:
+		t, err := c.prepare(path)
+		if err != nil {
+			return nil, err
+		}
+		return map[string]int{"connections": t.welcome.Connections}, nil
+	case commandTakeOver:
+		return c.takeOver(path)
+	}
+	return c.server.status(), nil
+}
+
+// prepare prepares a takeover, instead of any that was prepared before.
+func (c *control) prepare(path string) (*takeover, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if old := c.takeover; old != nil {
+		old.exchange.Close()
+		<-old.done
+		c.takeover = nil
+	}
+	t, err := c.server.prepareTakeover(path)
+	if err != nil {
+		return nil, err
+	}
+	go t.receive()
+	c.takeover = t
+	return t, nil
+}
+
+// takeOver begins what was prepared.
+func (c *control) takeOver(path string) (takeoverTotals, error) {
+	c.mu.Lock()
+	t := c.takeover
+	c.takeover = nil
+	c.mu.Unlock()
+	if t == nil || t.path != path || t.isOver() {
+		var err error
+		if t, err = c.prepare(path); err != nil {
+			return takeoverTotals{}, err
+		}
+		c.mu.Lock()
+		c.takeover = nil
+		c.mu.Unlock()
+	}
+	return t.run()
+}
+
+func (t *takeover) isOver() bool {
+	select {
+	case <-t.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// status is what the process says of itself.
+type status struct {
+	PID         int   `json:"pid"`
+	Ready       bool  `json:"ready"`
+	Draining    bool  `json:"draining"`
+	Connections int64 `json:"connections"`
+	Sessions    int   `json:"sessions"`
+	UptimeMS    int64 `json:"uptime_ms"`
+}
+
+func (s *server) status() status {
+	return status{
+		PID: os.Getpid(), Ready: s.isReady(), Draining: s.drainSince.Load() != 0, Connections: s.connections.Load(),
+		Sessions: s.store.Len(), UptimeMS: time.Since(s.started).Milliseconds(),
+	}
+}
+
+// tell sends a command to the process whose control socket is at path, and
+// writes its answer to out. The error is what the process answered, or what
+// kept it from answering.
+func tell(path, command string, out io.Writer) error {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return fmt.Errorf("-tell: nobody answers at -control %q: %w", path, err)
+	}
+	defer conn.Close()
+	if _, err := fmt.Fprintln(conn, command); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		return err
+	}
+	var refused struct{ Error string }
+	if err := json.Unmarshal(answer, &refused); err != nil {
+		return fmt.Errorf("-tell %q: no answer from %q", command, path)
+	}
+	if refused.Error != "" {
+		return errors.New(refused.Error)
+	}
+	_, err = out.Write(answer)
+	return err
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"turnstile/netpoll"
+	"turnstile/server/handover"
+	"turnstile/server/session"
+)
+
+// A giver hands everything that this process has over to its successor, on a
+// goroutine of its own: listeners, connections, and the sessions that nobody
+// holds. Each batch is frozen on its worker's loop, goes, and is then ended or
+// thawed there; all others are served meanwhile.
+type giver struct {
+	server   *server
+	exchange *handover.Exchange
+	moved    int // connections that were given
+}
+
+// giveBatch is how many connections are frozen at a time.
+const giveBatch = 64
+
+// lookAgain is how soon connections are looked at again that could not be
+// frozen, since the store is at work for them.
+const lookAgain = 2 * time.Millisecond
+
+var errDraining = errors.New("a drain has begun")
+
+// giveTo serves a successor that has asked for a handover on conn. It returns
+// when that is over.
+func (s *server) giveTo(conn *net.UnixConn) {
+	x := handover.NewExchange(conn)
+	defer x.Close()
+	hello, err := x.Hear()
+	if err != nil {
+		s.log.Warn().Err(err).Msg("handover_failed")
+		return
+	}
+	if !s.handingOver.CompareAndSwap(false, true) {
+		s.refuseHandover(x, &handover.RefusedError{Reason: handover.RefusedBusy, Text: "another handover is under way"})
+		return
+	}
+	defer s.handingOver.Store(false)
+	if refused := s.objection(hello); refused != nil {
+		s.refuseHandover(x, refused)
+		return
+	}
+	wanted, err := x.Welcome(handover.Welcome{Connections: int(s.connections.Load()), Listeners: s.listenAddresses()})
+	if err != nil {
+		s.log.Info().Err(err).Msg("handover_not_begun")
+		return
+	}
+	s.give(&giver{server: s, exchange: x}, wanted)
+}
+
+// listenAddresses are those of the listeners, as they were asked for.
+func (s *server) listenAddresses() (addresses []string) {
+	wait(s.acceptor.loop, func(done func()) {
+		for _, l := range s.acceptor.listeners {
+			addresses = append(addresses, l.Asked)
+		}
+		done()
+	})
+	return addresses
+}
+
+func (s *server) refuseHandover(x *handover.Exchange, e *handover.RefusedError) {
+	s.metrics.HandoverRefusals[slices.Index(handover.Refusals, e.Reason)].Inc()
+	s.log.Warn().Str("reason", string(e.Reason)).Str("text", e.Text).Msg("handover_refused")
+	x.Refuse(e)
+}
+
+// objection is why a process like this cannot take over, nil if it can.
+func (s *server) objection(h handover.Hello) *handover.RefusedError {
+	mine, need := s.hello(), int(s.connections.Load())
+	refuse := func(reason handover.Refusal, format string, args ...any) *handover.RefusedError {
+		return &handover.RefusedError{Reason: reason, Text: fmt.Sprintf(format, args...)}
+	}
+	switch {
+	case h.Version != mine.Version:
+		return refuse(handover.RefusedVersion, "its records are of version %d, not %d", h.Version, mine.Version)
+	case h.Store != mine.Store:
+		return refuse(handover.RefusedStore, "its sessions are in %q, not in %q", h.Store, mine.Store)
+	case !containsAll(h.Endpoints, mine.Endpoints):
+		return refuse(handover.RefusedEndpoints, "it serves %q, not all of %q", h.Endpoints, mine.Endpoints)
+	case !containsAll(h.Subprotocols, mine.Subprotocols):
+		return refuse(handover.RefusedSubprotocols, "it speaks %q, not all of %q", h.Subprotocols, mine.Subprotocols)
+	case h.MaxMessage < mine.MaxMessage:
+		return refuse(handover.RefusedMaxMessage, "its -max-message is %d, less than %d", h.MaxMessage, mine.MaxMessage)
+	case h.FileDescriptors < need:
+		return refuse(handover.RefusedFileDescriptors, "it may open %d more files, and there are %d connections: raise its LimitNOFILE", h.FileDescriptors, need)
+	case h.Connections < need:
+		return refuse(handover.RefusedConnections, "it has room for %d connections, and there are %d: raise its -max-connections", h.Connections, need)
+	}
+	return nil
+}
+
+func containsAll(have, want []string) bool {
+	return !slices.ContainsFunc(want, func(s string) bool { return !slices.Contains(have, s) })
+}
+
+// give carries the handover out. When it is done, the process drains what is
+// left, and ends; when it fails, it goes on serving what it still has.
+func (s *server) give(g *giver, wanted handover.Go) {
+	s.giver <- struct{}{}
+	defer func() { <-s.giver }()
+	began := netpoll.Monotonic()
+	s.log.Info().Int64("connections", s.connections.Load()).Strs("listeners", wanted.Listeners).Msg("handover_started")
+	err := g.giveAll(wanted)
+	took := netpoll.Monotonic() - began
+	s.metrics.HandoverTime.Set(took)
+	if err != nil {
+		s.setGiving(false)
+		wait(s.acceptor.loop, func(done func()) { s.acceptor.takeBack(); done() })
+		s.log.Error().Err(err).Int("moved", g.moved).Int64("left", s.connections.Load()).Int64("duration_ms", took.Milliseconds()).Msg("handover_failed")
+		return
+	}
+	s.log.Info().Int("moved", g.moved).Int64("left", s.connections.Load()).Int64("duration_ms", took.Milliseconds()).Msg("handover_finished")
+	s.given <- struct{}{}
+}
+
+func (g *giver) giveAll(wanted handover.Go) error {
+	s := g.server
+	if s.drainSince.Load() != 0 {
+		return errDraining
+	}
+	s.setGiving(true)
+	if err := g.giveListeners(wanted.Listeners); err != nil {
+		return err
+	}
+	if err := g.giveConnections(); err != nil {
+		return err
+	}
+	// Who has come meanwhile goes as well: the last look at the queues comes
+	// before the last look at the workers.
+	wait(s.acceptor.loop, func(done func()) { s.acceptor.empty(); s.acceptor.stop(); done() })
+	if err := g.giveConnections(); err != nil {
+		return err
+	}
+	if s.memory != nil {
+		err := s.memory.Export(func(states []session.State) error { return g.giveSessions(states) })
+		if err != nil {
+			return err
+		}
+	}
+	return g.exchange.Done()
+}
+
+func (g *giver) giveListeners(addresses []string) error {
+	a := g.server.acceptor
+	var lent []*netpoll.Listener
+	wait(a.loop, func(done func()) { lent = a.lend(addresses); done() })
+	if len(lent) == 0 {
+		return nil
+	}
+	var asked []string
+	var fds []int
+	for _, l := range lent {
+		asked, fds = append(asked, l.Asked), append(fds, l.FD)
+	}
+	return g.exchange.OfferListeners(asked, fds)
+}
+
+func (g *giver) giveSessions(states []session.State) error {
+	sessions := make([]handover.Session, len(states))
+	for i, state := range states {
+		sessions[i] = handover.Session(state)
+	}
+	return g.exchange.OfferSessions(sessions)
+}
+
+func (g *giver) giveConnections() error {
+	for _, w := range g.server.workers {
+		if err := g.giveWorker(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// giveWorker gives the connections of a worker. Those that the store holds up
+// for longer than it may are left to the drain.
+func (g *giver) giveWorker(w *worker) error {
+	patience := g.server.config.StoreTimeout + time.Second
+	for progress := time.Now(); ; {
+		var batch []traveller
+		var staying int
+		wait(w.loop, func(done func()) { batch, staying = w.freeze(giveBatch); done() })
+		switch {
+		case len(batch) > 0:
+			if err := g.giveTravellers(w, batch); err != nil {
+				return err
+			}
+			progress = time.Now()
+		case staying == 0 || time.Since(progress) > patience:
+			return nil
+		default:
+			time.Sleep(lookAgain)
+		}
+		if g.server.drainSince.Load() != 0 {
+			return errDraining
+		}
+	}
+}
+
+func (g *giver) giveTravellers(w *worker, batch []traveller) error {
+	records := make([]handover.Record, len(batch))
+	fds := make([]int, len(batch))
+	for i, t := range batch {
+		records[i], fds[i] = t.record, int(t.conn.fd)
+	}
+	err := g.exchange.OfferConnections(records, fds)
+	wait(w.loop, func(done func()) {
+		for _, t := range batch {
+			if err == nil {
+				t.conn.depart()
+			} else {
+				t.conn.thaw()
+			}
+		}
+		done()
+	})
+	if err == nil {
+		g.moved += len(batch)
+	}
+	return err
+}
+
+// setGiving tells all workers that requests to upgrade are left to another
+// process, or no longer, and waits until they know.
+func (s *server) setGiving(giving bool) {
+	for _, w := range s.workers {
+		wait(w.loop, func(done func()) { w.setGiving(giving); done() })
+	}
+}

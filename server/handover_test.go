@@ -1,0 +1,594 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"turnstile/proto"
+	"turnstile/server/handover"
+	"turnstile/server/oracle"
+	"turnstile/server/redistest"
+)
+
+// dynastyHost is a loopback address at which only these tests open ports, so
+// that one that was free stays free.
+const dynastyHost = "127.0.0.79"
+
+// A dynasty is a line of servers at one address, each of which takes over from
+// the one before.
+type dynasty struct {
+	t       *testing.T
+	addr    string
+	control string
+	flags   []string
+	reigns  *process // who serves now
+}
+
+// startDynasty starts the first server of a line.
+func startDynasty(t *testing.T, flags ...string) *dynasty {
+	t.Helper()
+	d := newDynasty(t, flags...)
+	d.reigns = d.start(nil)
+	d.reigns.waitLog("server_started")
+	d.reigns.waitReady()
+	return d
+}
+
+func newDynasty(t *testing.T, flags ...string) *dynasty {
+	t.Helper()
+	free, err := net.Listen("tcp", dynastyHost+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	d := &dynasty{t: t, addr: free.Addr().String(), control: filepath.Join(t.TempDir(), "control")}
+	d.flags = append([]string{"-listen", d.addr, "-control", d.control, "-workers", "2", "-log-format", "json"}, flags...)
+	return d
+}
+
+// start starts a server of the line; env breaks it somewhere.
+func (d *dynasty) start(env []string, flags ...string) *process {
+	p := startProcess(d.t, env, append(flags, d.flags...)...)
+	p.addr = d.addr
+	return p
+}
+
+// heir starts a server that takes over.
+func (d *dynasty) heir(env ...string) *process {
+	return d.start(env, "-take-over-from", d.control)
+}
+
+// succeed has a new server take over, and waits until the old one is gone.
+func (d *dynasty) succeed() (old *process) {
+	d.t.Helper()
+	heir := d.heir()
+	finished := heir.waitLog("takeover_finished")
+	if finished["error"] != nil {
+		d.t.Fatalf("the takeover failed: %v", finished)
+	}
+	old, d.reigns = d.reigns, heir
+	if code := old.wait(); code != exitOK {
+		d.t.Fatalf("the old server ends with exit code %d", code)
+	}
+	return old
+}
+
+func (d *dynasty) dial() net.Conn { return dialAddress(d.t, d.reigns.addr) }
+
+func (d *dynasty) open(target string, headers ...string) *wire {
+	d.t.Helper()
+	return d.reigns.open(target, headers...)
+}
+
+func stores(t *testing.T, run func(t *testing.T, flags ...string)) {
+	t.Run("embedded", func(t *testing.T) { run(t) })
+	t.Run("redis", func(t *testing.T) { run(t, "-redis", redistest.Start(t).URL()) })
+}
+
+func TestHandover(t *testing.T) {
+	stores(t, func(t *testing.T, flags ...string) {
+		d := startDynasty(t, flags...)
+		first := d.open("/ws/chat/", v2Header)
+		id := first.wantSession(0, false)
+		first.send(text("a"), text("b"))
+		first.wantCount(1, "a")
+		first.wantCount(2, "b")
+		left := d.open("/ws/chat/?session_id=" + someSession)
+		left.send(text("x"), text("goodbye"))
+		left.wantCount(1, "x")
+		left.reply()
+		left.wantClose(proto.StatusNormalClosure)
+		request := upgradeRequest("/ws/chat/", v2Header)
+		half := newWire(t, d.dial())
+		half.write([]byte(request[:len(request)/2]))
+		silent := newWire(t, d.dial())
+
+		old := d.succeed()
+
+		first.send(text("c"))
+		if r := first.wantCount(3, "c"); r.SessionID != id {
+			t.Errorf("the session is %s, and was %s", r.SessionID, id)
+		}
+		half.write([]byte(request[len(request)/2:]))
+		half.wantUpgraded()
+		half.wantSession(0, false)
+		silent.write([]byte(request))
+		silent.wantUpgraded()
+		again := d.open("/ws/chat/?session_id="+someSession, v2Header)
+		again.wantSession(1, true)
+		rival := d.open("/ws/chat/?session_id="+id, v2Header)
+		rival.wantSession(3, true)
+		first.wantTakenOver(3)
+
+		if got := d.reigns.metric("websocket_adopted_total"); got != 1 {
+			t.Errorf("%v connections were adopted, want 1", got)
+		}
+		if pauses := d.reigns.metric("websocket_handover_pause_seconds_count"); pauses < 3 {
+			t.Errorf("%v pauses were measured", pauses)
+		}
+		if n := len(old.logged("websocket_disconnected")); n != 1 {
+			t.Errorf("the old server says that %d clients have disconnected, want the one that left", n)
+		}
+	})
+}
+
+// TestHandoverAtEveryByte cuts what a client sends at every byte: in headers,
+// masks, characters, between fragments, around a ping.
+func TestHandoverAtEveryByte(t *testing.T) {
+	stores(t, func(t *testing.T, flags ...string) {
+		d := startDynasty(t, flags...)
+		stream := bytes.Join([][]byte{
+			frame(proto.OpText, false, "héllo "), frame(proto.OpPing, true, "p"), frame(proto.OpContinuation, false, "wör"),
+			frame(proto.OpContinuation, true, "ld €"), text(strings.Repeat("ü", 150)),
+		}, nil)
+		wires := make([]*wire, len(stream)+1)
+		for cut := range wires {
+			wires[cut] = d.open("/ws/chat/")
+			wires[cut].write(stream[:cut])
+		}
+		d.succeed()
+		for cut, w := range wires {
+			w.write(stream[cut:])
+			if m := w.next(); m.Op != proto.OpPong || string(m.Payload) != "p" {
+				t.Fatalf("cut at %d: got %s, want a pong", cut, describe(m))
+			}
+			w.wantCount(1, "héllo wörld €")
+			w.wantCount(2, strings.Repeat("ü", 150))
+		}
+		bad := d.open("/ws/chat/")
+		bad.write(frame(proto.OpText, false, "\xe2\x82"))
+		d.succeed()
+		bad.write(frame(proto.OpContinuation, true, "x"))
+		bad.wantClose(proto.ErrNotUTF8.Code)
+	})
+}
+
+// TestHandoverOfASlowReader: what a client has not read yet goes with it, and
+// so do the messages that wait for that.
+func TestHandoverOfASlowReader(t *testing.T) {
+	stores(t, func(t *testing.T, flags ...string) {
+		d := startDynasty(t, append(flags, "-write-timeout", "1m")...)
+		w := d.open("/ws/chat/")
+		message := strings.Repeat("m", 8<<10)
+		sent := make(chan int)
+		stop := make(chan struct{})
+		go func() { // it blocks when nobody reads any more
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					sent <- n
+					return
+				default:
+					w.conn.Write(text(message))
+				}
+			}
+		}()
+		eventually(t, "the client is backed up", func() bool { return d.reigns.metric("websocket_backlog_bytes") > highWater })
+		d.succeed()
+		if d.reigns.metric("websocket_backlog_bytes") == 0 {
+			t.Error("no backlog has come along")
+		}
+		close(stop)
+		for n, total := 1, -1; total < 0 || n <= total; n++ {
+			w.wantCount(uint64(n), message)
+			select {
+			case total = <-sent:
+			default:
+			}
+		}
+	})
+}
+
+// TestHandoverUnderLoad hands over again and again while all clients send, and
+// no client sees anything of it.
+func TestHandoverUnderLoad(t *testing.T) {
+	stores(t, func(t *testing.T, flags ...string) {
+		d := startDynasty(t, flags...)
+		c := startCrowd(t, 100, d.reigns.addr)
+		for range 5 {
+			c.awaitRounds(2)
+			d.succeed()
+		}
+		c.awaitRounds(2)
+		c.end()
+		if len(c.ends) > 0 {
+			t.Errorf("%d connections ended: %v", len(c.ends), c.ends[0])
+		}
+		d.reigns.wantPauses(t)
+	})
+}
+
+// wantPauses prints how long connections were not served.
+func (p *process) wantPauses(t *testing.T) {
+	t.Helper()
+	_, page, _ := p.get("/metrics/")
+	for line := range strings.Lines(page) {
+		if strings.HasPrefix(line, "websocket_handover_pause_seconds") || strings.HasPrefix(line, "websocket_handover_seconds") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+}
+
+// A crowd is clients that keep what they are told, each with a session of its
+// own, and that come back when their connection ends.
+type crowd struct {
+	t        *testing.T
+	findings oracle.Findings
+	sessions []*oracle.Session
+	addr     string
+	stop     chan struct{}
+	clients  sync.WaitGroup
+
+	mu     sync.Mutex
+	more   *sync.Cond
+	rounds []int   // of each client
+	ends   []error // of connections
+}
+
+func startCrowd(t *testing.T, n int, addr string) *crowd {
+	c := &crowd{t: t, addr: addr, stop: make(chan struct{}), rounds: make([]int, n)}
+	c.more = sync.NewCond(&c.mu)
+	for i := range n {
+		s := c.findings.NewSession("")
+		c.sessions = append(c.sessions, s)
+		c.clients.Go(func() { c.live(i, s) })
+	}
+	c.awaitRounds(1)
+	return c
+}
+
+func (c *crowd) isOver() bool {
+	select {
+	case <-c.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *crowd) live(i int, s *oracle.Session) {
+	random := rand.New(rand.NewPCG(uint64(i), 7))
+	for !c.isOver() {
+		conn, err := c.connect(s)
+		if err != nil {
+			select {
+			case <-c.stop:
+			case <-time.After(10 * time.Millisecond):
+			}
+			continue
+		}
+		for err == nil && !c.isOver() {
+			if err = conn.Round(random, true); err == nil {
+				c.count(i)
+			}
+		}
+		conn.Close()
+		if err != nil {
+			c.mu.Lock()
+			c.ends = append(c.ends, err)
+			c.mu.Unlock()
+		}
+	}
+}
+
+// connect resumes a session.
+func (c *crowd) connect(s *oracle.Session) (*oracle.Conn, error) {
+	socket, err := net.DialTimeout("tcp", c.addr, patience)
+	if err != nil {
+		return nil, err
+	}
+	socket.SetDeadline(time.Now().Add(patience))
+	return s.Connect(socket)
+}
+
+func (c *crowd) count(i int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rounds[i]++
+	c.more.Broadcast()
+}
+
+// awaitRounds waits until every client has had its answers n times more.
+func (c *crowd) awaitRounds(n int) {
+	c.t.Helper()
+	timer := time.AfterFunc(patience, c.more.Broadcast)
+	defer timer.Stop()
+	deadline := time.Now().Add(patience)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, had := range append([]int(nil), c.rounds...) {
+		for c.rounds[i] < had+n {
+			if time.Now().After(deadline) {
+				c.t.Fatalf("client %d gets no answers any more", i)
+			}
+			c.more.Wait()
+		}
+	}
+}
+
+// end stops the clients, resumes every session once more, and reports what
+// broke.
+func (c *crowd) end() {
+	c.t.Helper()
+	close(c.stop)
+	c.clients.Wait()
+	for _, s := range c.sessions {
+		var conn *oracle.Conn
+		eventually(c.t, "a session is resumed", func() (ok bool) {
+			var err error
+			conn, err = c.connect(s)
+			return err == nil
+		})
+		s.CheckEnd(conn.Start)
+		conn.Close()
+	}
+	if broken := c.findings.Violations(); len(broken) > 0 {
+		c.t.Errorf("%s", strings.Join(broken, "\n"))
+	}
+	answers, resumes := c.findings.Totals()
+	c.t.Logf("%d answers, %d resumes, %d connections ended", answers, resumes, len(c.ends))
+}
+
+// brokenAt, in the environment, kills the process at the n-th time that it
+// comes to a step of a handover: "STEP N".
+const brokenAt = "TURNSTILE_TEST_BROKEN_AT"
+
+func breakAtStep() {
+	var step string
+	var n int
+	if _, err := fmt.Sscan(os.Getenv(brokenAt), &step, &n); err != nil {
+		return
+	}
+	handover.AtStep = func(s string) {
+		if s == step {
+			if n--; n == 0 {
+				syscall.Kill(os.Getpid(), syscall.SIGKILL)
+				select {}
+			}
+		}
+	}
+}
+
+// atSteps runs a test that breaks a process at each of these steps, at the
+// first, second or third time that it comes there.
+func atSteps(t *testing.T, steps []string, run func(t *testing.T, env string)) {
+	seed := rand.Uint64()
+	if text := os.Getenv("TURNSTILE_CHAOS_SEED"); text != "" {
+		fmt.Sscan(text, &seed)
+	}
+	t.Logf("TURNSTILE_CHAOS_SEED=%d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for _, step := range steps {
+		if !strings.Contains(step, " ") {
+			step = fmt.Sprint(step, " ", 1+random.IntN(3))
+		}
+		t.Run(step, func(t *testing.T) { run(t, brokenAt+"="+step) })
+	}
+}
+
+// brokenCrowd is large enough for a second batch of each worker's.
+const brokenCrowd = 3 * giveBatch
+
+// TestHandoverOldDies kills the old server at each step. What it has given, or
+// the new one has accepted, goes on there without an interruption; the others'
+// clients come back to the new one, with Redis at the right count.
+func TestHandoverOldDies(t *testing.T) {
+	redis := redistest.Start(t)
+	atSteps(t, []string{"offer 1", "offer", "offered", "commit", "committed", "done 1"}, func(t *testing.T, env string) {
+		d := newDynasty(t, "-redis", redis.URL())
+		d.reigns = d.start([]string{env})
+		d.reigns.waitLog("server_started")
+		d.reigns.waitReady()
+		c := startCrowd(t, brokenCrowd, d.addr)
+		heir := d.heir()
+		heir.waitLog("takeover_finished")
+		if code := d.reigns.wait(); code != -1 {
+			t.Errorf("the old server was not killed, it ends with exit code %d", code)
+		}
+		eventually(t, "the new server listens", func() bool {
+			conn, err := net.Dial("tcp", d.addr)
+			if err == nil {
+				conn.Close()
+			}
+			return err == nil
+		})
+		adopted := int(heir.metric("websocket_adopted_total"))
+		c.awaitRounds(3)
+		c.end()
+		if most := brokenCrowd - adopted; len(c.ends) > most {
+			t.Errorf("%d connections have ended, and %d were adopted: %v", len(c.ends), adopted, c.ends)
+		}
+	})
+}
+
+// TestHandoverNewDies kills the new server at each step. The old one goes on
+// serving what the new one did not own, and nobody notices but the clients of
+// what it did.
+func TestHandoverNewDies(t *testing.T) {
+	stores(t, func(t *testing.T, flags ...string) {
+		atSteps(t, []string{"accept", "accepted", "own", "owned"}, func(t *testing.T, env string) {
+			d := startDynasty(t, flags...)
+			c := startCrowd(t, brokenCrowd, d.addr)
+			if code := d.heir(env).wait(); code != -1 {
+				t.Errorf("the new server was not killed, it ends with exit code %d", code)
+			}
+			d.reigns.waitLog("handover_failed")
+			given := int(d.reigns.metric("websocket_handed_over_total"))
+			c.awaitRounds(3)
+			if len(flags) > 0 || given == 0 { // else sessions of the embedded store have died
+				c.end()
+			}
+			if len(c.ends) > given {
+				t.Errorf("%d connections have ended, and %d were given: %v", len(c.ends), given, c.ends)
+			}
+		})
+	})
+}
+
+// TestHandoverWithoutRedis: Redis is away while the connections go, and comes
+// back.
+func TestHandoverWithoutRedis(t *testing.T) {
+	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	d := startDynasty(t, "-redis", redis.URL())
+	c := startCrowd(t, 100, d.reigns.addr)
+	idle := d.open("/ws/chat/", v2Header)
+	id := idle.wantSession(0, false)
+	idle.send(text("a"))
+	idle.wantCount(1, "a")
+	redis.Kill()
+	heir := d.heir()
+	heir.waitLog("server_started")
+	redis.Restart()
+	heir.waitLog("takeover_finished")
+	if code := d.reigns.wait(); code != exitOK {
+		t.Errorf("the old server ends with exit code %d", code)
+	}
+	d.reigns = heir
+	c.awaitRounds(3)
+	c.end()
+	idle.send(text("b"))
+	if r := idle.wantCount(2, "b"); r.SessionID != id {
+		t.Errorf("the session is %s, and was %s", r.SessionID, id)
+	}
+}
+
+// wantRefused checks that a takeover is refused, and that nobody notices.
+func (d *dynasty) wantRefused(reason handover.Refusal, refused string) {
+	d.t.Helper()
+	if !strings.Contains(refused, "refused ("+string(reason)+")") {
+		d.t.Errorf("got %q, want a refusal for %s", refused, reason)
+	}
+	if got := d.reigns.metric(fmt.Sprintf("websocket_handover_refusals_total{reason=%q}", reason)); got != 1 {
+		d.t.Errorf("%v refusals for %s are counted, want 1", got, reason)
+	}
+}
+
+func TestHandoverRefused(t *testing.T) {
+	d := startDynasty(t)
+	var wires []*wire
+	for range 30 {
+		wires = append(wires, d.open("/ws/chat/"))
+	}
+	heirSays := func(flags ...string) string {
+		d.flags = append(d.flags, flags...)
+		defer func() { d.flags = d.flags[:len(d.flags)-len(flags)] }()
+		p := d.heir()
+		if code := p.wait(); code != exitFailure {
+			t.Errorf("the refused server ends with exit code %d", code)
+		}
+		return p.stderr.String()
+	}
+	d.wantRefused(handover.RefusedConnections, heirSays("-max-connections", "20"))
+	d.wantRefused(handover.RefusedMaxMessage, heirSays("-max-message", "100"))
+	d.wantRefused(handover.RefusedStore, heirSays("-redis", "redis://user:secret@"+testHost+":1"))
+	d.wantRefused(handover.RefusedVersion, d.greet(handover.Hello{Version: handover.Version + 1}))
+	d.wantRefused(handover.RefusedEndpoints, d.greet(handover.Hello{Version: handover.Version, Store: "embedded"}))
+	d.wantRefused(handover.RefusedFileDescriptors, d.limitedHeir())
+
+	prepared := startServer(t, "-control", d.control+".2")
+	if answer := command(t, d.control+".2", "prepare "+d.control); answer["connections"] != 30.0 {
+		t.Errorf("prepare answers %v", answer)
+	}
+	d.wantRefused(handover.RefusedBusy, heirSays())
+	prepared.signal(syscall.SIGKILL)
+	prepared.wait()
+	for _, w := range wires {
+		w.send(text("still there"))
+		w.wantCount(1, "still there")
+	}
+	eventually(t, "the next one may take over", func() bool { return !d.reigns.isHandingOver(d.control) })
+	d.succeed()
+}
+
+// isHandingOver asks whether a greeting is refused for that reason.
+func (p *process) isHandingOver(control string) bool {
+	conn, err := net.Dial("unix", control)
+	if err != nil {
+		return true
+	}
+	x := handover.NewExchange(conn.(*net.UnixConn))
+	defer x.Close()
+	io.WriteString(conn, commandHandover+"\n")
+	_, err = x.Greet(handover.Hello{Version: -1})
+	refused, ok := errors.AsType[*handover.RefusedError](err)
+	return !ok || refused.Reason == handover.RefusedBusy
+}
+
+// greet says hello in the place of a new server, and returns the refusal.
+func (d *dynasty) greet(h handover.Hello) string {
+	conn, err := net.Dial("unix", d.control)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	x := handover.NewExchange(conn.(*net.UnixConn))
+	defer x.Close()
+	io.WriteString(conn, commandHandover+"\n")
+	_, err = x.Greet(h)
+	return fmt.Sprint(err)
+}
+
+// limitedHeir starts an heir that may open 32 files, and returns what it says.
+func (d *dynasty) limitedHeir() string {
+	flags := append([]string{"--nofile=32:32", os.Args[0], "-take-over-from", d.control}, d.flags...)
+	cmd := exec.Command("prlimit", flags...)
+	cmd.Env = append(os.Environ(), asServer+"=1")
+	out, _ := cmd.CombinedOutput()
+	return string(out)
+}
+
+// command sends a command to a control socket.
+func command(t testing.TB, path, line string) (answer map[string]any) {
+	t.Helper()
+	var out bytes.Buffer
+	if err := tell(path, line, &out); err != nil {
+		return map[string]any{"error": err.Error()}
+	}
+	if err := json.Unmarshal(out.Bytes(), &answer); err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// TestTakeOverFromNobody: the first start of a deployment.
+func TestTakeOverFromNobody(t *testing.T) {
+	d := newDynasty(t)
+	d.reigns = d.heir()
+	d.reigns.waitLog("nobody_to_take_over_from")
+	d.reigns.waitLog("server_started")
+	w := d.open("/ws/chat/")
+	w.send(text("a"))
+	w.wantCount(1, "a")
+}

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+	"turnstile/server/handover"
+	"turnstile/server/session"
+)
+
+// A takeover is this process's side of a handover to it: prepared, which
+// settles whether it can be, and then begun.
+type takeover struct {
+	server   *server
+	path     string // the other process's control socket
+	exchange *handover.Exchange
+	welcome  handover.Welcome
+	done     chan struct{} // closed when all has come that will come
+
+	// Written before done is closed.
+	totals takeoverTotals
+	taken  []string // the addresses of listeners
+	err    error
+}
+
+// takeoverTotals are what has come.
+type takeoverTotals struct {
+	Connections int   `json:"connections"`
+	Sessions    int   `json:"sessions"`
+	DurationMS  int64 `json:"duration_ms"`
+}
+
+// errNobody says that there is no process to take over from.
+var errNobody = errors.New("nobody listens there")
+
+// hello is what this process is to the one that it takes over from.
+func (s *server) hello() handover.Hello {
+	h := handover.Hello{
+		Version: handover.Version, Store: "embedded", Subprotocols: []string{proto.Subprotocol},
+		MaxMessage:      s.config.MaxMessage,
+		Connections:     s.config.MaxConnections - int(s.connections.Load()),
+		FileDescriptors: s.config.fdLimit - netpoll.OpenFDs(),
+	}
+	if s.config.Redis != nil {
+		h.Store = s.config.Redis.String()
+	}
+	for _, e := range s.endpoints {
+		h.Endpoints = append(h.Endpoints, e.path)
+	}
+	return h
+}
+
+// prepareTakeover asks the process with the control socket at path whether it
+// would hand over to this one. Until the takeover is over, claims of sessions
+// that only the other one may know wait.
+func (s *server) prepareTakeover(path string) (*takeover, error) {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+		err = errNobody
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot take over from %q: %w", path, err)
+	}
+	t := &takeover{server: s, path: path, exchange: handover.NewExchange(conn), done: make(chan struct{})}
+	if _, err = io.WriteString(conn, commandHandover+"\n"); err == nil {
+		t.welcome, err = t.exchange.Greet(s.hello())
+	}
+	if err != nil {
+		t.exchange.Close()
+		return nil, fmt.Errorf("cannot take over from %q: %w", path, err)
+	}
+	if s.memory != nil {
+		s.memory.Await()
+	}
+	return t, nil
+}
+
+// wants are the listeners that are taken over: those that this process was told
+// to listen on.
+func (t *takeover) wants() (addresses []string) {
+	for _, address := range t.welcome.Listeners {
+		if slices.Contains(t.server.config.Listen, address) {
+			addresses = append(addresses, address)
+		}
+	}
+	return addresses
+}
+
+// run begins the takeover and waits until it is over.
+func (t *takeover) run() (takeoverTotals, error) {
+	began := netpoll.Monotonic()
+	log := t.server.log
+	log.Info().Str("from", t.path).Int("connections", t.welcome.Connections).Msg("takeover_started")
+	if err := t.exchange.Begin(handover.Go{Listeners: t.wants()}); err != nil {
+		t.exchange.Close()
+	}
+	<-t.done
+	took := netpoll.Monotonic() - began
+	t.totals.DurationMS = took.Milliseconds()
+	t.server.metrics.HandoverTime.Set(took)
+	e := log.Info()
+	if t.err != nil {
+		e = log.Error().Err(t.err)
+	}
+	e.Str("from", t.path).Int("connections", t.totals.Connections).Int("sessions", t.totals.Sessions).
+		Strs("listeners", t.taken).Int64("duration_ms", took.Milliseconds()).Msg("takeover_finished")
+	return t.totals, t.err
+}
+
+// receive takes what comes, until there is no more.
+func (t *takeover) receive() {
+	defer close(t.done)
+	defer t.exchange.Close()
+	for {
+		batch, err := t.exchange.Take()
+		if batch == nil {
+			t.err = err
+			break
+		}
+		t.take(batch)
+	}
+	if s := t.server; s.memory != nil {
+		for _, w := range s.workers { // what has come has to be there first
+			wait(w.loop, func(done func()) { done() })
+		}
+		s.memory.Complete()
+	}
+}
+
+func (t *takeover) take(b *handover.Batch) {
+	s := t.server
+	for i, address := range b.Listeners {
+		t.takeListener(b.FDs[i], address)
+	}
+	if len(b.Records) > 0 {
+		s.adopt(b.FDs, b.Records)
+		t.totals.Connections += len(b.Records)
+	}
+	if s.memory != nil && len(b.Sessions) > 0 {
+		states := make([]session.State, len(b.Sessions))
+		for i, travelled := range b.Sessions {
+			states[i] = session.State(travelled)
+		}
+		s.memory.Import(states)
+		t.totals.Sessions += len(states)
+	}
+}
+
+func (t *takeover) takeListener(fd int, address string) {
+	a := t.server.acceptor
+	l, err := netpoll.AdoptListener(fd, address)
+	if err == nil {
+		wait(a.loop, func(done func()) { err = a.add(l); done() })
+	}
+	if err != nil {
+		t.server.fail(fmt.Errorf("cannot take over the listener at %q: %w", address, err))
+		return
+	}
+	t.taken = append(t.taken, address)
+}
+
+// adopt deals connections to the workers.
+func (s *server) adopt(fds []int, records []handover.Record) {
+	s.connections.Add(int64(len(records)))
+	for i := range records {
+		if r := &records[i]; r.Charged {
+			s.peers.readmit(netip.AddrFrom16(r.IP).Unmap())
+		}
+	}
+	for n, w := range s.workers {
+		w.loop.Post(func() {
+			for i := n; i < len(records); i += len(s.workers) {
+				w.arrive(fds[i], &records[i])
+			}
+		})
+	}
+}
+
+// listensElse is what of the addresses is not taken over; t may be nil.
+func (t *takeover) listensElse(addresses []string) (others []string) {
+	for _, address := range addresses {
+		if t == nil || !slices.Contains(t.welcome.Listeners, address) {
+			others = append(others, address)
+		}
+	}
+	return others
+}
+
+// runFirst runs the takeover that the process has begun with. Where it fails,
+// the listeners that did not come are opened.
+func (t *takeover) runFirst() {
+	go t.receive()
+	if _, err := t.run(); err == nil {
+		return
+	}
+	for _, address := range t.wants() {
+		if !slices.Contains(t.taken, address) {
+			t.listenInstead(address)
+		}
+	}
+}
+
+// listenInstead opens a listener as soon as the other process has let go of its
+// address: what this one has taken over of connections is served meanwhile.
+func (t *takeover) listenInstead(address string) {
+	s := t.server
+	l, err := netpoll.Listen(address)
+	for told := false; errors.Is(err, syscall.EADDRINUSE); told = true {
+		if !told {
+			s.log.Warn().Err(err).Msg("listen_waits")
+		}
+		time.Sleep(listenAgain)
+		l, err = netpoll.Listen(address)
+	}
+	if err == nil {
+		wait(s.acceptor.loop, func(done func()) { err = s.acceptor.add(l); done() })
+	}
+	if err != nil {
+		s.fail(err)
+	}
+}
+
+// listenAgain is how soon an address is tried again that is in use.
+const listenAgain = 20 * time.Millisecond
+
+// takeOverFirst is the takeover that -take-over-from asks for, prepared before
+// the listeners are opened; nil without it, or if nobody is there.
+func (s *server) takeOverFirst() (*takeover, error) {
+	path := s.config.TakeOverFrom
+	if path == "" {
+		return nil, nil
+	}
+	t, err := s.prepareTakeover(path)
+	if errors.Is(err, errNobody) {
+		s.log.Warn().Str("path", path).Msg("nobody_to_take_over_from")
+		return nil, nil
+	}
+	return t, err
+}

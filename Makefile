@@ -120,6 +120,10 @@ test-integration: stack-tools ## Test deploy/ and scripts/ with the real program
 chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
 	TURNSTILE_CHAOS_SECONDS=$(CHAOS) $(GO) test -count=1 -timeout 0 -run TestChaos -v ./server
 
+.PHONY: handover-10k
+handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice
+	cd deploy && TURNSTILE_HANDOVER_CLIENTS=10000 TURNSTILE_HANDOVER_TIMES=10 $(GO) test -count=1 -timeout 20m -run 'TestHandover$$' -v .
+
 .PHONY: unfenced
 unfenced: ## See that the chaos test notices when commits do not look who owns the session
 	$(GO) test -count=1 -tags unfenced -run TestChaos/single -v ./server

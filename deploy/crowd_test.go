@@ -22,6 +22,7 @@ import (
 type crowd struct {
 	t        testing.TB
 	addr     string
+	pace     time.Duration
 	findings oracle.Findings
 	sessions []*oracle.Session
 	stop     chan struct{}
@@ -33,13 +34,14 @@ type crowd struct {
 	ends   map[string]int  // Guarded by mu: connections by how they ended.
 }
 
-// pace is about how long a client rests between two bursts of messages.
-const pace = time.Second
+// paceFor is about how long each of n clients rests between two bursts of
+// messages: as many clients as two cores can serve send one every second.
+func paceFor(n int) time.Duration { return time.Second * time.Duration(max(1, n/2000)) }
 
 // newCrowd connects n clients to addr, and waits until each has had an answer.
 func newCrowd(t testing.TB, addr string, n int) *crowd {
 	t.Helper()
-	c := &crowd{t: t, addr: addr, stop: make(chan struct{}), ends: make(map[string]int)}
+	c := &crowd{t: t, addr: addr, pace: paceFor(n), stop: make(chan struct{}), ends: make(map[string]int)}
 	for i := range n {
 		s := c.findings.NewSession("")
 		c.sessions = append(c.sessions, s)
@@ -123,7 +125,7 @@ func (c *crowd) converse(conn *oracle.Conn, random *rand.Rand, lost time.Time) (
 			c.online.Add(1)
 		}
 		if err == nil {
-			err = listen(conn, pace/2+time.Duration(random.Int64N(int64(pace))))
+			err = listen(conn, c.pace/2+time.Duration(random.Int64N(int64(c.pace))))
 		}
 		if err != nil {
 			if answered {

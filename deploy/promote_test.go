@@ -11,13 +11,86 @@ import (
 	"time"
 )
 
-// A thousand clients send all the time while blue is replaced by green, and
-// green by blue: no message is lost or counted twice, and each is back soon.
+// Clients send all the time while blue hands them over to green, and green to
+// blue: no connection ends, no message is lost or counted twice.
+// TURNSTILE_HANDOVER_CLIENTS and TURNSTILE_HANDOVER_TIMES make it larger.
+func TestHandover(t *testing.T) {
+	clients, times := fromEnvironment(t, "TURNSTILE_HANDOVER_CLIENTS", 1000), fromEnvironment(t, "TURNSTILE_HANDOVER_TIMES", 2)
+	s := newStack(t)
+	c := newCrowd(t, s.site, clients)
+	next, last := "green", "blue"
+	var first footprint
+	for n := range times {
+		out := s.must("promote.sh")
+		if want := fmt.Sprintf(`handed over: {"connections":%d,`, clients); !strings.Contains(out, want) {
+			t.Errorf("not %q in:\n%s", want, out)
+		}
+		s.wantServing(next)
+		c.wantUndisturbed()
+		now := s.footprint(next)
+		t.Logf("to %s: %s; %+v", next, s.handover(next), now)
+		if n == 0 {
+			first = now
+		}
+		now.wantLike(t, first)
+		next, last = last, next
+	}
+	c.wantUndisturbed()
+	c.settle()
+}
+
+// fromEnvironment is a number that a variable may set.
+func fromEnvironment(t *testing.T, name string, number int) int {
+	if text := os.Getenv(name); text != "" {
+		if _, err := fmt.Sscan(text, &number); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+	}
+	return number
+}
+
+// A footprint is what a colour takes of the machine.
+type footprint struct {
+	FDs, Goroutines, Resident float64 // bytes
+}
+
+func (s *stack) footprint(colour string) footprint {
+	s.t.Helper()
+	page := s.metrics(colour)
+	return footprint{
+		FDs: s.value(page, "process_open_fds"), Goroutines: s.value(page, "go_goroutines"), Resident: s.value(page, "process_resident_memory_bytes"),
+	}
+}
+
+// wantLike holds that a handover leaves nothing behind: but for a scrape's own
+// connection, and what the garbage collector has not come to yet.
+func (f footprint) wantLike(t *testing.T, first footprint) {
+	t.Helper()
+	if f.FDs > first.FDs+20 || f.Goroutines > first.Goroutines+20 || f.Resident > 1.5*first.Resident+20e6 {
+		t.Errorf("the process has grown from handover to handover: %+v, and first %+v", f, first)
+	}
+}
+
+// handover is how long the takeover by a colour took, and for how long no one
+// served its connections.
+func (s *stack) handover(colour string) string {
+	page := s.metrics(colour)
+	count := s.value(page, "websocket_handover_pause_seconds_count")
+	var shares []string
+	for _, bound := range []string{"0.01", "0.025", "0.05", "0.1", "0.25"} {
+		within := s.value(page, `websocket_handover_pause_seconds_bucket{le="`+bound+`"}`)
+		shares = append(shares, fmt.Sprintf("%.2f %% within %s s", 100*within/count, bound))
+	}
+	return fmt.Sprintf("%.2f s in all; of the pauses of %.0f connections %s", s.value(page, "websocket_handover_seconds"), count, strings.Join(shares, ", "))
+}
+
+// A thousand clients send all the time while blue is drained for green, and
+// green for blue: no message is lost or counted twice, and each is back soon.
 func TestPromotion(t *testing.T) {
 	s := newStack(t)
 	c := newCrowd(t, s.site, 1000)
 	for _, colour := range []string{"green", "blue"} {
-		out := s.must("promote.sh")
+		out := s.must("promote.sh --drain")
 		for step := range 8 {
 			if !strings.Contains(out, fmt.Sprintf("step %d  ", step+1)) {
 				t.Errorf("no step %d in:\n%s", step+1, out)
@@ -199,7 +272,7 @@ func TestPromotionFromAColourThatHangs(t *testing.T) {
 	s := newStack(t)
 	c := newCrowd(t, s.site, 50)
 	syscall.Kill(s.pid("blue"), syscall.SIGSTOP)
-	if out := s.must("promote.sh"); !strings.Contains(out, "blue was killed: it did not end within 10 s") {
+	if out := s.must("promote.sh"); !strings.Contains(out, "blue will be drained, since it cannot hand over") || !strings.Contains(out, "blue was killed: it did not end within 10 s") {
 		t.Error(out)
 	}
 	s.wantServing("green")

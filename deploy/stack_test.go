@@ -167,3 +167,28 @@ func (s *stack) wantServing(colour string) {
 		s.t.Fatalf("nginx leads to %s, and not %s; running: %s %v, %s %v", got, colour, colour, s.runs(colour), other, s.runs(other))
 	}
 }
+
+// metrics is a colour's page of metrics.
+func (s *stack) metrics(colour string) string {
+	s.t.Helper()
+	port := map[string]string{"blue": ":8001", "green": ":8002"}[colour]
+	page, err := fetch("http://" + s.host + port + "/metrics/")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(page)
+}
+
+// value is that of a metric, whose name includes the labels, on a page.
+func (s *stack) value(page, name string) float64 {
+	s.t.Helper()
+	for line := range strings.Lines(page) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			if value, err := strconv.ParseFloat(strings.TrimSpace(rest), 64); err == nil {
+				return value
+			}
+		}
+	}
+	s.t.Fatalf("no metric %s", name)
+	return 0
+}

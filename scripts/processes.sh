@@ -92,7 +92,7 @@ start_colour() {
 	mkdir -p "$RUN/bin"
 	cp "$BIN/server" "$RUN/bin/$1.new" || return
 	mv "$RUN/bin/$1.new" "$RUN/bin/$1"
-	start "$1" "$RUN/bin/$1" -listen "$HOST:${COLOUR_PORT[$1]},unix:$RUN/$1.sock" \
+	start "$1" "$RUN/bin/$1" -listen "$HOST:${COLOUR_PORT[$1]},unix:$RUN/$1.sock" -control "$RUN/$1.control" \
 		-redis "${TURNSTILE_REDIS:-unix://$RUN/redis.sock}"
 }
 

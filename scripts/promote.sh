@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # Promotes a colour: starts the one that does not serve, tests it, leads nginx
-# to it and drains the other one.
+# to it and has it take over the other one's live connections: no client notices.
 #
-#   promote.sh [blue|green]     the colour to serve next (the one that does not)
+#   promote.sh [--drain] [blue|green]     the colour to serve next (the one that does not)
 #
-# What fails before step 7 is put back: the old colour goes on serving, exit
-# code 1. It can be killed at any step and run again. See DESIGN.md, chapter 16.
+# With --drain, or where the one cannot take over from the other, clients get a
+# goodbye instead, and come back. # What fails before step 7 is put back: the old
+# colour goes on serving, exit code 1. It can be killed at any step and run
+# again. See DESIGN.md, chapters 16 and 17.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
 
 readonly PATIENCE=${TURNSTILE_PATIENCE:-15} # seconds until a colour has to be ready
-readonly DRAIN=10                           # seconds at most
+readonly DRAIN=10                           # seconds at most, of a handover's rest too
 
 began=$(now)
 step_began=$began
@@ -19,6 +21,7 @@ number=0
 timings=
 started=  # the colour that a failure has to stop
 previous= # the colour that a failure has to lead back to
+drain=    # whether the old colour is to be drained, not handed over
 
 seconds_since() {
 	local took=$(($(now) - $1))
@@ -90,6 +93,8 @@ bring_up() {
 	step 4 "smoke test of $next itself"
 	smoke "$next" "unix:$SOCKETS/$next.sock" || fail "  $next is not fit to serve"
 
+	[[ -n $drain ]] || prepare_handover
+
 	step 5 "lead nginx to $next"
 	previous=$old
 	activate "$next"
@@ -100,18 +105,53 @@ check_through_nginx() {
 	smoke "$next" -reaches "unix:$SOCKETS/$next.sock" "$SITE" || fail "  clients do not get through to $next"
 }
 
+# prepare_handover asks whether the connections can be handed over.
+prepare_handover() {
+	local said
+	! said=$(tell "$next" "prepare $SOCKETS/$old.control") || return 0
+	drain=yes
+	echo "  $old will be drained, since it cannot hand over: ${said#server: }"
+}
+
+# hand_over has the new colour take over from the old one, which then ends.
+hand_over() {
+	local said
+	until said=$(tell "$next" "take-over $SOCKETS/$old.control"); do
+		if [[ $said == *"(busy)"* ]] && colour_runs "$old"; then
+			sleep 0.1 # a promotion that was killed has begun it
+			continue
+		fi
+		echo "  not handed over: ${said#server: }"
+		return 1
+	done
+	echo "  handed over: $said"
+	await "$DRAIN" colour_has_ended "$old"
+}
+
+colour_has_ended() { ! colour_runs "$1"; }
+
 # retire lets the old colour go. From here on there is no way back.
 retire() {
-	step 7 "drain $old: its clients come back to $next"
+	if [[ -n $drain ]]; then
+		step 7 "drain $old: its clients come back to $next"
+	else
+		step 7 "hand the connections of $old over to $next"
+	fi
 	started='' previous=''
 	if ! colour_runs "$old"; then
 		echo "  $old does not run"
+	elif [[ -z $drain ]] && hand_over; then
+		stop_colour "$old" 1 # it has ended: this forgets it
 	elif ! stop_colour "$old" "$DRAIN"; then
 		echo "  $old was killed: it did not end within $DRAIN s"
 	fi
 }
 
-(($# <= 1)) || die "usage: promote.sh [blue|green]"
+if [[ ${1:-} == --drain ]]; then
+	drain=yes
+	shift
+fi
+(($# <= 1)) || die "usage: promote.sh [--drain] [blue|green]"
 wanted=${1:-}
 [[ -z $wanted ]] || is_colour "$wanted" || die "a colour is blue or green, got \"$wanted\""
 

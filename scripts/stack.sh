@@ -95,6 +95,9 @@ await_colour() {
 	done
 }
 
+# tell COLOUR COMMAND gives a colour a command, and prints its answer.
+tell() { colour_tool "$1" server -control "$SOCKETS/$1.control" -tell "$2" 2>&1; }
+
 # smoke COLOUR URL tests a server as a client does: see bench smoke.
 smoke() {
 	local colour=$1

@@ -56,10 +56,10 @@ run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS=
 	./$(BIN) $(FLAGS)
 
 .PHONY: test
-test: deps check race plain unfenced fuzz ## Install what the tests need and run all of them
+test: deps check race plain unfenced browser fuzz ## Install what the tests need and run all of them
 
 .PHONY: deps
-deps: ## Install what the tests need: foreign WebSocket clients
+deps: ## Install what the tests need: redis-server, chromium, foreign WebSocket clients
 	@scripts/test-deps.sh
 
 .PHONY: check
@@ -82,6 +82,11 @@ chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each
 .PHONY: unfenced
 unfenced: ## See that the chaos test notices when commits do not look who owns the session
 	$(GO) test -count=1 -tags unfenced -run TestChaos/single -v ./server
+
+.PHONY: browser
+browser: build ## Try the console in a real browser, and its client module under Node
+	@if command -v node >/dev/null; then node --test --test-reporter=spec server/admin/browsertest/*.test.mjs; \
+	else echo "node is not installed: the console is not tried; see make deps"; test "$$CI" != true; fi
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (100000x executions)

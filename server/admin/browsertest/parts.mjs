@@ -1,0 +1,162 @@
+// The real parts that the tests run: Turnstile, redis-server, and a proxy that
+// cuts connections. Each ends with the test that started it.
+import assert from "node:assert/strict";
+import { spawn, spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createRequire } from "node:module";
+import { connect, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+
+const root = new URL("../../../", import.meta.url);
+const binary = process.env.TURNSTILE_SERVER ?? fileURLToPath(new URL("bin/server", root));
+
+/** A loopback address of the tests' own: a port there is never the source port of somebody's connection to 127.0.0.1. */
+export const host = "127.0.0.79";
+
+/** Milliseconds that bound every wait; nothing waits for so long that works. */
+export const patience = 30_000;
+
+/** A package that scripts/test-deps.sh has installed, or undefined. */
+export function installed(name) {
+  try {
+    return createRequire(new URL(".cache/clients/", root))(name);
+  } catch (error) {
+    if (error.code !== "MODULE_NOT_FOUND") throw error;
+  }
+}
+
+/** Whether a part is there. Where it is not the test is skipped, or fails if CI=true. */
+export function need(t, part, what) {
+  if (part) return true;
+  const text = `missing: ${what}: run make deps`;
+  if (process.env.CI === "true") throw new Error(text);
+  t.skip(text);
+  return false;
+}
+
+/** Waits until condition() is true, looking again and again. */
+export async function eventually(what, condition) {
+  for (const deadline = Date.now() + patience; !(await condition());) {
+    assert.ok(Date.now() < deadline, `it did not come true: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** Starts a server; its flags may be added to. */
+export async function startServer(t, ...flags) {
+  const server = new Server(flags);
+  t.after(() => server.kill());
+  await server.start();
+  return server;
+}
+
+class Server {
+  #flags;
+  #child;
+  #exited;
+  address = `${host}:0`;
+
+  constructor(flags) { this.#flags = flags; }
+
+  get url() { return `ws://${this.address}/ws/chat/`; }
+  get page() { return `http://${this.address}/`; }
+
+  /** Starts it, at the address that it had before if it had one. */
+  async start() {
+    const flags = ["-listen", this.address, "-log-format", "json", ...this.#flags];
+    const child = spawn(binary, flags, { stdio: ["ignore", "pipe", "inherit"] });
+    this.#child = child;
+    this.#exited = new Promise((resolve) => child.once("close", resolve));
+    const lines = createInterface({ input: child.stdout });
+    const started = new Promise((resolve, reject) => {
+      child.once("error", reject);
+      child.once("exit", (code) => reject(new Error(`the server ended with ${code}`)));
+      lines.on("line", (line) => {
+        const { event, listen } = JSON.parse(line);
+        if (event === "server_started") resolve(listen[0]);
+      });
+    });
+    this.address = await started;
+  }
+
+  /** Ends it with a signal, and waits for that. */
+  async stop(signal) {
+    this.#child?.kill(signal);
+    await this.#exited;
+  }
+
+  kill() { return this.stop("SIGKILL"); }
+}
+
+export function haveRedis() { return spawnSync("redis-server", ["--version"]).status === 0; }
+
+/** Starts a redis-server on a unix socket in a folder of its own; returns the value of -redis. */
+export async function startRedis(t) {
+  const dir = mkdtempSync(join(tmpdir(), "console"));
+  const socket = join(dir, "redis.sock");
+  const child = spawn("redis-server", ["--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""], { stdio: "ignore" });
+  const exited = new Promise((resolve) => child.once("close", resolve));
+  t.after(async () => {
+    child.kill("SIGKILL");
+    await exited;
+    rmSync(dir, { recursive: true });
+  });
+  await eventually("redis-server listens", () => new Promise((resolve) => {
+    const probe = connect(socket, () => { probe.destroy(); resolve(true); });
+    probe.on("error", () => resolve(false));
+  }));
+  return `unix://${socket}`;
+}
+
+/** Starts a proxy to target that can cut its connections and keep answers back. */
+export async function startProxy(t, target) {
+  const proxy = new Proxy(target);
+  t.after(() => proxy.close());
+  await proxy.listen();
+  return proxy;
+}
+
+class Proxy {
+  #target;
+  #pairs = new Set();
+  #server = createServer((client) => this.#join(client));
+  /** While true, what the server sends is lost; to be set back when the connections have been cut. */
+  deaf = false;
+  accepted = 0;
+
+  constructor(target) { this.#target = target; }
+
+  get url() { return `ws://${host}:${this.#server.address().port}/ws/chat/`; }
+
+  listen() { return new Promise((resolve) => this.#server.listen(0, host, resolve)); }
+
+  #join(client) {
+    const [targetHost, port] = this.#target.split(":");
+    const server = connect(Number(port), targetHost);
+    const pair = [client, server];
+    this.accepted++;
+    this.#pairs.add(pair);
+    client.on("data", (chunk) => server.write(chunk));
+    server.on("data", (chunk) => { if (!this.deaf) client.write(chunk); });
+    for (const side of pair) {
+      side.on("error", () => {});
+      side.on("close", () => {
+        this.#pairs.delete(pair);
+        for (const socket of pair) socket.destroy();
+      });
+    }
+  }
+
+  /** Cuts all connections, without a close frame. */
+  cut() {
+    for (const pair of this.#pairs) for (const socket of pair) socket.destroy();
+  }
+
+  close() {
+    this.cut();
+    return new Promise((resolve) => this.#server.close(resolve));
+  }
+}

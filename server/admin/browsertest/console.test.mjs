@@ -1,0 +1,238 @@
+// The console in a real browser, on the real server.
+import assert from "node:assert/strict";
+import { createServer, request } from "node:http";
+import { connect } from "node:net";
+import { after, test } from "node:test";
+import { closeBrowser, openBrowser, openConsole, openContext } from "./browser.mjs";
+import { eventually, haveRedis, host, need, patience, startRedis, startServer } from "./parts.mjs";
+
+after(closeBrowser);
+
+/** A test in a browser. */
+function check(name, run) {
+  test(name, { timeout: 2 * patience }, async (t) => { if (await openBrowser(t)) await run(t); });
+}
+
+check("connect, send, count", async (t) => {
+  const server = await startServer(t, "-heartbeat", "2s");
+  const console = await openConsole(t, server, await openContext(t));
+  await console.sees("#state", "Connected");
+  await console.sees("#session", /^[0-9a-f-]{36}$/);
+  await console.sees("#count", "0");
+  for (const text of ["one", "two", "three"]) await console.send(text);
+  await console.sees("#count", "3");
+  await console.sees("#rtt", /^[\d.]+ m?s$/);
+  await eventually("the replies are lines", async () => (await console.lines("reply", "number")).join() === "1,2,3");
+  assert.deepEqual(await console.lines("reply"), ["one", "two", "three"]);
+  await eventually("a heartbeat is a line", async () => (await console.lines("beat")).some((text) => text.startsWith("heartbeat ")));
+
+  await console.send(" \n ");
+  await console.sees("#flaw", /white space/);
+  await console.send("x".repeat(65_537));
+  await console.sees("#flaw", /65,537 bytes/);
+  await console.sees("#count", "3");
+
+  await console.send("Goodbye");
+  await console.sees("#state", "Goodbye");
+  await console.press("Resume");
+  await console.sees("#state", "Connected");
+  await console.sees("#count", "3");
+  const session = await console.text("#session");
+  await console.page.reload();
+  await console.sees("#session", session);
+  await console.sees("#count", "3");
+  await console.press("New session");
+  await console.sees("#count", "0");
+  assert.notEqual(await console.text("#session"), session);
+});
+
+test("with Redis, the count goes on over a killed server", { timeout: 2 * patience }, async (t) => {
+  if (!need(t, haveRedis(), "redis-server") || !(await openBrowser(t))) return;
+  const server = await startServer(t, "-redis", await startRedis(t));
+  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+  await console.sees("#state", "Connected");
+  await console.page.fill("#burst-size", "5000");
+  await console.press("Send burst");
+  await console.sees("#count", /^[1-9]/);
+  await server.kill();
+  await console.sees("#state", "Connection lost");
+  await console.send("while it was away");
+  await console.send("and another one");
+  await server.start();
+  await console.sees("#count", "5,002");
+  await console.sees("#unanswered", "0");
+  await console.sees("#notice", /^Resumed at|^$/);
+  await eventually("the last replies are lines", async () => (await console.lines("reply")).slice(-2).join() === "while it was away,and another one");
+  assert.deepEqual((await console.lines("reply", "number")).slice(-2), ["5,001", "5,002"]);
+});
+
+check("a drained server is waited for", async (t) => {
+  const server = await startServer(t, "-drain-timeout", "1s");
+  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+  await console.send("before");
+  await console.sees("#count", "1");
+  await server.stop("SIGTERM");
+  await console.sees("#state", "Connection lost");
+  await console.sees("#notice", /^Connecting again in/);
+  assert.match((await console.lines("warn")).join(), /bye at 1, server_shutdown, come back in/);
+  await server.start(); // without a store it has forgotten the session
+  await console.sees("#state", "Connected");
+  await console.sees("#notice", /is at 0 where it had answered 1/);
+  await console.send("after");
+  await console.sees("#count", "1");
+});
+
+check("a second tab takes the session over", async (t) => {
+  const server = await startServer(t);
+  const context = await openContext(t);
+  const first = await openConsole(t, server, context);
+  await first.send("mine");
+  await first.sees("#count", "1");
+  const second = await openConsole(t, server, context);
+  await second.sees("#session", await first.text("#session"));
+  await first.sees("#state", "Taken over");
+  await first.sees("#notice", /newest wins/);
+  await second.send("yours");
+  await second.sees("#count", "2");
+  await first.press("Take it back");
+  await first.sees("#count", "2");
+  await second.sees("#state", "Taken over");
+});
+
+check("text from the network stays text", async (t) => {
+  const server = await startServer(t);
+  const console = await openConsole(t, server, await openContext(t));
+  const hostile = [
+    "<img src=x onerror=document.title='hurt'>", "</span><script>document.title='hurt'</script>", "&lt;b&gt; \" ' `",
+    "\u{1f600}\u{10ffff} e\u0301\u0301\u0301", "\u202e\u05e9\u05dc\u05d5\u05dd \u2066 right to left", "\u0001\u0007\u001b[31m", `${"é".repeat(32_760)}<b>bold</b>`,
+  ];
+  for (const text of hostile) await console.send(text);
+  await console.sees("#count", String(hostile.length));
+  await eventually("the replies are lines", async () => (await console.lines("reply")).length === hostile.length);
+  const lines = await console.lines("reply");
+  hostile.forEach((text, i) => assert.equal(lines[i], text.length > 400 ? `${text.slice(0, 400)}…` : text));
+  assert.equal(await console.page.locator("#log :is(img, script, b)").count(), 0);
+  assert.match(await console.page.title(), /Turnstile$/);
+
+  await console.page.locator(".row.reply").last().click();
+  const whole = JSON.parse(await console.text("#detail-text"));
+  assert.equal(whole.message, hostile.at(-1));
+});
+
+check("bursts of thousands leave the page quick, and the log within bounds", async (t) => {
+  const server = await startServer(t);
+  const console = await openConsole(t, server, await openContext(t));
+  await console.sees("#state", "Connected");
+  await console.page.fill("#burst-size", "6000");
+  await console.press("Send burst");
+  await console.sees("#count", "6,000");
+  await console.sees("#log-size", /^the last [\d,]+$/);
+  const kept = Number((await console.text("#log-size")).replace(/\D/g, ""));
+  assert.ok(kept > 2_000 && kept <= 10_000, `${kept} lines are kept`);
+  assert.ok(await console.page.locator(".row").count() < 100, "only what is in sight is drawn");
+  await eventually("the newest is in sight", async () => (await console.lines("reply", "number")).at(-1) === "6,000");
+
+  // By keyboard: up from the newest, one whole, and back.
+  await console.page.focus("#log");
+  await console.page.keyboard.press("ArrowUp");
+  await console.page.keyboard.press("ArrowUp");
+  await console.page.keyboard.press("Enter");
+  assert.equal(JSON.parse(await console.text("#detail-text")).count, 5_999);
+  await console.page.keyboard.press("Escape");
+  await console.send("one more");
+  await console.sees("#count", "6,001");
+  await eventually("it follows again", async () => (await console.lines("reply", "number")).at(-1) === "6,001");
+});
+
+check("the charts draw what happens", async (t) => {
+  const server = await startServer(t);
+  const context = await openContext(t);
+  const console = await openConsole(t, server, context);
+  await console.sees("#watch-state", /workers? · room for/);
+  await console.sees("#health", /healthy$/);
+  await console.sees("#readiness", /ready$/);
+  const chart = (title) => console.page.locator(".chart", { has: console.page.getByRole("heading", { name: title, exact: true }) });
+  await eventually("all have a plot", async () => (await console.page.locator(".chart canvas").count()) === 8);
+  assert.match(await chart("Connections").locator(".legend").textContent(), /^1 open/);
+  const inks = () => chart("Messages").locator("canvas").evaluate((canvas) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let n = 0;
+    for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 200 && data[i + 2] > data[i] + 80) n++;
+    return n;
+  });
+  await console.page.fill("#burst-size", "300");
+  let highest = 0;
+  await eventually("messages a second show", async () => {
+    await console.press("Send burst");
+    highest = Math.max(highest, Number.parseFloat((await chart("Messages").locator(".legend b").textContent()).replace(/,/g, "")) || 0);
+    return highest > 50 && (await inks()) > 100;
+  });
+  await eventually("latency has percentiles", async () => /\d [µm]?s p50.*\d [µm]?s p99/.test(await chart("Message latency").locator(".legend").textContent()));
+});
+
+/** A proxy that hides what an operator would hide, as nginx may. */
+async function startHiding(t, server) {
+  const [targetHost, port] = server.address.split(":");
+  const proxy = createServer((incoming, answer) => {
+    if (incoming.url.startsWith("/metrics")) return answer.writeHead(403).end();
+    incoming.pipe(request({ host: targetHost, port, path: incoming.url, headers: incoming.headers }, (response) => {
+      answer.writeHead(response.statusCode, response.headers);
+      response.pipe(answer);
+    }));
+  });
+  proxy.on("upgrade", (incoming, socket) => {
+    const upstream = connect(Number(port), targetHost, () => {
+      upstream.write(`GET ${incoming.url} HTTP/1.1\r\n${incoming.rawHeaders.map((v, i) => v + (i % 2 ? "\r\n" : ": ")).join("")}\r\n`);
+      socket.pipe(upstream).pipe(socket);
+    });
+    for (const side of [socket, upstream]) side.on("error", () => { socket.destroy(); upstream.destroy(); });
+  });
+  await new Promise((resolve) => proxy.listen(0, host, resolve));
+  t.after(() => { proxy.closeAllConnections(); proxy.close(); });
+  const address = `${host}:${proxy.address().port}`;
+  return { address, page: `http://${address}/` };
+}
+
+check("without metrics the page says so, and the rest works", async (t) => {
+  const server = await startHiding(t, await startServer(t));
+  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+  await console.sees("#absent-text", /\/metrics\/ answered HTTP 403/);
+  assert.ok(await console.page.isHidden("#charts"));
+  await console.send("all the same");
+  await console.sees("#count", "1");
+  await console.sees("#health", /healthy$/);
+});
+
+check("dark, light, narrow: nothing is cut off, and all has a name", async (t) => {
+  const server = await startServer(t);
+  for (const options of [{ colorScheme: "dark" }, { viewport: { width: 360, height: 740 } }, { viewport: { width: 1440, height: 900 }, reducedMotion: "reduce" }]) {
+    const console = await openConsole(t, server, await openContext(t, options));
+    await console.send("a message that is rather long, so that its line has to end somewhere within the page");
+    await console.sees("#count", "1");
+    const { wide, nameless } = await console.page.evaluate(() => ({
+      wide: document.documentElement.scrollWidth > innerWidth,
+      nameless: [...document.querySelectorAll("button, a, input, textarea")].filter((e) => e.checkVisibility() && !(e.textContent.trim() || e.labels?.length)).length,
+    }));
+    assert.equal(wide, false, `${JSON.stringify(options)}: wider than the window`);
+    assert.equal(nameless, 0, "controls without a name");
+    assert.match(await console.page.evaluate(() => getComputedStyle(document.body).backgroundColor), options.colorScheme === "dark" ? /^rgb\(19, / : /^rgb\(251, /);
+  }
+});
+
+check("the policy holds", async (t) => {
+  const server = await startServer(t);
+  const context = await openContext(t);
+  const page = await context.newPage(); // not openConsole: here errors are wanted
+  await page.goto(server.page);
+  const blocked = await page.evaluate(() => new Promise((resolve) => {
+    const found = [];
+    document.addEventListener("securitypolicyviolation", (event) => { if (found.push(event.effectiveDirective) === 3) resolve(found.sort()); });
+    const script = document.createElement("script");
+    script.textContent = "window.hurt = true";
+    document.body.append(script);
+    document.body.append(Object.assign(document.createElement("img"), { src: "http://127.0.0.1:1/x.png" }));
+    fetch("http://127.0.0.1:1/").catch(() => {});
+  }));
+  assert.deepEqual(blocked, ["connect-src", "img-src", "script-src-elem"]);
+  assert.equal(await page.evaluate(() => window.hurt), undefined);
+});

@@ -20,7 +20,7 @@ function newClient(t, url, options) {
 
 /** A test that needs nothing but the server and ws. */
 function check(name, run) {
-  test(name, { timeout: 2 * patience }, async (t) => { if (need(t, ws, "the npm package ws")) await run(t); });
+  test(name, { timeout: 4 * patience }, async (t) => { if (need(t, ws, "the npm package ws")) await run(t); });
 }
 
 /** What became of promises: a count, or the code of the error. */
@@ -138,7 +138,7 @@ check("under cuts at any moment each message counts once", async (t) => {
   assert.equal(await metric(proxy, "websocket_messages_total"), promises.length);
 });
 
-test("with Redis, the count goes on over a killed server", { timeout: 2 * patience }, async (t) => {
+test("with Redis, the count goes on over a killed server", { timeout: 4 * patience }, async (t) => {
   if (!need(t, ws, "the npm package ws") || !need(t, haveRedis(), "redis-server")) return;
   const server = await startServer(t, "-redis", await startRedis(t));
   const client = newClient(t, server.url);
@@ -295,6 +295,20 @@ check("disconnect keeps what is unanswered, a new session gives it up", async (t
   client.newSession();
   assert.deepEqual(await outcomes([lost, client.send("one")]), ["abandoned", 1]);
   assert.notEqual(client.sessionId, first);
+});
+
+check("a listener may decide otherwise", async (t) => {
+  const server = await startServer(t);
+  const client = newClient(t, server.url);
+  for (const type of ["session", "frame"]) {
+    client.addEventListener(type, () => client.disconnect(), { once: true });
+    client.connect();
+    await eventually(`it is left at the ${type} event`, () => client.state === "closed");
+    assert.deepEqual(client.told("state").map(({ state }) => state).slice(-2), ["connecting", "closed"]);
+  }
+  const sent = client.send("kept");
+  client.connect();
+  assert.equal(await sent, 1);
 });
 
 check("a connection from which nothing comes is given up", async (t) => {

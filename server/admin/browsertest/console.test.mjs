@@ -1,5 +1,6 @@
 // The console in a real browser, on the real server.
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { createServer, request } from "node:http";
 import { connect } from "node:net";
 import { after, test } from "node:test";
@@ -10,7 +11,7 @@ after(closeBrowser);
 
 /** A test in a browser. */
 function check(name, run) {
-  test(name, { timeout: 2 * patience }, async (t) => { if (await openBrowser(t)) await run(t); });
+  test(name, { timeout: 4 * patience }, async (t) => { if (await openBrowser(t)) await run(t); });
 }
 
 check("connect, send, count", async (t) => {
@@ -32,6 +33,12 @@ check("connect, send, count", async (t) => {
   await console.sees("#flaw", /65,537 bytes/);
   await console.sees("#count", "3");
 
+  await console.press("Disconnect");
+  await console.sees("#state", "Disconnected");
+  assert.equal(await console.page.evaluate(() => document.activeElement.id), "connect", "the focus goes where the next step is");
+  await console.press("Resume");
+  await console.sees("#state", "Connected");
+
   await console.send("Goodbye");
   await console.sees("#state", "Goodbye");
   await console.press("Resume");
@@ -46,7 +53,7 @@ check("connect, send, count", async (t) => {
   assert.notEqual(await console.text("#session"), session);
 });
 
-test("with Redis, the count goes on over a killed server", { timeout: 2 * patience }, async (t) => {
+test("with Redis, the count goes on over a killed server", { timeout: 4 * patience }, async (t) => {
   if (!need(t, haveRedis(), "redis-server") || !(await openBrowser(t))) return;
   const server = await startServer(t, "-redis", await startRedis(t));
   const console = await openConsole(t, server, await openContext(t), { lossy: true });
@@ -217,6 +224,28 @@ check("dark, light, narrow: nothing is cut off, and all has a name", async (t) =
     assert.equal(nameless, 0, "controls without a name");
     assert.match(await console.page.evaluate(() => getComputedStyle(document.body).backgroundColor), options.colorScheme === "dark" ? /^rgb\(19, / : /^rgb\(251, /);
   }
+});
+
+check("the README's example works, on a page of another origin", async (t) => {
+  const readme = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
+  const [, example] = readme.match(/```js\n(import [^]*?)```/);
+  let module;
+  const other = createServer((incoming, answer) => {
+    const script = incoming.url === "/example.js";
+    answer.setHeader("Content-Type", script ? "text/javascript" : "text/html");
+    answer.end(script ? module : "<link rel=icon href=data:,><script type=module src=example.js></script>");
+  });
+  await new Promise((resolve) => other.listen(0, host, resolve));
+  t.after(() => { other.closeAllConnections(); other.close(); });
+  const origin = `${host}:${other.address().port}`;
+  const server = await startServer(t, "-origins", origin);
+  module = example.replaceAll("localhost:8000", server.address);
+  const page = await (await openContext(t)).newPage();
+  const said = [];
+  page.on("console", (message) => said.push(message.text()));
+  await page.goto(`http://${origin}/`);
+  await eventually("it has counted", () => said.includes("counted as 1"));
+  assert.deepEqual(said, ["connecting", "open", "counted as 1"]);
 });
 
 check("the policy holds", async (t) => {

@@ -156,7 +156,7 @@ $("burst").addEventListener("submit", (event) => {
 function sayGoodbye() { client.goodbye().catch(() => {}); } // how it ends, the state tells
 
 $("connect").addEventListener("click", () => { client.connect(); $("text").focus(); });
-$("disconnect").addEventListener("click", () => { client.disconnect(); $("connect").focus(); });
+$("disconnect").addEventListener("click", () => client.disconnect());
 $("goodbye").addEventListener("click", sayGoodbye);
 $("fresh").addEventListener("click", () => {
   unknown = 0;
@@ -233,11 +233,13 @@ function paintNotice(state, unanswered) {
 
 function paintActions(state, sessionId) {
   const off = state === "closed" || state === "waiting";
+  const held = document.activeElement;
   $("connect").hidden = !off;
   say($("connect"), state === "waiting" ? "Connect now" : why === "taken_over" ? "Take it back" : sessionId ? "Resume" : "Connect");
   $("disconnect").hidden = state === "closed";
   say($("disconnect"), state === "waiting" ? "Stop trying" : "Disconnect");
   $("goodbye").hidden = state !== "open";
+  if (held.hidden) (off ? $("connect") : $("disconnect")).focus(); // who is on a button that goes stays among them
 }
 
 /** Sets a text where it changes, so that it is not read out again. */

@@ -27,6 +27,7 @@ export class Log {
   #scheduled = false;
   #pool = [];
   #height = 0;
+  #top = 0; // where following has scrolled to
   #view; #rows; #newest; #onOpen; #onDraw;
 
   /**
@@ -87,7 +88,7 @@ export class Log {
     this.#height = rowRem * parseFloat(getComputedStyle(document.documentElement).fontSize);
     const { clientHeight } = this.#view;
     this.#rows.style.height = `${this.#entries.length * this.#height}px`;
-    if (this.#following) this.#view.scrollTop = this.#entries.length * this.#height;
+    if (this.#following) this.#goToEnd();
     const first = Math.max(Math.floor(this.#view.scrollTop / this.#height) - spare, 0);
     const last = Math.min(first + Math.ceil(clientHeight / this.#height) + 2 * spare, this.#entries.length);
     this.#fillPool(last - first);
@@ -96,6 +97,11 @@ export class Log {
     this.#newest.textContent = this.#unseen > 0 ? `↓ ${this.#unseen.toLocaleString("en")} new` : "↓ newest";
     this.#point();
     this.#onDraw(this.#entries.length);
+  }
+
+  #goToEnd() {
+    this.#view.scrollTop = this.#entries.length * this.#height;
+    this.#top = this.#view.scrollTop;
   }
 
   #fillPool(n) {
@@ -129,7 +135,9 @@ export class Log {
 
   #onScroll() {
     const { scrollTop, scrollHeight, clientHeight } = this.#view;
-    this.#following = scrollTop + clientHeight > scrollHeight - this.#height * 1.5;
+    const atEnd = scrollTop + clientHeight > scrollHeight - this.#height * 1.5;
+    // Not at the end, but not moved up either: the list has become lower.
+    this.#following = atEnd || (this.#following && scrollTop >= this.#top);
     if (this.#following) this.#unseen = 0;
     this.#schedule();
   }

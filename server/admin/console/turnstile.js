@@ -31,7 +31,7 @@ const closesForGood = new Set([1002, 1003, 1007]);
 
 /**
  * Why a message has no count. Known not to have counted: "blank", "goodbye",
- * "too_long", "too_many", "ended". "abandoned": newSession() came first. Not
+ * "too_long", "too_many", "ended". "abandoned": newSession() came first, and whether it counted in the old one is not told. Not
  * known whether it counted: "taken_over" (another client has the session),
  * "session_lost" (the server knows less of the session than this client has
  * seen), "session_shared" (the server counted more than this client sent).
@@ -50,7 +50,7 @@ export class TurnstileError extends Error {
 
 /** An event of Turnstile; what it tells is in detail. */
 export class TurnstileEvent extends Event {
-  /** @param {string} type @param {object} detail */
+  /** @param {string} type @param {any} detail */
   constructor(type, detail) {
     super(type);
     this.detail = detail;
@@ -72,8 +72,11 @@ export class TurnstileEvent extends Event {
  * @property {number} [silence] milliseconds without a frame after which a connection is dead: 2.5 of the server's heartbeats
  */
 const defaults = {
+  /** @type {string|URL|undefined} */
   url: import.meta.url.startsWith("http") ? new URL("/ws/chat/", import.meta.url.replace(/^http/, "ws")) : undefined,
+  /** @type {string|undefined} */
   sessionId: undefined,
+  /** @type {Options["storage"]} */
   storage: null,
   storageKey: "turnstile.session",
   WebSocket: globalThis.WebSocket,
@@ -98,6 +101,7 @@ const defaults = {
 export class Turnstile extends EventTarget {
   #options;
   #owner = Math.random().toString(36).slice(2); // this client's name in the storage
+  /** @type {string|undefined} */
   #sessionId;
   #known = false; // whether a server has told this client its session
   #count = 0;
@@ -108,14 +112,22 @@ export class Turnstile extends EventTarget {
    */
   #unanswered = [];
   #sent = 0;
-  #leaving = null; // the promise of goodbye(), behind all messages
+  /**
+   * The promise of goodbye(), which goes behind all messages.
+   * @type {{sent: boolean, resolve: (count: number) => void, reject: (error: Error) => void}|null}
+   */
+  #leaving = null;
 
+  /** @type {WebSocket|null} */
   #socket = null;
+  /** @type {"closed"|"connecting"|"open"|"waiting"} */
   #state = "closed";
   #attempts = 0; // since a session was last there
+  /** @type {number|undefined} */
   #retryAfter; // ms that the server asked for
   #left = false; // the goodbye was answered
   #tooBig = false; // the connection ended because a message was too big for the server
+  /** @type {any} */
   #timer; // of the next attempt, or of the watch on the connection
   #heardAt = 0;
 
@@ -130,7 +142,7 @@ export class Turnstile extends EventTarget {
     this.#sessionId = sessionId ?? this.#stored().session_id;
   }
 
-  /** "closed", "connecting", "open" or "waiting". */
+  /** What the last state event said. */
   get state() { return this.#state; }
   /** The session's ID, undefined before there is one. */
   get sessionId() { return this.#sessionId; }
@@ -188,6 +200,7 @@ export class Turnstile extends EventTarget {
     this.#open();
   }
 
+  /** @param {string} text */
   #flawOf(text) {
     const most = this.#options.maxMessage;
     if (typeof text !== "string") return new TypeError(`a message is a string, not ${typeof text}`);
@@ -199,8 +212,10 @@ export class Turnstile extends EventTarget {
     return null;
   }
 
+  /** @param {string} type @param {object} detail */
   #tell(type, detail) { this.dispatchEvent(new TurnstileEvent(type, detail)); }
 
+  /** @param {"closed"|"connecting"|"open"|"waiting"} state @param {object} [detail] */
   #become(state, detail) {
     this.#state = state;
     this.#tell("state", { state, ...detail });
@@ -210,13 +225,13 @@ export class Turnstile extends EventTarget {
     clearTimeout(this.#timer);
     this.#retryAfter = undefined;
     this.#left = false;
-    const url = new URL(this.#options.url);
+    const url = new URL(/** @type {string} */ (this.#options.url));
     if (this.#sessionId) url.searchParams.set("session_id", this.#sessionId);
     const socket = new this.#options.WebSocket(url.href, subprotocol);
     this.#socket = socket;
     socket.onopen = () => { if (socket.protocol !== subprotocol) this.#refuse(`the server does not speak ${subprotocol}`); };
-    socket.onmessage = (event) => this.#onText(event.data);
-    socket.onclose = (event) => this.#onClose(event.code, event.reason);
+    socket.onmessage = (/** @type {MessageEvent} */ event) => this.#onText(event.data);
+    socket.onclose = (/** @type {CloseEvent} */ event) => this.#onClose(event.code, event.reason);
     socket.onerror = () => {}; // onclose follows
     this.#heardAt = Date.now();
     this.#watch(this.#options.connectTimeout);
@@ -233,7 +248,7 @@ export class Turnstile extends EventTarget {
     socket.close(1000);
   }
 
-  /** Takes the connection for dead once nothing has come for ms. */
+  /** Takes the connection for dead once nothing has come for ms. @param {number} ms */
   #watch(ms) {
     const left = this.#heardAt + ms - Date.now();
     if (left <= 0) {
@@ -244,24 +259,27 @@ export class Turnstile extends EventTarget {
     this.#timer = setTimeout(() => this.#watch(ms), left);
   }
 
+  /** @param {string} text */
   #onText(text) {
+    const socket = this.#socket;
     this.#heardAt = Date.now();
     const frame = decode(text);
     const isReply = "count" in frame && "message" in frame;
     const roundTrip = isReply && this.#unanswered.length > 0 ? now() - this.#unanswered[0].sentAt : undefined;
     if (isReply) this.#onReply(frame.count);
     this.#tell("frame", { text, frame, roundTrip });
+    if (this.#socket !== socket) return; // a listener has decided
     if (frame.bye) this.#onBye(frame);
     if (frame.type === "session") this.#onSession(frame);
   }
 
+  /** @param {number} count */
   #onReply(count) {
+    if (this.#sent > 0) this.#answer(1, count - 1);
     this.#count = count;
-    if (this.#sent === 0) return;
-    this.#sent--;
-    this.#unanswered.shift().resolve(count);
   }
 
+  /** @param {{session_id: string, count: number, resumed: boolean}} frame */
   #onSession({ session_id: sessionId, count, resumed }) {
     const seen = this.#known ? this.#count : count;
     const counted = this.#settle(seen, count);
@@ -272,8 +290,10 @@ export class Turnstile extends EventTarget {
     clearTimeout(this.#timer);
     this.#watch(this.#options.silence);
     const again = this.#unanswered.filter((entry) => entry.tries > 0).length;
+    this.#state = "open";
     if (count < seen) this.#tell("lost", { sessionId, seen, count });
     this.#tell("session", { sessionId, count, resumed, counted, again });
+    if (this.#state !== "open") return; // a listener has decided
     this.#become("open");
     this.#flush();
   }
@@ -282,6 +302,7 @@ export class Turnstile extends EventTarget {
    * Finds out what became of the messages that were sent and not answered: the
    * session's count was seen by this client, and is count now. Returns how many
    * of them are known to have counted.
+   * @param {number} seen @param {number} count
    */
   #settle(seen, count) {
     let counted = 0;
@@ -300,18 +321,20 @@ export class Turnstile extends EventTarget {
     return counted;
   }
 
-  /** Resolves the first n messages, which were counted behind seen. Returns n. */
+  /** Resolves the first n messages, which were counted behind seen. Returns n. @param {number} n @param {number} seen */
   #answer(n, seen) {
     this.#sent -= n;
     for (const entry of this.#unanswered.splice(0, n)) entry.resolve(++seen);
     return n;
   }
 
+  /** Rejects the first n messages. @param {number} n @param {ErrorCode} code @param {string} message */
   #giveUp(n, code, message) {
     this.#sent = Math.max(this.#sent - n, 0);
     for (const entry of this.#unanswered.splice(0, n)) entry.reject(new TurnstileError(code, message));
   }
 
+  /** @param {{total: number, reason?: string, retry_after_ms?: number}} frame */
   #onBye({ total, reason, retry_after_ms: retryAfter }) {
     if (reason === undefined) {
       this.#left = true;
@@ -327,21 +350,21 @@ export class Turnstile extends EventTarget {
 
   /** Sends what has not been sent over this connection. */
   #flush() {
-    if (this.#state !== "open") return;
     while (this.#state === "open" && this.#sent < this.#unanswered.length) {
       const entry = this.#unanswered[this.#sent++];
       const again = entry.tries++ > 0;
       entry.sentAt = now();
-      this.#socket.send(entry.text);
+      this.#socket?.send(entry.text);
       this.#tell("sent", { text: entry.text, again });
     }
     if (this.#leaving && !this.#leaving.sent && this.#state === "open") {
       this.#leaving.sent = true;
-      this.#socket.send("goodbye");
+      this.#socket?.send("goodbye");
       this.#tell("sent", { text: "goodbye", again: false });
     }
   }
 
+  /** @param {number} code @param {string} reason */
   #onClose(code, reason) {
     clearTimeout(this.#timer);
     this.#socket = null;
@@ -355,10 +378,10 @@ export class Turnstile extends EventTarget {
     else this.#wait();
   }
 
+  /** @param {string} reason */
   #refuse(reason) {
     this.#detach();
-    this.#tell("close", { code: 1002, reason });
-    this.#end("refused");
+    this.#onClose(1002, reason);
   }
 
   #loseSession() {
@@ -366,6 +389,7 @@ export class Turnstile extends EventTarget {
     this.#end("taken_over");
   }
 
+  /** @param {"disconnected"|"goodbye"|"taken_over"|"refused"} why */
   #end(why) {
     this.#endGoodbye();
     this.#attempts = 0;
@@ -407,7 +431,7 @@ export class Turnstile extends EventTarget {
   }
 }
 
-/** The object that text is the JSON of, or an empty one. */
+/** The object that text is the JSON of, or an empty one. @param {any} text */
 function decode(text) {
   try {
     return Object(JSON.parse(text));

@@ -126,7 +126,8 @@ class Chart {
         { ...axis, size: 52, gap: 6, space: 28, ...(log ? { splits: (_, __, low, high) => powers(low, high) } : {}), values: (_, splits) => splits.map((v) => (v === null ? "" : write(v))) },
       ],
       series: [{}, ...this.#data.slice(1).map((_, i) => ({
-        stroke: color(`--line-${i + 1}`), width: 1.75, points: { show: false }, spanGaps: false,
+        stroke: color(`--line-${i + 1}`), width: 1.75, spanGaps: false,
+        points: { show: true, size: 4, fill: color(`--line-${i + 1}`), filter: (plot, series) => lonely(plot.data[series]) },
         ...(this.#data.length === 2 ? { fill: color("--fill-1") } : {}),
       }))],
       hooks: { setCursor: [() => this.#read()] },
@@ -167,6 +168,11 @@ function element(name, className = "", text = "") {
   return made;
 }
 
+/** Where a value has none beside it, so that no line shows it. */
+function lonely(values) {
+  return values.flatMap((value, i) => (value !== null && (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null ? [i] : []));
+}
+
 function ago(s) { return s % 60 === 0 ? `−${s / 60} min` : `−${s} s`; }
 
 /** Whole decades around the values, of which there may be none yet. */
@@ -199,15 +205,15 @@ async function readVitals() {
 
 /** Shows what one of the two has said, or that it said nothing. */
 async function showVital(place, name, answer, judge) {
-  let [good, text] = [false, "no answer"];
+  let [good, text] = [false, `${name}: no answer`];
   try {
     const { text: body } = await answer;
-    [good, text] = body === undefined ? ["", "not shown here"] : judge(JSON.parse(body));
+    [good, text] = body === undefined ? ["", `${name}: not shown here`] : judge(JSON.parse(body));
   } catch {
-    // no answer, or none of the server's
+    $("uptime").textContent = "";
   }
   place.dataset.good = good;
-  place.replaceChildren(element("span", "hidden", `${name}: `), text);
+  if (place.textContent !== text) place.textContent = text;
 }
 
 function span(s) {

@@ -59,7 +59,7 @@ run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS=
 test: deps check race plain unfenced browser fuzz ## Install what the tests need and run all of them
 
 .PHONY: deps
-deps: ## Install what the tests need: redis-server, chromium, foreign WebSocket clients
+deps: ## Install what the tests need: redis-server, nginx, chromium, foreign WebSocket clients
 	@scripts/test-deps.sh
 
 .PHONY: check

@@ -26,6 +26,7 @@ have_npm_packages() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$
 missing_packages() {
 	have_websockets || echo python3-websockets
 	have_command redis-server || echo redis-server
+	have_command nginx || echo nginx-light
 	have_node || echo nodejs
 	have_command npm || have_npm_packages || echo npm
 	have_chromium || echo chromium

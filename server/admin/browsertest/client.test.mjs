@@ -39,22 +39,13 @@ function newStorage() {
   };
 }
 
-/** What keeps the answers of the server back until cut, with n messages counted. */
-async function countUnheard(client, proxy, n) {
+/** Has n messages counted whose answers the client does not get. */
+async function countUnheard(client, server, proxy, n) {
+  const before = await server.metric("websocket_messages_total");
   proxy.deaf = true;
   const sent = upTo(n).map((i) => client.send(`unheard ${i}`));
-  await eventually("the server has counted", async () => (await metric(proxy, "websocket_messages_total")) >= n);
+  await eventually("the server has counted", async () => (await server.metric("websocket_messages_total")) === before + n);
   return sent;
-}
-
-async function metric({ metrics }, name) {
-  const text = await (await fetch(metrics)).text();
-  const line = text.split("\n").find((line) => line.startsWith(`${name} `));
-  return Number(line.slice(name.length));
-}
-
-async function startCut(t, server) {
-  return Object.assign(await startProxy(t, server.address), { metrics: new URL("metrics/", server.page) });
 }
 
 check("messages get their counts, in order, whatever is in them", async (t) => {
@@ -96,11 +87,11 @@ check("what the server does not count is not sent", async (t) => {
 
 check("a message that was counted unheard is not sent again", async (t) => {
   const server = await startServer(t);
-  const proxy = await startCut(t, server);
+  const proxy = await startProxy(t, server.address);
   const client = newClient(t, proxy.url);
   client.connect();
   assert.equal(await client.send("heard"), 1);
-  const unheard = await countUnheard(client, proxy, 4);
+  const unheard = await countUnheard(client, server, proxy, 4);
   proxy.deaf = false;
   proxy.cut();
   await eventually("the cut is noticed", () => client.state !== "open");
@@ -112,7 +103,7 @@ check("a message that was counted unheard is not sent again", async (t) => {
 
 check("under cuts at any moment each message counts once", async (t) => {
   const server = await startServer(t);
-  const proxy = await startCut(t, server);
+  const proxy = await startProxy(t, server.address);
   const client = newClient(t, proxy.url, { minDelay: 2, maxDelay: 5 });
   client.connect();
   const promises = [];
@@ -135,7 +126,7 @@ check("under cuts at any moment each message counts once", async (t) => {
     });
   }
   assert.deepEqual(await Promise.all(promises), upTo(promises.length));
-  assert.equal(await metric(proxy, "websocket_messages_total"), promises.length);
+  assert.equal(await server.metric("websocket_messages_total"), promises.length);
 });
 
 test("with Redis, the count goes on over a killed server", { timeout: 4 * patience }, async (t) => {
@@ -156,11 +147,11 @@ test("with Redis, the count goes on over a killed server", { timeout: 4 * patien
 
 check("a session that is gone is said to be, and nothing is counted twice", async (t) => {
   const server = await startServer(t);
-  const proxy = await startCut(t, server);
+  const proxy = await startProxy(t, server.address);
   const client = newClient(t, proxy.url);
   client.connect();
   assert.equal(await client.send("heard"), 1);
-  const unheard = outcomes(await countUnheard(client, proxy, 3));
+  const unheard = outcomes(await countUnheard(client, server, proxy, 3));
   await server.kill();
   proxy.deaf = false;
   await eventually("the cut is noticed", () => client.state !== "open");
@@ -203,12 +194,12 @@ check("a taken session is not taken back unasked", async (t) => {
 
 check("a session taken over during a cut is noticed in the storage", async (t) => {
   const server = await startServer(t);
-  const proxy = await startCut(t, server);
+  const proxy = await startProxy(t, server.address);
   const storage = newStorage();
   const first = newClient(t, proxy.url, { storage, minDelay: 200, maxDelay: 200 });
   first.connect();
   await first.send("mine");
-  const unheard = outcomes(await countUnheard(first, proxy, 2));
+  const unheard = outcomes(await countUnheard(first, server, proxy, 2));
   proxy.cut();
   const second = newClient(t, server.url, { storage });
   assert.equal(second.sessionId, first.sessionId);
@@ -220,11 +211,11 @@ check("a session taken over during a cut is noticed in the storage", async (t) =
 
 check("counts of another client's messages are not taken for one's own", async (t) => {
   const server = await startServer(t);
-  const proxy = await startCut(t, server);
+  const proxy = await startProxy(t, server.address);
   const first = newClient(t, proxy.url, { minDelay: 60_000, maxDelay: 60_000 });
   first.connect();
   await first.send("mine");
-  const unheard = await countUnheard(first, proxy, 1);
+  const unheard = await countUnheard(first, server, proxy, 1);
   proxy.cut();
   proxy.deaf = false;
   const second = newClient(t, server.url, { sessionId: first.sessionId });
@@ -267,13 +258,13 @@ check("goodbye is the last word, and the session can go on", async (t) => {
 
 check("a goodbye that got lost is said again", async (t) => {
   const server = await startServer(t);
-  const proxy = await startCut(t, server);
+  const proxy = await startProxy(t, server.address);
   const client = newClient(t, proxy.url);
   client.connect();
   await client.send("one");
   proxy.deaf = true;
   const total = client.goodbye();
-  await eventually("the server has heard it", async () => (await metric(proxy, 'websocket_closes_total{reason="goodbye"}')) === 1);
+  await eventually("the server has heard it", async () => (await server.metric('websocket_closes_total{reason="goodbye"}')) === 1);
   proxy.deaf = false;
   proxy.cut();
   assert.equal(await total, 1);
@@ -313,7 +304,7 @@ check("a listener may decide otherwise", async (t) => {
 
 check("a connection from which nothing comes is given up", async (t) => {
   const server = await startServer(t, "-heartbeat", "100ms");
-  const proxy = await startCut(t, server);
+  const proxy = await startProxy(t, server.address);
   const client = newClient(t, proxy.url, { silence: 300 });
   client.connect();
   await client.send("one");

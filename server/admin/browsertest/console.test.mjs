@@ -1,11 +1,10 @@
 // The console in a real browser, on the real server.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { createServer, request } from "node:http";
-import { connect } from "node:net";
+import { createServer } from "node:http";
 import { after, test } from "node:test";
 import { closeBrowser, openBrowser, openConsole, openContext } from "./browser.mjs";
-import { eventually, haveRedis, host, need, patience, startRedis, startServer } from "./parts.mjs";
+import { eventually, haveNginx, haveRedis, host, need, patience, startNginx, startProxy, startRedis, startServer } from "./parts.mjs";
 
 after(closeBrowser);
 
@@ -56,21 +55,38 @@ check("connect, send, count", async (t) => {
 test("with Redis, the count goes on over a killed server", { timeout: 4 * patience }, async (t) => {
   if (!need(t, haveRedis(), "redis-server") || !(await openBrowser(t))) return;
   const server = await startServer(t, "-redis", await startRedis(t));
-  const console = await openConsole(t, server, await openContext(t), { lossy: true });
-  await console.sees("#state", "Connected");
-  await console.page.fill("#burst-size", "5000");
-  await console.press("Send burst");
-  await console.sees("#count", /^[1-9]/);
+  const proxy = await startProxy(t, server.address);
+  const console = await openConsole(t, proxy, await openContext(t), { lossy: true });
+  const burst = async (n) => {
+    await console.page.fill("#burst-size", String(n));
+    await console.press("Send burst");
+  };
+  await burst(200);
+  await console.sees("#count", "200");
+
+  // The server counts 300 more, and is killed before the page hears of it.
+  proxy.deaf = true;
+  await burst(300);
+  await eventually("the server has counted them", async () => (await server.metric("websocket_messages_total")) === 500);
   await server.kill();
+  proxy.deaf = false;
   await console.sees("#state", "Connection lost");
   await console.send("while it was away");
   await console.send("and another one");
   await server.start();
-  await console.sees("#count", "5,002");
-  await console.sees("#unanswered", "0");
-  await console.sees("#notice", /^Resumed at|^$/);
+  await console.sees("#count", "502");
+  await console.sees("#notice", "Resumed at 500. Of the unanswered messages, 300 had counted; 0 are sent again.");
   await eventually("the last replies are lines", async () => (await console.lines("reply")).slice(-2).join() === "while it was away,and another one");
-  assert.deepEqual((await console.lines("reply", "number")).slice(-2), ["5,001", "5,002"]);
+
+  // And in the middle of a burst, wherever that finds it.
+  await burst(3000);
+  await console.sees("#count", /^[1-9],/);
+  await server.kill();
+  await console.sees("#state", "Connection lost");
+  await server.start();
+  await console.sees("#unanswered", "0");
+  await eventually("the last reply is a line", async () => (await console.lines("reply")).at(-1) === "burst 3000 of 3000");
+  assert.equal((await console.lines("reply", "number")).at(-1), "3,502");
 });
 
 check("a drained server is waited for", async (t) => {
@@ -177,32 +193,10 @@ check("the charts draw what happens", async (t) => {
   await eventually("latency has percentiles", async () => /\d [µm]?s p50.*\d [µm]?s p99/.test(await chart("Message latency").locator(".legend").textContent()));
 });
 
-/** A proxy that hides what an operator would hide, as nginx may. */
-async function startHiding(t, server) {
-  const [targetHost, port] = server.address.split(":");
-  const proxy = createServer((incoming, answer) => {
-    if (incoming.url.startsWith("/metrics")) return answer.writeHead(403).end();
-    incoming.pipe(request({ host: targetHost, port, path: incoming.url, headers: incoming.headers }, (response) => {
-      answer.writeHead(response.statusCode, response.headers);
-      response.pipe(answer);
-    }));
-  });
-  proxy.on("upgrade", (incoming, socket) => {
-    const upstream = connect(Number(port), targetHost, () => {
-      upstream.write(`GET ${incoming.url} HTTP/1.1\r\n${incoming.rawHeaders.map((v, i) => v + (i % 2 ? "\r\n" : ": ")).join("")}\r\n`);
-      socket.pipe(upstream).pipe(socket);
-    });
-    for (const side of [socket, upstream]) side.on("error", () => { socket.destroy(); upstream.destroy(); });
-  });
-  await new Promise((resolve) => proxy.listen(0, host, resolve));
-  t.after(() => { proxy.closeAllConnections(); proxy.close(); });
-  const address = `${host}:${proxy.address().port}`;
-  return { address, page: `http://${address}/` };
-}
-
-check("without metrics the page says so, and the rest works", async (t) => {
-  const server = await startHiding(t, await startServer(t));
-  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+check("where nginx hides the metrics the page says so, and the rest works", async (t) => {
+  if (!need(t, haveNginx(), "nginx")) return;
+  const nginx = await startNginx(t, (await startServer(t)).address);
+  const console = await openConsole(t, nginx, await openContext(t), { lossy: true });
   await console.sees("#absent-text", /\/metrics\/ answered HTTP 403/);
   assert.ok(await console.page.isHidden("#charts"));
   await console.send("all the same");

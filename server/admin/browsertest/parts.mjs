@@ -2,7 +2,7 @@
 // cuts connections. Each ends with the test that started it.
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -82,6 +82,13 @@ class Server {
     this.address = await started;
   }
 
+  /** One value of its /metrics/; name includes the labels. */
+  async metric(name) {
+    const text = await (await fetch(new URL("metrics/", this.page))).text();
+    const line = text.split("\n").find((line) => line.startsWith(`${name} `));
+    return Number(line.slice(name.length));
+  }
+
   /** Ends it with a signal, and waits for that. */
   async stop(signal) {
     this.#child?.kill(signal);
@@ -93,22 +100,75 @@ class Server {
 
 export function haveRedis() { return spawnSync("redis-server", ["--version"]).status === 0; }
 
+export function haveNginx() { return spawnSync("nginx", ["-v"]).status === 0; }
+
 /** Starts a redis-server on a unix socket in a folder of its own; returns the value of -redis. */
 export async function startRedis(t) {
-  const dir = mkdtempSync(join(tmpdir(), "console"));
+  const dir = newFolder();
   const socket = join(dir, "redis.sock");
-  const child = spawn("redis-server", ["--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""], { stdio: "ignore" });
+  startChild(t, "redis-server", ["--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""]);
+  await eventually("redis-server listens", () => answers({ path: socket }));
+  return `unix://${socket}`;
+}
+
+/** Starts an nginx in front of a server, that passes all on but its metrics. */
+export async function startNginx(t, target) {
+  const dir = newFolder();
+  const port = await freePort();
+  const address = `${host}:${port}`;
+  const temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((kind) => `${kind}_temp_path ${dir}/${kind};`);
+  writeFileSync(join(dir, "nginx.conf"), `daemon off; ${process.getuid() === 0 ? "user root;" : ""} pid ${dir}/pid; events {}
+    http {
+      access_log off; ${temp.join(" ")}
+      map $http_upgrade $upgrade_or_close { "" close; default upgrade; }
+      server {
+        listen ${address};
+        location /metrics { deny all; }
+        location / {
+          proxy_pass http://${target};
+          proxy_http_version 1.1;
+          proxy_set_header Host $http_host;
+          proxy_set_header Upgrade $http_upgrade;
+          proxy_set_header Connection $upgrade_or_close;
+        }
+      }
+    }`);
+  startChild(t, "nginx", ["-p", dir, "-e", join(dir, "error.log"), "-c", join(dir, "nginx.conf")], "SIGTERM"); // its worker ends with it
+  await eventually("nginx listens", () => answers({ host, port }));
+  return { address, page: `http://${address}/` };
+}
+
+/** A folder that goes when all that was started in it has ended. */
+function newFolder() {
+  const dir = mkdtempSync(join(tmpdir(), "console"));
+  process.once("exit", () => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+function startChild(t, command, args, signal = "SIGKILL") {
+  const child = spawn(command, args, { stdio: ["ignore", "ignore", "inherit"] });
   const exited = new Promise((resolve) => child.once("close", resolve));
   t.after(async () => {
-    child.kill("SIGKILL");
+    child.kill(signal);
     await exited;
-    rmSync(dir, { recursive: true });
   });
-  await eventually("redis-server listens", () => new Promise((resolve) => {
-    const probe = connect(socket, () => { probe.destroy(); resolve(true); });
+}
+
+/** Whether somebody listens there. */
+function answers(where) {
+  return new Promise((resolve) => {
+    const probe = connect(where, () => { probe.destroy(); resolve(true); });
     probe.on("error", () => resolve(false));
-  }));
-  return `unix://${socket}`;
+  });
+}
+
+function freePort() {
+  return new Promise((resolve) => {
+    const probe = createServer().listen(0, host, () => {
+      const { port } = probe.address();
+      probe.close(() => resolve(port));
+    });
+  });
 }
 
 /** Starts a proxy to target that can cut its connections and keep answers back. */
@@ -129,7 +189,9 @@ class Proxy {
 
   constructor(target) { this.#target = target; }
 
-  get url() { return `ws://${host}:${this.#server.address().port}/ws/chat/`; }
+  get address() { return `${host}:${this.#server.address().port}`; }
+  get url() { return `ws://${this.address}/ws/chat/`; }
+  get page() { return `http://${this.address}/`; }
 
   listen() { return new Promise((resolve) => this.#server.listen(0, host, resolve)); }
 

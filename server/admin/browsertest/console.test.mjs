@@ -13,6 +13,10 @@ function check(name, run) {
   test(name, { timeout: 4 * patience }, async (t) => { if (await openBrowser(t)) await run(t); });
 }
 
+function checkWithRedis(name, run) {
+  check(name, async (t) => { if (need(t, haveRedis(), "redis-server")) await run(t, await startRedis(t)); });
+}
+
 check("connect, send, count", async (t) => {
   const server = await startServer(t, "-heartbeat", "2s");
   const console = await openConsole(t, server, await openContext(t));
@@ -52,9 +56,8 @@ check("connect, send, count", async (t) => {
   assert.notEqual(await console.text("#session"), session);
 });
 
-test("with Redis, the count goes on over a killed server", { timeout: 4 * patience }, async (t) => {
-  if (!need(t, haveRedis(), "redis-server") || !(await openBrowser(t))) return;
-  const server = await startServer(t, "-redis", await startRedis(t));
+checkWithRedis("the count goes on over a killed server", async (t, redis) => {
+  const server = await startServer(t, "-redis", redis);
   const proxy = await startProxy(t, server.address);
   const console = await openConsole(t, proxy, await openContext(t), { lossy: true });
   const burst = async (n) => {
@@ -89,8 +92,8 @@ test("with Redis, the count goes on over a killed server", { timeout: 4 * patien
   assert.equal((await console.lines("reply", "number")).at(-1), "3,502");
 });
 
-check("a drained server is waited for", async (t) => {
-  const server = await startServer(t, "-drain-timeout", "1s");
+checkWithRedis("a drained server is waited for", async (t, redis) => {
+  const server = await startServer(t, "-redis", redis, "-drain-timeout", "2s");
   const console = await openConsole(t, server, await openContext(t), { lossy: true });
   await console.send("before");
   await console.sees("#count", "1");
@@ -98,11 +101,27 @@ check("a drained server is waited for", async (t) => {
   await console.sees("#state", "Connection lost");
   await console.sees("#notice", /^Connecting again in/);
   assert.match((await console.lines("warn")).join(), /bye at 1, server_shutdown, come back in/);
-  await server.start(); // without a store it has forgotten the session
-  await console.sees("#state", "Connected");
-  await console.sees("#notice", /is at 0 where it had answered 1/);
+  await server.start();
   await console.send("after");
+  await console.sees("#count", "2");
+  await console.sees("#state", "Connected");
+});
+
+check("what the server has forgotten is said", async (t) => {
+  const server = await startServer(t);
+  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+  await console.send("before");
   await console.sees("#count", "1");
+  await server.kill(); // without a store
+  await server.start();
+  await console.sees("#notice", /is at 0 where it had answered 1/);
+  await console.sees("#count", "0");
+
+  await console.press("Disconnect");
+  await server.kill();
+  await server.start();
+  await console.page.reload();
+  await console.sees("#notice", /did not know this session any more/);
 });
 
 check("a second tab takes the session over", async (t) => {

@@ -1,6 +1,6 @@
 // The console: one session, counted by the server that this page came from.
 import { Log } from "./log.js";
-import { Turnstile } from "./turnstile.js";
+import { flawOf, Turnstile } from "./turnstile.js";
 import { watch } from "./watch.js";
 
 const $ = (id) => document.getElementById(id);
@@ -114,24 +114,15 @@ function send(text) {
   });
 }
 
-const flaws = {
-  blank: () => "Nothing but white space does not count, and gets no answer.",
-  long: (bytes) => `${number.format(bytes)} bytes: the server takes ${number.format(65536)} at most.`,
-};
-
-/** What is wrong with a text, as far as it can be known before it is sent. */
-function flawOf(text) {
-  const bytes = new TextEncoder().encode(text).length;
-  if (bytes > 65536) return flaws.long(bytes);
-  return text.trim() === "" ? flaws.blank() : "";
-}
-
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value;
-  $("flaw").textContent = flawOf(text);
-  if ($("flaw").textContent) return;
-  if (text.trim().toLowerCase() === "goodbye") sayGoodbye();
+  const flaw = flawOf(text);
+  if (flaw && flaw.code !== "goodbye") {
+    $("flaw").textContent = flaw.message;
+    return;
+  }
+  if (flaw) sayGoodbye();
   else send(text);
   $("text").value = "";
   log.follow();

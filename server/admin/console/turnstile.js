@@ -162,8 +162,8 @@ export class Turnstile extends EventTarget {
    * @returns {Promise<number>} its count; rejected with a TurnstileError if it has none
    */
   send(text) {
-    const flaw = this.#flawOf(text);
-    if (flaw) return Promise.reject(flaw);
+    const obstacle = this.#obstacleTo(text);
+    if (obstacle) return Promise.reject(obstacle);
     return new Promise((resolve, reject) => {
       this.#unanswered.push({ text, sentAt: 0, tries: 0, resolve, reject });
       this.#flush();
@@ -201,12 +201,9 @@ export class Turnstile extends EventTarget {
   }
 
   /** @param {string} text */
-  #flawOf(text) {
-    const most = this.#options.maxMessage;
-    if (typeof text !== "string") return new TypeError(`a message is a string, not ${typeof text}`);
-    if (blank.test(text)) return new TurnstileError("blank", "a message of nothing but white space does not count");
-    if (farewell.test(text)) return new TurnstileError("goodbye", "this word ends the connection and does not count: use goodbye()");
-    if (text.length * 3 > most && new TextEncoder().encode(text).length > most) return new TurnstileError("too_long", `a message has at most ${most} bytes`);
+  #obstacleTo(text) {
+    const flaw = flawOf(text, this.#options.maxMessage);
+    if (flaw) return flaw;
     if (this.#unanswered.length >= this.#options.maxUnanswered) return new TurnstileError("too_many", `${this.#unanswered.length} messages wait for their answer already`);
     if (this.#leaving) return new TurnstileError("ended", "goodbye() was called before");
     return null;
@@ -429,6 +426,20 @@ export class Turnstile extends EventTarget {
     const { storage, storageKey } = this.#options;
     storage?.setItem(storageKey, JSON.stringify({ session_id: this.#sessionId, owner: this.#owner }));
   }
+}
+
+/**
+ * Why a text is no message that counts: "blank", "goodbye" or "too_long"; null if it is one.
+ * @param {string} text
+ * @param {number} [maxMessage] bytes, in UTF-8
+ */
+export function flawOf(text, maxMessage = defaults.maxMessage) {
+  if (typeof text !== "string") return new TypeError(`a message is a string, not ${typeof text}`);
+  if (blank.test(text)) return new TurnstileError("blank", "nothing but white space does not count, and gets no answer");
+  if (farewell.test(text)) return new TurnstileError("goodbye", "this word ends the connection and does not count: use goodbye()");
+  if (text.length * 3 <= maxMessage) return null; // a UTF-16 unit takes three bytes at most
+  const bytes = new TextEncoder().encode(text).length;
+  return bytes > maxMessage ? new TurnstileError("too_long", `it has ${bytes} bytes, of at most ${maxMessage}`) : null;
 }
 
 /** The object that text is the JSON of, or an empty one. @param {any} text */

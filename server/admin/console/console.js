@@ -170,8 +170,8 @@ function showWhole(entry) {
 }
 
 function showSize(size) {
-  $("log-empty").hidden = size > 0;
-  $("log-size").textContent = size === 0 ? "none yet" : `the last ${number.format(size)}`;
+  $("log-empty").hidden = size > 2; // what a connection by itself brings
+  $("log-size").textContent = `${number.format(size)} ${size === 1 ? "line" : "lines"}`;
 }
 
 /* The picture: once for each frame of the screen, however much has come. */
@@ -253,7 +253,7 @@ function turn(count) {
 function paintSlowly() {
   const sorted = [...roundTrips].sort((a, b) => a - b);
   say($("rtt"), duration(roundTrips.at(-1)) || "–");
-  say($("rtt-of"), number.format(sorted.length));
+  say($("rtt-of"), sorted.length === 0 ? "median" : `median of ${number.format(sorted.length)}`);
   say($("rtt-median"), duration(sorted[Math.floor(sorted.length / 2)]) || "–");
   say($("rtt-high"), duration(sorted[Math.ceil(sorted.length * 0.99) - 1]) || "–");
   const title = client.sessionId ? `${number.format(client.count)} · Turnstile` : "Turnstile";

@@ -93,10 +93,10 @@ metrics: ## Print the metrics of the colours that run (TEXT=active: the lines wi
 	@scripts/metrics.sh "$(TEXT)"
 
 .PHONY: test
-test: deps check race plain test-integration unfenced fuzz ## Install what the tests need and run all of them
+test: deps check race plain test-integration unfenced browser fuzz ## Install what the tests need and run all of them
 
 .PHONY: deps
-deps: ## Install what the tests need: Debian packages, foreign WebSocket clients
+deps: ## Install what the tests need: Redis, nginx, Chromium and more from Debian, foreign WebSocket clients
 	@scripts/test-deps.sh
 
 .PHONY: check
@@ -127,6 +127,11 @@ handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of 
 .PHONY: unfenced
 unfenced: ## See that the chaos test notices when commits do not look who owns the session
 	$(GO) test -count=1 -tags unfenced -run TestChaos/single -v ./server
+
+.PHONY: browser
+browser: build ## Try the console in a real browser, and its client module under Node
+	@if command -v node >/dev/null; then node --test --test-reporter=spec server/admin/browsertest/*.test.mjs; \
+	else echo "node is not installed: the console is not tried; see make deps"; test "$$CI" != true; fi
 
 .PHONY: fuzz
 fuzz: ## Fuzz each target for FUZZTIME (100000x executions)

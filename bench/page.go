@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"embed"
 	"html/template"
+
+	"turnstile/server/admin/uplot"
 )
 
 // The page is one file: style, charts and data are within it.
@@ -26,8 +28,8 @@ func (r *report) page(data []byte) ([]byte, error) {
 	err := pageTemplate.Execute(&out, map[string]any{
 		"Report":    r,
 		"Data":      template.JS(data), // encoding/json escapes what would end a script
-		"ChartsJS":  template.JS(read("uPlot.iife.min.js")),
-		"ChartsCSS": template.CSS(read("uPlot.min.css")),
+		"ChartsJS":  template.JS(uplot.Script),
+		"ChartsCSS": template.CSS(uplot.Style),
 		"Script":    template.JS(read("report.js")),
 		"Style":     template.CSS(read("report.css")),
 		"Number":    number,

@@ -15,8 +15,14 @@ readonly manifest=server/testdata/clients/package.json
 # Debian's interpreter, whatever is first on PATH, and only Debian's modules.
 have_websockets() { /usr/bin/python3 -I -c 'import websockets.legacy.client' 2>/dev/null; }
 
-# install_ws puts whole directories into place, so what is there is complete.
-have_ws() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$clients/package.json"; }
+# From 18 on, which Debian 12 and Ubuntu 24.04 have.
+have_node() { node -e 'process.exitCode = Number(parseInt(process.versions.node) < 18)' 2>/dev/null; }
+
+# Under any name that the tests look for (server/admin/browsertest/browser.mjs).
+have_chromium() { have_command chromium || have_command chromium-browser || have_command google-chrome; }
+
+# install_npm puts whole directories into place, so what is there is complete.
+have_npm_packages() { [[ -d $clients/node_modules/ws ]] && cmp -s "$manifest" "$clients/package.json"; }
 
 missing_packages() {
 	have_websockets || echo python3-websockets
@@ -25,11 +31,12 @@ missing_packages() {
 	have_command nginx || echo nginx-light
 	have_command shellcheck || echo shellcheck
 	have_command systemd-analyze || echo systemd
-	have_command node || echo nodejs
-	have_command npm || have_ws || echo npm
+	have_node || echo nodejs
+	have_command npm || have_npm_packages || echo npm
+	have_chromium || echo chromium
 }
 
-install_ws() {
+install_npm() {
 	local stage
 	stage=$(mktemp -d "$clients.XXXXXX")
 	cp "$manifest" "$stage/package.json"
@@ -48,14 +55,14 @@ if ((${#packages[@]} > 0)) && can_install; then
 	install_packages "${packages[@]}" >>"$log" 2>&1
 	mapfile -t packages < <(missing_packages)
 fi
-if ! have_ws && have_command npm; then
+if ! have_npm_packages && have_command npm; then
 	echo "test-deps: installing the npm packages of $manifest"
-	install_ws >>"$log" 2>&1
+	install_npm >>"$log" 2>&1
 fi
 
 advice=()
 ((${#packages[@]} == 0)) || advice+=("Debian's ${packages[*]} (as root: apt-get install ${packages[*]})")
-have_ws || advice+=("the npm packages of $manifest (run this again with npm and a network)")
+have_npm_packages || advice+=("the npm packages of $manifest (run this again with npm and a network)")
 ((${#advice[@]} > 0)) || exit 0
 printf -v text '%s, and ' "${advice[@]}"
 echo "test-deps: missing: ${text%, and }; the log of what was tried is $log" >&2

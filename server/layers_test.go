@@ -13,15 +13,16 @@ import (
 // mayImport is the table of DESIGN.md: who may import whom, within the project
 // and of the libraries that have one importer.
 var mayImport = map[string][]string{
-	"turnstile/netpoll":          {"github.com/mailru/easygo/netpoll"},
-	"turnstile/proto":            {"github.com/gobwas/ws"},
-	"turnstile/metrics":          {"github.com/VictoriaMetrics/metrics"},
-	"turnstile/server/session":   {"turnstile/metrics", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
-	"turnstile/server/admin":     {},
-	"turnstile/server/handover":  {},
-	"turnstile/server/redistest": {"github.com/redis/go-redis/v9"}, // for tests
-	"turnstile/server/oracle":    {"turnstile/proto"},              // for tests
-	"turnstile/bench":            {"turnstile/netpoll", "turnstile/proto", "github.com/HdrHistogram/hdrhistogram-go"},
+	"turnstile/netpoll":            {"github.com/mailru/easygo/netpoll"},
+	"turnstile/proto":              {"github.com/gobwas/ws"},
+	"turnstile/metrics":            {"github.com/VictoriaMetrics/metrics"},
+	"turnstile/server/session":     {"turnstile/metrics", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
+	"turnstile/server/admin":       {"turnstile/server/admin/uplot"},
+	"turnstile/server/admin/uplot": {},
+	"turnstile/server/handover":    {},
+	"turnstile/server/redistest":   {"github.com/redis/go-redis/v9"}, // for tests
+	"turnstile/server/oracle":      {"turnstile/proto"},              // for tests
+	"turnstile/bench":              {"turnstile/netpoll", "turnstile/proto", "turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server": {
 		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/admin", "turnstile/server/handover",
 		"github.com/rs/zerolog",

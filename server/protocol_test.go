@@ -221,7 +221,8 @@ func TestPlainHTTP(t *testing.T) {
 		}
 	}
 	f("/", 200, "text/html", "<title>Turnstile")
-	f("/console.js", 200, "text/javascript", "message-counter.v2")
+	f("/console.js", 200, "text/javascript", "turnstile.js")
+	f("/turnstile.js", 200, "text/javascript", "message-counter.v2")
 	f("/console.css", 200, "text/css", "")
 	for _, slash := range []string{"", "/"} {
 		f("/healthz"+slash, 200, "application/json", `"status":"healthy"`)

@@ -3,13 +3,10 @@
 package admin
 
 import (
-	"embed"
 	"encoding/json"
 	"io"
-	"io/fs"
 	"net/http"
 	"net/http/pprof"
-	"strings"
 	"time"
 )
 
@@ -24,21 +21,11 @@ type Config struct {
 	Metrics func(io.Writer)
 }
 
-//go:embed console
-var console embed.FS
-
 // Handler serves every path of the public port that is no WebSocket endpoint.
 // Each path is there with and without its last slash.
 func Handler(config Config) http.Handler {
-	pages, err := fs.Sub(console, "console")
-	if err != nil {
-		panic("BUG: " + err.Error())
-	}
 	mux := http.NewServeMux()
-	files := secured(http.FileServerFS(pages))
-	mux.Handle("/{$}", files)
-	mux.Handle("/console.js", files)
-	mux.Handle("/console.css", files)
+	handleConsole(mux)
 	handle(mux, "/healthz", config.healthz)
 	handle(mux, "/readyz", config.readyz)
 	handle(mux, "/metrics", config.metrics)
@@ -61,27 +48,6 @@ func readOnly(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
-}
-
-// secured keeps the page to what comes from this server.
-func secured(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h := w.Header()
-		// Safari before 15.4 does not take ws: to be part of 'self'.
-		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self' ws://"+host(r)+" wss://"+host(r)+"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
-		h.Set("Cache-Control", "no-cache")
-		next.ServeHTTP(w, r)
-	})
-}
-
-// host is the request's Host where it is safe inside a header value.
-func host(r *http.Request) string {
-	if strings.ContainsAny(r.Host, " ;,'\"") {
-		return "localhost"
-	}
-	return r.Host
 }
 
 func notFound(w http.ResponseWriter, _ *http.Request) {

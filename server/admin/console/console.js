@@ -1,81 +1,276 @@
-// The console: one session, counted by the server at this address.
+// The console: one session, counted by the server that this page came from.
+import { Log } from "./log.js";
+import { flawOf, Turnstile } from "./turnstile.js";
+import { watch } from "./watch.js";
+
 const $ = (id) => document.getElementById(id);
-const SHOWN = 500; // lines kept in the log
-const url = new URL("/ws/chat/", location.href.replace(/^http/, "ws"));
+const client = new Turnstile({ storage: storage() });
+const log = new Log({ view: $("log"), newest: $("newest"), onOpen: showWhole, onDraw: showSize });
+const number = new Intl.NumberFormat("en");
 
-let socket = null;
-let sent = []; // when each message still without an answer was sent
-
-function line(mark, text, note = false) {
-  const item = document.createElement("li");
-  const time = document.createElement("time");
-  time.textContent = new Date().toISOString().slice(11, 23);
-  const sign = document.createElement("span");
-  sign.textContent = mark;
-  const body = document.createElement("span");
-  body.textContent = text;
-  body.className = note ? "note" : "";
-  item.append(time, sign, body);
-  $("log").prepend(item);
-  while ($("log").childElementCount > SHOWN) $("log").lastElementChild.remove();
-}
-
-function show(state, text) {
-  $("state").className = state;
-  $("state").textContent = text;
-  const open = state === "open";
-  $("form").querySelector("[type=submit]").disabled = !open;
-  $("leave").disabled = !open;
-  $("resume").disabled = open || !remembered();
-}
-
-function remembered() {
-  return sessionStorage.getItem("session");
-}
-
-function connect(session) {
-  if (socket) { socket.onclose = null; socket.onmessage = null; socket.close(); }
-  const target = new URL(url);
-  if (session) target.searchParams.set("session_id", session);
-  show("", "connecting…");
-  sent = [];
-  socket = new WebSocket(target, "message-counter.v2");
-  socket.onopen = () => show("open", "connected");
-  socket.onmessage = (event) => receive(event.data);
-  socket.onclose = (event) => {
-    const why = `closed, code ${event.code}${event.reason ? ` (${event.reason})` : ""}`;
-    line("×", why, true);
-    show("closed", why);
-  };
-}
-
-function receive(data) {
-  const now = performance.now();
-  const frame = JSON.parse(data);
-  line("↓", data);
-  if (frame.type === "session") {
-    sessionStorage.setItem("session", frame.session_id);
-    $("session").textContent = frame.session_id;
+/** The browser may forbid it, and then a reload starts a new session. */
+function storage() {
+  try {
+    return localStorage;
+  } catch {
+    return null;
   }
-  if ("count" in frame) $("count").textContent = frame.count;
-  if ("message" in frame) {
-    const at = sent.shift();
-    if (at !== undefined) $("rtt").textContent = `${(now - at).toFixed(1)} ms`;
+}
+
+// What the page shows besides what the client knows.
+let why; // it is closed
+let retryAt = 0; // when it connects again, by performance.now()
+let notice = { tone: "", text: "" };
+let asked; // the session that was asked for
+let unknown = 0; // messages that will never have an answer
+const roundTrips = []; // of the last replies, in ms
+
+/* The client's events. */
+
+client.addEventListener("state", ({ detail }) => {
+  why = detail.why;
+  retryAt = performance.now() + (detail.delay ?? 0);
+  if (detail.state === "connecting") asked = client.sessionId;
+  if (detail.state === "closed") notice = endings[why];
+  paint();
+});
+
+const endings = {
+  disconnected: { tone: "", text: "The session keeps its count. What you send meanwhile waits for it." },
+  goodbye: { tone: "", text: "The server has said goodbye. The session keeps its count." },
+  taken_over: { tone: "warn", text: "Another tab or client has resumed this session, and the newest wins. It is not taken back unasked." },
+  refused: { tone: "bad", text: "The server ended the connection for a reason that would come again: see the frames." },
+};
+
+client.addEventListener("session", ({ detail: { sessionId, count, resumed, counted, again } }) => {
+  if (counted + again > 0) {
+    notice = { tone: "good", text: `Resumed at ${number.format(count)}. Of the unanswered messages, ${number.format(counted)} had counted; ${number.format(again)} ${again === 1 ? "is" : "are"} sent again.` };
+  } else if (!resumed && asked && notice.tone !== "bad") {
+    notice = { tone: "warn", text: "The server did not know this session any more: it starts at 0." };
+  } else if (notice.tone !== "bad") {
+    notice = { tone: "", text: "" };
   }
+  if (!resumed) roundTrips.length = 0;
+  asked = sessionId;
+  paint();
+});
+
+client.addEventListener("lost", ({ detail: { seen, count } }) => {
+  notice = { tone: "bad", text: `The server is at ${number.format(count)} where it had answered ${number.format(seen)}: it has lost a part of this session.` };
+});
+
+client.addEventListener("sent", ({ detail: { text, again } }) => {
+  log.add({ at: new Date(), kind: "sent", mark: again ? "↻" : "↑", what: again ? "sent again" : "sent", text });
+});
+
+client.addEventListener("frame", ({ detail: { text, frame, roundTrip } }) => {
+  log.add({ at: new Date(), whole: text, ...lineOf(frame, text, roundTrip) });
+  if (roundTrip !== undefined) {
+    roundTrips.push(roundTrip);
+    if (roundTrips.length > 1000) roundTrips.shift();
+  }
+  paint();
+});
+
+client.addEventListener("close", ({ detail: { code, reason } }) => {
+  const text = `closed with ${code}${reason ? ` ${reason}` : ""}${code in meanings ? `: ${meanings[code]}` : ""}`;
+  log.add({ at: new Date(), kind: "bad", mark: "×", what: "close", text });
+});
+
+const meanings = {
+  1006: "without a word",
+  1008: "too many messages a second",
+  1009: "a message was too long for the server",
+  1013: "the store of the sessions is out of reach",
+};
+
+/** How a frame looks as a line. */
+function lineOf(frame, text, roundTrip) {
+  if ("message" in frame) return { kind: "reply", mark: "↓", what: "reply", count: number.format(frame.count), text: frame.message, roundTrip: duration(roundTrip) };
+  if (frame.type === "heartbeat") return { kind: "beat", mark: "♥\ufe0e", what: "heartbeat", text: `heartbeat ${frame.ts.slice(11)}` };
+  if (frame.type === "session") return { kind: "good", mark: "●", what: "session", text: `${frame.resumed ? "resumed" : "new"} session at ${number.format(frame.count)}` };
+  if (frame.bye) {
+    const wait = frame.retry_after_ms === undefined ? "" : `, come back in ${duration(frame.retry_after_ms)}`;
+    return { kind: "warn", mark: "○", what: "bye", text: `bye at ${number.format(frame.total)}${frame.reason ? `, ${frame.reason}` : ""}${wait}` };
+  }
+  return { kind: "warn", mark: "!", what: "frame", text: frame.error ?? text };
+}
+
+/** Milliseconds as people read them. */
+function duration(ms) {
+  if (ms === undefined) return "";
+  if (ms < 10) return `${ms.toFixed(1)} ms`;
+  return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`;
+}
+
+/* What the person does. */
+
+function send(text) {
+  client.send(text).catch((error) => {
+    if (error.code === "abandoned") return;
+    unknown++;
+    notice = { tone: "bad", text: `${number.format(unknown)} ${unknown === 1 ? "message has" : "messages have"} no count. The last one: ${error.message}.` };
+    paint();
+  });
 }
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value;
-  if (!socket || socket.readyState !== WebSocket.OPEN) return;
-  socket.send(text);
-  line("↑", text);
-  const word = text.trim().toLowerCase();
-  if (word !== "" && word !== "goodbye") sent.push(performance.now());
+  const flaw = flawOf(text);
+  if (flaw && flaw.code !== "goodbye") {
+    $("flaw").textContent = flaw.message;
+    return;
+  }
+  if (flaw) sayGoodbye();
+  else send(text);
   $("text").value = "";
+  log.follow();
+  paint();
 });
-$("leave").addEventListener("click", () => socket?.close(1000));
-$("resume").addEventListener("click", () => connect(remembered()));
-$("fresh").addEventListener("click", () => { $("count").textContent = "0"; connect(null); });
 
-connect(remembered());
+$("text").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $("form").requestSubmit();
+});
+$("text").addEventListener("input", () => { $("flaw").textContent = ""; });
+
+$("burst").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const n = $("burst-size").valueAsNumber;
+  for (let i = 1; i <= n; i++) send(`burst ${i} of ${n}`);
+  log.follow();
+  paint();
+});
+
+function sayGoodbye() { client.goodbye().catch(() => {}); } // how it ends, the state tells
+
+$("connect").addEventListener("click", () => { client.connect(); $("text").focus(); });
+$("disconnect").addEventListener("click", () => client.disconnect());
+$("goodbye").addEventListener("click", sayGoodbye);
+$("fresh").addEventListener("click", () => {
+  unknown = 0;
+  notice = { tone: "", text: "" };
+  client.newSession();
+  $("text").focus();
+});
+$("clear").addEventListener("click", () => log.clear());
+$("copy").addEventListener("click", async () => {
+  await navigator.clipboard.writeText(client.sessionId);
+  $("copy").textContent = "Copied";
+  setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
+});
+addEventListener("online", () => { if (client.state === "waiting") client.connect(); });
+
+function showWhole(entry) {
+  $("detail-title").textContent = `${entry.what}, ${entry.at.toISOString()}`;
+  $("detail-text").textContent = entry.whole ?? entry.text;
+  $("detail").showModal();
+}
+
+function showSize(size) {
+  $("log-empty").hidden = size > 2; // what a connection by itself brings
+  $("log-size").textContent = `${number.format(size)} ${size === 1 ? "line" : "lines"}`;
+}
+
+/* The picture: once for each frame of the screen, however much has come. */
+
+let scheduled = false;
+
+function paint() {
+  if (scheduled) return;
+  scheduled = true;
+  requestAnimationFrame(() => {
+    scheduled = false;
+    paintNow();
+  });
+}
+
+function paintNow() {
+  const { state, count, sessionId, unanswered } = client;
+  const text = number.format(count);
+  $("session-card").dataset.state = why === "taken_over" ? why : state;
+  $("count").textContent = text;
+  $("count").style.setProperty("--digits", Math.max(text.length, 4));
+  $("session").textContent = sessionId ?? "–";
+  $("copy").disabled = !sessionId;
+  $("unanswered").textContent = number.format(unanswered);
+  turn(count);
+  say($("state"), headline(state));
+  paintNotice(state, unanswered);
+  paintActions(state, sessionId);
+}
+
+function headline(state) {
+  if (state === "open") return "Connected";
+  if (state === "connecting") return "Connecting…";
+  if (state === "waiting") return "Connection lost";
+  return { goodbye: "Goodbye", taken_over: "Taken over", refused: "Refused" }[why] ?? "Disconnected";
+}
+
+function paintNotice(state, unanswered) {
+  let { tone, text } = notice;
+  if (state === "waiting") {
+    const left = Math.max(retryAt - performance.now(), 0) / 1000;
+    const kept = unanswered === 0 ? "" : ` ${number.format(unanswered)} unanswered ${unanswered === 1 ? "message waits" : "messages wait"}: what has not counted is sent again.`;
+    [tone, text] = ["warn", `Connecting again in ${left.toFixed(1)} s.${kept}`];
+  }
+  $("notice").hidden = !text;
+  $("notice").dataset.tone = tone;
+  $("notice").ariaLive = state === "waiting" ? "off" : "polite"; // nobody wants the seconds read out
+  say($("notice"), text);
+}
+
+function paintActions(state, sessionId) {
+  const off = state === "closed" || state === "waiting";
+  const held = document.activeElement;
+  $("connect").hidden = !off;
+  say($("connect"), state === "waiting" ? "Connect now" : why === "taken_over" ? "Take it back" : sessionId ? "Resume" : "Connect");
+  $("disconnect").hidden = state === "closed";
+  say($("disconnect"), state === "waiting" ? "Stop trying" : "Disconnect");
+  $("goodbye").hidden = state !== "open";
+  if (held.hidden) (off ? $("connect") : $("disconnect")).focus(); // who is on a button that goes stays among them
+}
+
+/** Sets a text where it changes, so that it is not read out again. */
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+let turned = 0;
+let angle = 0;
+
+/** A third of a turn for each message, and no more than one turn at a time. */
+function turn(count) {
+  if (count === turned) return;
+  angle += 120 * Math.min(Math.max(count - turned, 0), 3);
+  turned = count;
+  $("arms").style.transform = `rotate(${angle}deg)`;
+}
+
+/** What is costly, or would be too much to listen to. */
+function paintSlowly() {
+  const sorted = [...roundTrips].sort((a, b) => a - b);
+  say($("rtt"), duration(roundTrips.at(-1)) || "–");
+  say($("rtt-of"), sorted.length === 0 ? "median" : `median of ${number.format(sorted.length)}`);
+  say($("rtt-median"), duration(sorted[Math.floor(sorted.length / 2)]) || "–");
+  say($("rtt-high"), duration(sorted[Math.ceil(sorted.length * 0.99) - 1]) || "–");
+  const title = client.sessionId ? `${number.format(client.count)} · Turnstile` : "Turnstile";
+  if (document.title !== title) document.title = title;
+}
+
+let announced = 0;
+
+function announce() {
+  if (client.count === announced) return;
+  announced = client.count;
+  $("said").textContent = `${number.format(announced)} counted, ${number.format(client.unanswered)} unanswered`;
+}
+
+$("copy").hidden = !navigator.clipboard;
+setInterval(() => { if (client.state === "waiting") paint(); }, 100); // the seconds left
+setInterval(paintSlowly, 250);
+setInterval(announce, 3000);
+client.connect();
+watch();

@@ -1,0 +1,280 @@
+// The console in a real browser, on the real server.
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { after, test } from "node:test";
+import { closeBrowser, openBrowser, openConsole, openContext } from "./browser.mjs";
+import { eventually, haveNginx, haveRedis, host, need, patience, startNginx, startProxy, startRedis, startServer } from "./parts.mjs";
+
+after(closeBrowser);
+
+/** A test in a browser. */
+function check(name, run) {
+  test(name, { timeout: 4 * patience }, async (t) => { if (await openBrowser(t)) await run(t); });
+}
+
+function checkWithRedis(name, run) {
+  check(name, async (t) => { if (need(t, haveRedis(), "redis-server")) await run(t, await startRedis(t)); });
+}
+
+check("connect, send, count", async (t) => {
+  const server = await startServer(t, "-heartbeat", "2s");
+  const console = await openConsole(t, server, await openContext(t));
+  await console.sees("#state", "Connected");
+  await console.sees("#session", /^[0-9a-f-]{36}$/);
+  await console.sees("#count", "0");
+  for (const text of ["one", "two", "three"]) await console.send(text);
+  await console.sees("#count", "3");
+  await console.sees("#rtt", /^[\d.]+ m?s$/);
+  await eventually("the replies are lines", async () => (await console.lines("reply", "number")).join() === "1,2,3");
+  assert.deepEqual(await console.lines("reply"), ["one", "two", "three"]);
+  await eventually("a heartbeat is a line", async () => (await console.lines("beat")).some((text) => text.startsWith("heartbeat ")));
+
+  await console.send(" \n ");
+  await console.sees("#flaw", /white space/);
+  await console.send("x".repeat(65_537));
+  await console.sees("#flaw", /65537 bytes, of at most 65536/);
+  await console.sees("#count", "3");
+
+  await console.press("Disconnect");
+  await console.sees("#state", "Disconnected");
+  assert.equal(await console.page.evaluate(() => document.activeElement.id), "connect", "the focus goes where the next step is");
+  await console.press("Resume");
+  await console.sees("#state", "Connected");
+
+  await console.send("Goodbye");
+  await console.sees("#state", "Goodbye");
+  await console.press("Resume");
+  await console.sees("#state", "Connected");
+  await console.sees("#count", "3");
+  const session = await console.text("#session");
+  await console.page.reload();
+  await console.sees("#session", session);
+  await console.sees("#count", "3");
+  await console.press("New session");
+  await console.sees("#count", "0");
+  assert.notEqual(await console.text("#session"), session);
+});
+
+checkWithRedis("the count goes on over a killed server", async (t, redis) => {
+  const server = await startServer(t, "-redis", redis);
+  const proxy = await startProxy(t, server.address);
+  const console = await openConsole(t, proxy, await openContext(t), { lossy: true });
+  const burst = async (n) => {
+    await console.page.fill("#burst-size", String(n));
+    await console.press("Send burst");
+  };
+  await burst(200);
+  await console.sees("#count", "200");
+
+  // The server counts 300 more, and is killed before the page hears of it.
+  proxy.deaf = true;
+  await burst(300);
+  await eventually("the server has counted them", async () => (await server.metric("websocket_messages_total")) === 500);
+  await server.kill();
+  proxy.deaf = false;
+  await console.sees("#state", "Connection lost");
+  await console.send("while it was away");
+  await console.send("and another one");
+  await server.start();
+  await console.sees("#count", "502");
+  await console.sees("#notice", "Resumed at 500. Of the unanswered messages, 300 had counted; 0 are sent again.");
+  await eventually("the last replies are lines", async () => (await console.lines("reply")).slice(-2).join() === "while it was away,and another one");
+
+  // And in the middle of a burst, wherever that finds it.
+  await burst(3000);
+  await console.sees("#count", /^[1-9],/);
+  await server.kill();
+  await console.sees("#state", "Connection lost");
+  await server.start();
+  await console.sees("#unanswered", "0");
+  await eventually("the last reply is a line", async () => (await console.lines("reply")).at(-1) === "burst 3000 of 3000");
+  assert.equal((await console.lines("reply", "number")).at(-1), "3,502");
+});
+
+checkWithRedis("a drained server is waited for", async (t, redis) => {
+  const server = await startServer(t, "-redis", redis, "-drain-timeout", "2s");
+  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+  await console.send("before");
+  await console.sees("#count", "1");
+  await server.stop("SIGTERM");
+  await console.sees("#state", "Connection lost");
+  await console.sees("#notice", /^Connecting again in/);
+  assert.match((await console.lines("warn")).join(), /bye at 1, server_shutdown, come back in/);
+  await server.start();
+  await console.send("after");
+  await console.sees("#count", "2");
+  await console.sees("#state", "Connected");
+});
+
+check("what the server has forgotten is said", async (t) => {
+  const server = await startServer(t);
+  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+  await console.send("before");
+  await console.sees("#count", "1");
+  await server.kill(); // without a store
+  await server.start();
+  await console.sees("#notice", /is at 0 where it had answered 1/);
+  await console.sees("#count", "0");
+
+  await console.press("Disconnect");
+  await server.kill();
+  await server.start();
+  await console.page.reload();
+  await console.sees("#notice", /did not know this session any more/);
+});
+
+check("a second tab takes the session over", async (t) => {
+  const server = await startServer(t);
+  const context = await openContext(t);
+  const first = await openConsole(t, server, context);
+  await first.send("mine");
+  await first.sees("#count", "1");
+  const second = await openConsole(t, server, context);
+  await second.sees("#session", await first.text("#session"));
+  await first.sees("#state", "Taken over");
+  await first.sees("#notice", /newest wins/);
+  await second.send("yours");
+  await second.sees("#count", "2");
+  await first.press("Take it back");
+  await first.sees("#count", "2");
+  await second.sees("#state", "Taken over");
+});
+
+check("text from the network stays text", async (t) => {
+  const server = await startServer(t);
+  const console = await openConsole(t, server, await openContext(t));
+  const hostile = [
+    "<img src=x onerror=document.title='hurt'>", "</span><script>document.title='hurt'</script>", "&lt;b&gt; \" ' `",
+    "\u{1f600}\u{10ffff} e\u0301\u0301\u0301", "\u202e\u05e9\u05dc\u05d5\u05dd \u2066 right to left", "\u0001\u0007\u001b[31m", `${"é".repeat(32_760)}<b>bold</b>`,
+  ];
+  for (const text of hostile) await console.send(text);
+  await console.sees("#count", String(hostile.length));
+  await eventually("the replies are lines", async () => (await console.lines("reply")).length === hostile.length);
+  const lines = await console.lines("reply");
+  hostile.forEach((text, i) => assert.equal(lines[i], text.length > 400 ? `${text.slice(0, 400)}…` : text));
+  assert.equal(await console.page.locator("#log :is(img, script, b)").count(), 0);
+  assert.match(await console.page.title(), /Turnstile$/);
+
+  await console.page.locator(".row.reply").last().click();
+  const whole = JSON.parse(await console.text("#detail-text"));
+  assert.equal(whole.message, hostile.at(-1));
+});
+
+check("bursts of thousands leave the page quick, and the log within bounds", async (t) => {
+  const server = await startServer(t);
+  const console = await openConsole(t, server, await openContext(t));
+  await console.sees("#state", "Connected");
+  await console.page.fill("#burst-size", "6000");
+  await console.press("Send burst");
+  await console.sees("#count", "6,000");
+  await console.sees("#log-size", /^[\d,]+ lines$/);
+  const kept = Number((await console.text("#log-size")).replace(/\D/g, ""));
+  assert.ok(kept > 2_000 && kept <= 10_000, `${kept} lines are kept`);
+  assert.ok(await console.page.locator(".row").count() < 100, "only what is in sight is drawn");
+  await eventually("the newest is in sight", async () => (await console.lines("reply", "number")).at(-1) === "6,000");
+
+  // By keyboard: up from the newest, one whole, and back.
+  await console.page.focus("#log");
+  await console.page.keyboard.press("ArrowUp");
+  await console.page.keyboard.press("ArrowUp");
+  await console.page.keyboard.press("Enter");
+  assert.equal(JSON.parse(await console.text("#detail-text")).count, 5_999);
+  await console.page.keyboard.press("Escape");
+  await console.send("one more");
+  await console.sees("#count", "6,001");
+  await eventually("it follows again", async () => (await console.lines("reply", "number")).at(-1) === "6,001");
+});
+
+check("the charts draw what happens", async (t) => {
+  const server = await startServer(t);
+  const context = await openContext(t);
+  const console = await openConsole(t, server, context);
+  await console.sees("#watch-state", /workers? · room for/);
+  await console.sees("#health", /healthy$/);
+  await console.sees("#readiness", /ready$/);
+  const chart = (title) => console.page.locator(".chart", { has: console.page.getByRole("heading", { name: title, exact: true }) });
+  await eventually("all have a plot", async () => (await console.page.locator(".chart canvas").count()) === 8);
+  assert.match(await chart("Connections").locator(".legend").textContent(), /^1 open/);
+  const inks = () => chart("Messages").locator("canvas").evaluate((canvas) => {
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let n = 0;
+    for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 200 && data[i + 2] > data[i] + 80) n++;
+    return n;
+  });
+  await console.page.fill("#burst-size", "300");
+  let highest = 0;
+  await eventually("messages a second show", async () => {
+    await console.press("Send burst");
+    highest = Math.max(highest, Number.parseFloat((await chart("Messages").locator(".legend b").textContent()).replace(/,/g, "")) || 0);
+    return highest > 50 && (await inks()) > 100;
+  });
+  await eventually("latency has percentiles", async () => /\d [µm]?s p50.*\d [µm]?s p99/.test(await chart("Message latency").locator(".legend").textContent()));
+});
+
+check("where nginx hides the metrics the page says so, and the rest works", async (t) => {
+  if (!need(t, haveNginx(), "nginx")) return;
+  const nginx = await startNginx(t, (await startServer(t)).address);
+  const console = await openConsole(t, nginx, await openContext(t), { lossy: true });
+  await console.sees("#absent-text", /\/metrics\/ answered HTTP 403/);
+  assert.ok(await console.page.isHidden("#charts"));
+  await console.send("all the same");
+  await console.sees("#count", "1");
+  await console.sees("#health", /healthy$/);
+});
+
+check("dark, light, narrow: nothing is cut off, and all has a name", async (t) => {
+  const server = await startServer(t);
+  for (const options of [{ colorScheme: "dark" }, { viewport: { width: 360, height: 740 } }, { viewport: { width: 1440, height: 900 }, reducedMotion: "reduce" }]) {
+    const console = await openConsole(t, server, await openContext(t, options));
+    await console.send("a message that is rather long, so that its line has to end somewhere within the page");
+    await console.sees("#count", "1");
+    const { wide, nameless } = await console.page.evaluate(() => ({
+      wide: document.documentElement.scrollWidth > innerWidth,
+      nameless: [...document.querySelectorAll("button, a, input, textarea")].filter((e) => e.checkVisibility() && !(e.textContent.trim() || e.labels?.length)).length,
+    }));
+    assert.equal(wide, false, `${JSON.stringify(options)}: wider than the window`);
+    assert.equal(nameless, 0, "controls without a name");
+    assert.match(await console.page.evaluate(() => getComputedStyle(document.body).backgroundColor), options.colorScheme === "dark" ? /^rgb\(19, / : /^rgb\(251, /);
+  }
+});
+
+check("the README's example works, on a page of another origin", async (t) => {
+  const readme = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
+  const [, example] = readme.match(/```js\n(import [^]*?)```/);
+  let module;
+  const other = createServer((incoming, answer) => {
+    const script = incoming.url === "/example.js";
+    answer.setHeader("Content-Type", script ? "text/javascript" : "text/html");
+    answer.end(script ? module : "<link rel=icon href=data:,><script type=module src=example.js></script>");
+  });
+  await new Promise((resolve) => other.listen(0, host, resolve));
+  t.after(() => { other.closeAllConnections(); other.close(); });
+  const origin = `${host}:${other.address().port}`;
+  const server = await startServer(t, "-origins", origin);
+  module = example.replaceAll("localhost:8000", server.address);
+  const page = await (await openContext(t)).newPage();
+  const said = [];
+  page.on("console", (message) => said.push(message.text()));
+  await page.goto(`http://${origin}/`);
+  await eventually("it has counted", () => said.includes("counted as 1"));
+  assert.deepEqual(said, ["connecting", "open", "counted as 1"]);
+});
+
+check("the policy holds", async (t) => {
+  const server = await startServer(t);
+  const context = await openContext(t);
+  const page = await context.newPage(); // not openConsole: here errors are wanted
+  await page.goto(server.page);
+  const blocked = await page.evaluate(() => new Promise((resolve) => {
+    const found = [];
+    document.addEventListener("securitypolicyviolation", (event) => { if (found.push(event.effectiveDirective) === 3) resolve(found.sort()); });
+    const script = document.createElement("script");
+    script.textContent = "window.hurt = true";
+    document.body.append(script);
+    document.body.append(Object.assign(document.createElement("img"), { src: "http://127.0.0.1:1/x.png" }));
+    fetch("http://127.0.0.1:1/").catch(() => {});
+  }));
+  assert.deepEqual(blocked, ["connect-src", "img-src", "script-src-elem"]);
+  assert.equal(await page.evaluate(() => window.hurt), undefined);
+});

@@ -1,0 +1,224 @@
+// The real parts that the tests run: Turnstile, redis-server, and a proxy that
+// cuts connections. Each ends with the test that started it.
+import assert from "node:assert/strict";
+import { spawn, spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { connect, createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+
+const root = new URL("../../../", import.meta.url);
+const binary = process.env.TURNSTILE_SERVER ?? fileURLToPath(new URL("bin/server", root));
+
+/** A loopback address of the tests' own: a port there is never the source port of somebody's connection to 127.0.0.1. */
+export const host = "127.0.0.79";
+
+/** Milliseconds that bound every wait; nothing waits for so long that works. */
+export const patience = 30_000;
+
+/** A package that scripts/test-deps.sh has installed, or undefined. */
+export function installed(name) {
+  try {
+    return createRequire(new URL(".cache/clients/", root))(name);
+  } catch (error) {
+    if (error.code !== "MODULE_NOT_FOUND") throw error;
+  }
+}
+
+/** Whether a part is there. Where it is not the test is skipped, or fails if CI=true. */
+export function need(t, part, what) {
+  if (part) return true;
+  const text = `missing: ${what}: run make deps`;
+  if (process.env.CI === "true") throw new Error(text);
+  t.skip(text);
+  return false;
+}
+
+/** Waits until condition() is true, looking again and again. */
+export async function eventually(what, condition) {
+  for (const deadline = Date.now() + patience; !(await condition());) {
+    assert.ok(Date.now() < deadline, `it did not come true: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+}
+
+/** Starts a server; its flags may be added to. */
+export async function startServer(t, ...flags) {
+  const server = new Server(flags);
+  t.after(() => server.kill());
+  await server.start();
+  return server;
+}
+
+class Server {
+  #flags;
+  #child;
+  #exited;
+  address = `${host}:0`;
+
+  constructor(flags) { this.#flags = flags; }
+
+  get url() { return `ws://${this.address}/ws/chat/`; }
+  get page() { return `http://${this.address}/`; }
+
+  /** Starts it, at the address that it had before if it had one. */
+  async start() {
+    const flags = ["-listen", this.address, "-log-format", "json", ...this.#flags];
+    const child = spawn(binary, flags, { stdio: ["ignore", "pipe", "inherit"] });
+    this.#child = child;
+    this.#exited = new Promise((resolve) => child.once("close", resolve));
+    const lines = createInterface({ input: child.stdout });
+    const started = new Promise((resolve, reject) => {
+      child.once("error", reject);
+      child.once("exit", (code) => reject(new Error(`the server ended with ${code}`)));
+      lines.on("line", (line) => {
+        const { event, listen } = JSON.parse(line);
+        if (event === "server_started") resolve(listen[0]);
+      });
+    });
+    this.address = await started;
+  }
+
+  /** One value of its /metrics/; name includes the labels. */
+  async metric(name) {
+    const text = await (await fetch(new URL("metrics/", this.page))).text();
+    const line = text.split("\n").find((line) => line.startsWith(`${name} `));
+    return Number(line.slice(name.length));
+  }
+
+  /** Ends it with a signal, and waits for that. */
+  async stop(signal) {
+    this.#child?.kill(signal);
+    await this.#exited;
+  }
+
+  kill() { return this.stop("SIGKILL"); }
+}
+
+export function haveRedis() { return spawnSync("redis-server", ["--version"]).status === 0; }
+
+export function haveNginx() { return spawnSync("nginx", ["-v"]).status === 0; }
+
+/** Starts a redis-server on a unix socket in a folder of its own; returns the value of -redis. */
+export async function startRedis(t) {
+  const dir = newFolder();
+  const socket = join(dir, "redis.sock");
+  startChild(t, "redis-server", ["--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""]);
+  await eventually("redis-server listens", () => answers({ path: socket }));
+  return `unix://${socket}`;
+}
+
+/** Starts an nginx in front of a server, that passes all on but its metrics. */
+export async function startNginx(t, target) {
+  const dir = newFolder();
+  const port = await freePort();
+  const address = `${host}:${port}`;
+  const temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((kind) => `${kind}_temp_path ${dir}/${kind};`);
+  writeFileSync(join(dir, "nginx.conf"), `daemon off; ${process.getuid() === 0 ? "user root;" : ""} pid ${dir}/pid; events {}
+    http {
+      access_log off; ${temp.join(" ")}
+      map $http_upgrade $upgrade_or_close { "" close; default upgrade; }
+      server {
+        listen ${address};
+        location /metrics { deny all; }
+        location / {
+          proxy_pass http://${target};
+          proxy_http_version 1.1;
+          proxy_set_header Host $http_host;
+          proxy_set_header Upgrade $http_upgrade;
+          proxy_set_header Connection $upgrade_or_close;
+        }
+      }
+    }`);
+  startChild(t, "nginx", ["-p", dir, "-e", join(dir, "error.log"), "-c", join(dir, "nginx.conf")], "SIGTERM"); // its worker ends with it
+  await eventually("nginx listens", () => answers({ host, port }));
+  return { address, page: `http://${address}/` };
+}
+
+/** A folder that goes when all that was started in it has ended. */
+function newFolder() {
+  const dir = mkdtempSync(join(tmpdir(), "console"));
+  process.once("exit", () => rmSync(dir, { recursive: true, force: true }));
+  return dir;
+}
+
+function startChild(t, command, args, signal = "SIGKILL") {
+  const child = spawn(command, args, { stdio: ["ignore", "ignore", "inherit"] });
+  const exited = new Promise((resolve) => child.once("close", resolve));
+  t.after(async () => {
+    child.kill(signal);
+    await exited;
+  });
+}
+
+/** Whether somebody listens there. */
+function answers(where) {
+  return new Promise((resolve) => {
+    const probe = connect(where, () => { probe.destroy(); resolve(true); });
+    probe.on("error", () => resolve(false));
+  });
+}
+
+function freePort() {
+  return new Promise((resolve) => {
+    const probe = createServer().listen(0, host, () => {
+      const { port } = probe.address();
+      probe.close(() => resolve(port));
+    });
+  });
+}
+
+/** Starts a proxy to target that can cut its connections and keep answers back. */
+export async function startProxy(t, target) {
+  const proxy = new Proxy(target);
+  t.after(() => proxy.close());
+  await proxy.listen();
+  return proxy;
+}
+
+class Proxy {
+  #target;
+  #pairs = new Set();
+  #server = createServer((client) => this.#join(client));
+  /** While true, what the server sends is lost; to be set back when the connections have been cut. */
+  deaf = false;
+  accepted = 0;
+
+  constructor(target) { this.#target = target; }
+
+  get address() { return `${host}:${this.#server.address().port}`; }
+  get url() { return `ws://${this.address}/ws/chat/`; }
+  get page() { return `http://${this.address}/`; }
+
+  listen() { return new Promise((resolve) => this.#server.listen(0, host, resolve)); }
+
+  #join(client) {
+    const [targetHost, port] = this.#target.split(":");
+    const server = connect(Number(port), targetHost);
+    const pair = [client, server];
+    this.accepted++;
+    this.#pairs.add(pair);
+    client.on("data", (chunk) => server.write(chunk));
+    server.on("data", (chunk) => { if (!this.deaf) client.write(chunk); });
+    for (const side of pair) {
+      side.on("error", () => {});
+      side.on("close", () => {
+        this.#pairs.delete(pair);
+        for (const socket of pair) socket.destroy();
+      });
+    }
+  }
+
+  /** Cuts all connections, without a close frame. */
+  cut() {
+    for (const pair of this.#pairs) for (const socket of pair) socket.destroy();
+  }
+
+  close() {
+    this.cut();
+    return new Promise((resolve) => this.#server.close(resolve));
+  }
+}

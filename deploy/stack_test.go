@@ -85,7 +85,11 @@ func (s *stack) end() {
 	}
 	if out, err := s.script("dev-down.sh").CombinedOutput(); err != nil {
 		s.t.Errorf("dev-down.sh: %v: %s", err, out)
-		return // its files tell what is left
+		for _, name := range []string{"nginx", "blue", "green", "redis", "victoria-metrics", "vmalert", "victoria-logs", "vlagent"} {
+			if s.runs(name) {
+				syscall.Kill(-s.pid(name), syscall.SIGKILL)
+			}
+		}
 	}
 	os.RemoveAll(s.run)
 }

@@ -114,7 +114,7 @@ plain: ## Run the tests as built for production: allocations, 10,000 clients
 
 .PHONY: test-integration
 test-integration: stack-tools ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
-	cd deploy && $(GO) vet ./... && $(GO) test -count=1 -timeout 15m ./...
+	cd deploy && $(GO) vet ./... && $(GO) test -v -count=1 -timeout 15m ./... # -v: it tells how long the pauses were
 
 .PHONY: chaos
 chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel

@@ -114,10 +114,14 @@ type RefusedError struct {
 func (e *RefusedError) Error() string { return fmt.Sprintf("refused (%s): %s", e.Reason, e.Text) }
 
 // An Exchange is one end of the socket between the two processes.
-type Exchange struct{ conn *net.UnixConn }
+type Exchange struct {
+	// Fixed after NewExchange.
+	conn     *net.UnixConn
+	patience time.Duration // Patience
+}
 
 // NewExchange makes an end of conn, which belongs to it from here on.
-func NewExchange(conn *net.UnixConn) *Exchange { return &Exchange{conn} }
+func NewExchange(conn *net.UnixConn) *Exchange { return &Exchange{conn, Patience} }
 
 // Close ends the exchange.
 func (x *Exchange) Close() error { return x.conn.Close() }
@@ -136,7 +140,11 @@ func (x *Exchange) send(w word, body []byte, fds ...int) error {
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	if err := x.conn.SetWriteDeadline(time.Now().Add(Patience)); err != nil {
+	deadline := time.Now().Add(x.patience)
+	if w == wordAccept || w == wordCommit || w == wordOwned {
+		deadline = time.Time{} // the other end has read all before it, so it cannot block; a deadline that passes while this process is stopped would swallow it
+	}
+	if err := x.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
 	n, _, err := x.conn.WriteMsgUnix(header, rights, nil)

@@ -8,7 +8,7 @@ import (
 // The old process's end.
 
 // Hear waits for what the new process says of itself.
-func (x *Exchange) Hear() (h Hello, err error) { return h, x.wantJSON(wordHello, Patience, &h) }
+func (x *Exchange) Hear() (h Hello, err error) { return h, x.wantJSON(wordHello, x.patience, &h) }
 
 // Welcome tells the new process what there is to give, and waits, for as long
 // as that takes, until it says go.
@@ -56,7 +56,11 @@ func (x *Exchange) offer(w word, body []byte, fds ...int) error {
 		panic(fmt.Sprintf("BUG: %d file descriptors in one batch", len(fds)))
 	}
 	if err := x.persuade(w, body, fds); err != nil {
-		x.send(wordAbort, nil) // if the new process is still there, it has to know
+		// An accept that has not come by now must not come after the abort,
+		// or it would find the end of the stream and mean that it owns.
+		x.conn.CloseRead()
+		AtStep("abort")
+		x.send(wordAbort, nil) // if the new process has accepted, it has to know
 		x.Close()
 		return fmt.Errorf("taken back: %w", err)
 	}
@@ -77,7 +81,7 @@ func (x *Exchange) persuade(w word, body []byte, fds []int) error {
 		return err
 	}
 	AtStep("offered")
-	if _, err := x.want(wordAccept, Patience); err != nil {
+	if _, err := x.want(wordAccept, x.patience); err != nil {
 		return err
 	}
 	AtStep("commit")

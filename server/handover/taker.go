@@ -17,7 +17,7 @@ func (x *Exchange) Greet(h Hello) (w Welcome, err error) {
 	if err := x.sendJSON(wordHello, h); err != nil {
 		return w, err
 	}
-	return w, x.wantJSON(wordWelcome, Patience, &w)
+	return w, x.wantJSON(wordWelcome, x.patience, &w)
 }
 
 // Begin has the old process hand over.

@@ -186,11 +186,21 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 		return message{}, fmt.Errorf("%d of %d file descriptors have come (is the limit of open files too low?), with %d bytes", len(m.fds), header[1], length)
 	}
 	m.word, m.body = word(header[0]), make([]byte, length)
-	if _, err := io.ReadFull(x.conn, m.body); err != nil {
+	if err := x.readRest(m.body); err != nil {
 		closeAll(m.fds)
 		return message{}, err
 	}
 	return m, nil
+}
+
+// readRest reads what has to follow: an end before it is io.ErrUnexpectedEOF,
+// and not the end of a stream.
+func (x *Exchange) readRest(buf []byte) error {
+	_, err := io.ReadFull(x.conn, buf)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // receiveHeader reads a header and the file descriptors that come with its
@@ -215,8 +225,7 @@ func (x *Exchange) receiveHeader(header []byte) (fds []int, err error) {
 		}
 		fds = append(fds, more...)
 	}
-	_, err = io.ReadFull(x.conn, header[n:])
-	return fds, err
+	return fds, x.readRest(header[n:])
 }
 
 func closeAll(fds []int) {
@@ -225,9 +234,11 @@ func closeAll(fds []int) {
 	}
 }
 
-// want receives a message that must be of word w; a refusal is a RefusedError.
+// want receives a message that must be of word w, which is no offer; a refusal
+// is a RefusedError.
 func (x *Exchange) want(w word, patience time.Duration) (message, error) {
 	m, err := x.receive(patience)
+	closeAll(m.fds)
 	switch {
 	case err != nil:
 		return m, err
@@ -240,7 +251,6 @@ func (x *Exchange) want(w word, patience time.Duration) (message, error) {
 		}
 		return m, refused
 	}
-	closeAll(m.fds)
 	return m, fmt.Errorf("the other process says %d where %d is due", m.word, w)
 }
 

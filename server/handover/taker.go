@@ -96,6 +96,7 @@ func (x *Exchange) accept() error {
 	}
 	AtStep("accepted")
 	m, err := x.receive(0)
+	closeAll(m.fds) // there ought to be none
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
 		return nil

@@ -52,6 +52,44 @@ func listen(p *Parser, chunks ...[]byte) (messages []heard, rest []byte, err err
 	return messages, rest, nil
 }
 
+// relay is listen, but each chunk is heard by a new parser that starts from the
+// State of the one before, as in another process: nothing but the State and the
+// bytes of the unfinished frame is common to them.
+func relay(rules *Rules, chunks ...[]byte) (messages []heard, rest []byte, err error) {
+	var state ParserState
+	for _, chunk := range chunks {
+		p := &Parser{Rules: rules}
+		p.Restore(ParserState{Op: state.Op, Message: slices.Clone(state.Message), Seen: state.Seen, Tail: slices.Clone(state.Tail)})
+		for i := range state.Message {
+			state.Message[i] = 'x' // the older parser's memory is its own
+		}
+		var got []heard
+		got, rest, err = listen(p, slices.Concat(rest, chunk))
+		messages = append(messages, got...)
+		if err != nil {
+			return messages, rest, err
+		}
+		state = p.State()
+	}
+	return messages, rest, nil
+}
+
+// wantRelayed cuts stream at every byte, and moves the parser there.
+func wantRelayed(t *testing.T, maxMessage int, stream []byte, want []heard, wantErr error) {
+	t.Helper()
+	rules := &Rules{FromClient: true, MaxMessage: maxMessage}
+	cuts := [][][]byte{bytewise(stream)}
+	for at := 0; at <= len(stream); at += 1 + len(stream)/1000 {
+		cuts = append(cuts, [][]byte{stream[:at], stream[at:]})
+	}
+	for _, cut := range cuts {
+		got, _, err := relay(rules, cut...)
+		if err != wantErr || !slices.Equal(got, want) {
+			t.Fatalf("moved after %d bytes: got %.200q, %v; want %.200q, %v", len(cut[0]), got, err, want, wantErr)
+		}
+	}
+}
+
 // bytewise cuts b into single bytes.
 func bytewise(b []byte) (chunks [][]byte) {
 	for i := range b {
@@ -73,6 +111,9 @@ func TestParserMessages(t *testing.T) {
 				if !slices.Equal(got, want) {
 					t.Fatalf("in %d pieces: got %.200q, want %.200q", len(cut), got, want)
 				}
+			}
+			if len(stream) < 10_000 { // bytewise, the moves take time that grows with the square
+				wantRelayed(t, 1<<20, stream, want, nil)
 			}
 		})
 	}
@@ -99,9 +140,11 @@ func TestParserErrors(t *testing.T) {
 		t.Helper()
 		t.Run(name, func(t *testing.T) {
 			t.Helper()
-			if _, _, err := listen(fromClient(1000), stream); err != want {
+			messages, _, err := listen(fromClient(1000), stream)
+			if err != want {
 				t.Fatalf("at once: got %v, want %v", err, want)
 			}
+			wantRelayed(t, 1000, stream, messages, want)
 			p := fromClient(1000)
 			var rest []byte
 			for i := range stream {
@@ -222,7 +265,8 @@ func TestHeadersAgreeWithGobwas(t *testing.T) {
 }
 
 // FuzzParser holds the parser to its word that it does not matter where the
-// stream is cut: the same messages and the same error as uncut.
+// stream is cut, nor whether another parser goes on there: the same messages
+// and the same error as uncut.
 func FuzzParser(f *testing.F) {
 	f.Add(client(OpText, true, "hello"), []byte{3})
 	f.Add(join(client(OpText, false, "\xf0\x9f"), client(OpPing, true, "x"), client(OpContinuation, true, "\x98\x80")), []byte{1, 2, 3})
@@ -245,6 +289,10 @@ func FuzzParser(f *testing.F) {
 		}
 		if err == nil && !bytes.Equal(rest, wantRest) {
 			t.Fatalf("left over when cut: %q; uncut: %q", rest, wantRest)
+		}
+		moved, movedRest, err := relay(fromClient(1000).Rules, chunks...)
+		if !slices.Equal(moved, want) || err != wantErr || err == nil && !bytes.Equal(movedRest, wantRest) {
+			t.Fatalf("moved: %q, %v; at rest: %q, %v", moved, err, want, wantErr)
 		}
 		for _, m := range got {
 			if m.op == OpText && !utf8.ValidString(m.payload) {

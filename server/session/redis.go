@@ -45,6 +45,7 @@ type Redis struct {
 	leases  map[holderID]*remote // Guarded by mu.
 	serial  uint32               // Guarded by mu.
 	names   map[uint32]bool      // Guarded by mu: the instances whose leases are or were here.
+	gave    bool                 // Guarded by mu: leases that began here may be elsewhere.
 	unheard []uint32             // Guarded by mu: those of names that are not listened to yet.
 	nodes   []*node              // Guarded by mu.
 	later   []*remote            // Guarded by mu: what the watch has to send.

@@ -106,7 +106,7 @@ func (s *Redis) tellLoser(n *node, r *remote) {
 	case loser.epoch == 0:
 	case s.leases[loser.holder] != nil:
 		s.verify(s.leases[loser.holder])
-	case loser.holder.instance != s.instance:
+	case loser.holder.instance != s.instance || s.gave:
 		n.hints = append(n.hints, loser.holder)
 	}
 }

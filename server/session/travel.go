@@ -98,6 +98,7 @@ func (s *Redis) GiveAway(l *Lease) {
 	r := l.entry.(*remote)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.gave = true
 	s.forget(r)
 }
 

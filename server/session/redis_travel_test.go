@@ -1,0 +1,340 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"turnstile/server/redistest"
+)
+
+// lend lends c's lease as soon as the store allows it.
+func (c *client) lend() (state State) {
+	c.t.Helper()
+	eventually(c.t, "the lease is lent", func() (ok bool) {
+		c.on(func() { state, ok = c.store.Lend(&c.Lease) })
+		return ok
+	})
+	return state
+}
+
+// adopt is a client with a lease that another instance has given away.
+func (i *instance) adopt(state State) *client {
+	c := i.client()
+	c.on(func() { i.Adopt(&c.Lease, state, c) })
+	return c
+}
+
+// travel hands c's lease over to another instance.
+func (c *client) travel(to *instance) *client {
+	c.t.Helper()
+	state := c.lend()
+	c.on(func() { c.store.GiveAway(&c.Lease) })
+	if c.store.leaseOf(state) != nil {
+		c.t.Error("the lease is still known where it was given away")
+	}
+	return to.adopt(state)
+}
+
+// leaseOf is what the store knows of a lease that has travelled.
+func (s *Redis) leaseOf(state State) *remote {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leases[parseToken(state.Token).holder]
+}
+
+// wantNotTaken checks that c was not told of a takeover.
+func (c *client) wantNotTaken() {
+	c.t.Helper()
+	select {
+	case <-c.taken:
+		c.t.Error("it was told of a takeover")
+	default:
+	}
+}
+
+func TestRedisTravel(t *testing.T) {
+	server := redistest.Start(t)
+	a, b, other := readyStore(t, server.URL()), readyStore(t, server.URL()), readyStore(t, server.URL())
+	first := a.mint().count(3)
+	token := server.Do("GET", ownerKey(first.ID()))
+	second := first.travel(b)
+	if second.Count != 3 || second.Committed() != 3 || second.ID() != first.ID() {
+		t.Errorf("adopted with %d (%d committed) of %v", second.Count, second.Committed(), second.ID())
+	}
+	second.count(2)
+	b.settle()
+	if now := server.Do("GET", ownerKey(first.ID())); now != token {
+		t.Errorf("the owner's token is %v, and was %v", now, token)
+	}
+	if a.Len() != 0 || b.Len() != 1 {
+		t.Errorf("%d and %d sessions are held, want 0 and 1", a.Len(), b.Len())
+	}
+	third := other.claim(first.ID(), 5, true)
+	receive(t, "the adopter's client is told", second.taken)
+	second.countNow(1)
+	second.wantOutcome(Revoked)
+	third.count(1).release()
+	other.settle()
+	a.claim(first.ID(), 6, true)
+}
+
+// TestRedisTravelsOn hands a session from store to store, and back to one that
+// had it.
+func TestRedisTravelsOn(t *testing.T) {
+	server := redistest.Start(t)
+	line := []*instance{readyStore(t, server.URL()), readyStore(t, server.URL()), readyStore(t, server.URL())}
+	c := line[0].mint()
+	id := c.ID()
+	for n := range uint64(7) {
+		c.count(1)
+		next := line[(n+1)%3]
+		c = c.travel(next)
+		if n%2 == 0 { // at once, or after it was looked at
+			next.settle()
+		}
+		c.wantNotTaken()
+	}
+	c.count(1)
+	for _, i := range line {
+		i.settle()
+	}
+	if keys := server.Keys(ownerKey(id) + "*"); len(keys) != 2 {
+		t.Errorf("the session has the keys %q, want two", keys)
+	}
+	line[0].claim(id, 8, true)
+	receive(t, "the last one is told", c.taken)
+}
+
+// TestRedisGiverIsSilent: once a lease is lent nothing is sent for it, neither
+// by the clock, nor by what comes in, nor when the store is closed.
+func TestRedisGiverIsSilent(t *testing.T) {
+	server := redistest.Start(t)
+	const ttl = 40 * time.Second
+	now := time.Since(started) + time.Hour
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.TTL = ttl })
+	b := readyStore(t, server.URL(), func(c *RedisConfig) { c.TTL = ttl })
+	lent, witness := a.mint().count(1), a.mint().count(1)
+	state := lent.lend()
+	record := recordKeyOf(t, server, lent.ID())
+	silent := func(when string, act func()) {
+		t.Helper()
+		a.settle()
+		server.Do("SET", record, "nobody writes here")
+		act()
+		witness.count(1) // what a had to send before, it has sent
+		a.settle()
+		if got := server.Do("GET", record); got != "nobody writes here" {
+			t.Errorf("%s, the record is written: %v", when, got)
+		}
+	}
+	silent("at a word of a takeover", func() { a.taken(parseToken(state.Token).holder) })
+	silent("when all are looked at", a.verifyAll)
+	silent("when it is time to renew", func() {
+		a.Redis.mu.Lock()
+		a.leases[parseToken(state.Token).holder].renewed = now - ttl
+		a.Redis.mu.Unlock()
+		a.renew()
+	})
+	silent("when Redis is back", func() {
+		a.mu.Lock()
+		n := a.nodes[0]
+		a.mu.Unlock()
+		a.revisit(n)
+		a.admitClaims(n)
+	})
+	server.Do("SET", record, 1)
+	lent.on(func() { a.GiveAway(&lent.Lease) })
+	adopted := b.adopt(state)
+	adopted.count(1)
+	b.settle()
+	witness.release()
+	before := server.Do("PTTL", record).(int64)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := a.Close(ctx); err != nil {
+		t.Errorf("the old store does not close: %v", err)
+	}
+	if after := server.Do("PTTL", record).(int64); after < before-patience.Milliseconds() || after <= ttl.Milliseconds() {
+		t.Errorf("the record lives %d ms, and lived %d: that of a session that is held lives for more than %v", after, before, ttl)
+	}
+	adopted.count(1)
+	adopted.wantNotTaken()
+}
+
+// TestRedisLendWaits: what is on its way to Redis has to be known first.
+func TestRedisLendWaits(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
+	busy := a.mint().count(1)
+	a.settle()
+	wantNotLent := func(what string, c *client) {
+		t.Helper()
+		if state, ok := a.Lend(&c.Lease); ok {
+			t.Errorf("%s is lent: %+v", what, state)
+		}
+	}
+	server.Pause()
+	busy.countNow(1)
+	claimed := a.claimNow(someID)
+	wantNotLent("a lease with a commit on its way", busy)
+	wantNotLent("one that is not claimed yet", claimed)
+	server.Continue()
+	busy.wantOutcome(Committed)
+	claimed.wantClaimed(0, false)
+	if state := busy.lend(); state.Count != 2 || !state.Held || !state.Owned {
+		t.Errorf("lent as %+v", state)
+	}
+	a.claim(busy.ID(), 2, true)
+	busy.on(func() { a.TakeBack(&busy.Lease) })
+	receive(t, "the one that was lent is told", busy.taken)
+	wantNotLent("one that was taken over", busy)
+}
+
+// TestRedisTakeBack: a lease that has not gone counts on, and finds out what
+// happened while it was lent.
+func TestRedisTakeBack(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
+	kept, lost := a.mint().count(1), a.mint().count(4)
+	kept.lend()
+	lost.lend()
+	b.claim(lost.ID(), 4, true)
+	b.settle()
+	lost.wantNotTaken()
+	for _, c := range []*client{kept, lost} {
+		c.on(func() { a.TakeBack(&c.Lease) })
+	}
+	kept.count(2)
+	receive(t, "the other one is told", lost.taken)
+	b.claim(kept.ID(), 3, true)
+}
+
+// TestRedisTakenWhileLent: the adopter finds out that the session was taken
+// while the lease was on its way, silent or not.
+func TestRedisTakenWhileLent(t *testing.T) {
+	server := redistest.Start(t)
+	a, b, other := readyStore(t, server.URL()), readyStore(t, server.URL()), readyStore(t, server.URL())
+	for _, silent := range []bool{true, false} {
+		first := a.mint().count(1)
+		state := first.lend()
+		thief := other.claim(first.ID(), 1, true).count(1)
+		other.settle()
+		first.on(func() { a.GiveAway(&first.Lease) })
+		second := b.adopt(state)
+		if silent {
+			receive(t, "the adopter's client is told", second.taken)
+		} else {
+			second.countNow(1)
+			if o := receive(t, "the commit ends", second.committed); o != Revoked {
+				t.Errorf("the commit is %v", o)
+			}
+		}
+		thief.count(1)
+		b.claim(first.ID(), 3, true)
+	}
+}
+
+// TestRedisHintsFollow: a silent loser is told at once wherever its lease has
+// gone, although it is spoken to by the name of the store that began it; also
+// by that very store.
+func TestRedisHintsFollow(t *testing.T) {
+	server := redistest.Start(t)
+	a, b, c := readyStore(t, server.URL()), readyStore(t, server.URL()), readyStore(t, server.URL())
+	heard := func(i *instance) {
+		t.Helper()
+		eventually(t, "it listens to the first store's name", func() bool {
+			counts := server.Do("PUBSUB", "NUMSUB", channel(a.instance)).([]any)
+			i.Redis.mu.Lock()
+			defer i.Redis.mu.Unlock()
+			return counts[1].(int64) >= 2 && len(i.unheard) == 0
+		})
+		i.settle()
+	}
+	for name, thief := range map[string]*instance{"another store": c, "the store that it came from": a} {
+		loser := a.mint().count(1).travel(b)
+		heard(b)
+		thief.claim(loser.ID(), 1, true)
+		receive(t, name+" takes it: the silent loser is told", loser.taken)
+	}
+	loser := a.mint().count(1).travel(b).travel(c)
+	heard(c)
+	b.claim(loser.ID(), 1, true)
+	receive(t, "it has travelled twice: the silent loser is told", loser.taken)
+}
+
+// TestRedisTravelWithoutRedis: what could not be stored is stored by the one
+// that has it when Redis is back.
+func TestRedisTravelWithoutRedis(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	patient := func(c *RedisConfig) { c.Timeout = time.Minute }
+	a, b := readyStore(t, server.URL(), patient), readyStore(t, server.URL(), patient)
+	stored := a.mint().count(3)
+	a.settle()
+	server.Kill()
+	eventually(t, "the store has noticed", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return len(a.troubles) > 0 })
+	minted := a.mint()
+	states := []State{stored.lend(), minted.lend()}
+	if states[1].Held || states[1].Owned {
+		t.Errorf("what is not stored is lent as %+v", states[1])
+	}
+	for _, c := range []*client{stored, minted} {
+		c.on(func() { a.GiveAway(&c.Lease) })
+	}
+	adopted := []*client{b.adopt(states[0]), b.adopt(states[1])}
+	adopted[0].countNow(2)
+	server.Restart()
+	adopted[0].wantOutcome(Committed)
+	server.Until("the one that was never stored is", func() bool { return len(server.Keys(ownerKey(minted.ID()))) == 1 })
+	adopted[1].count(1)
+	b.settle()
+	a.claim(stored.ID(), 5, true)
+	a.claim(minted.ID(), 1, true)
+}
+
+// TestRedisLostWhatTravels: Redis comes back empty while the lease is on its
+// way.
+func TestRedisLostWhatTravels(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
+	first := a.mint().count(5)
+	state := first.lend()
+	first.on(func() { a.GiveAway(&first.Lease) })
+	server.Do("FLUSHALL")
+	second := b.adopt(state)
+	server.Until("it is stored again", func() bool { return slices.Equal(recordsOf(server, first.ID()), []string{"5"}) })
+	second.count(1)
+	a.claim(first.ID(), 6, true)
+}
+
+// recordsOf are the counts that Redis has of a session.
+func recordsOf(server *redistest.Server, id ID) (counts []string) {
+	for _, key := range server.Keys(ownerKey(id) + ":*") {
+		counts = append(counts, fmt.Sprint(server.Do("GET", key)))
+	}
+	return counts
+}
+
+// TestRedisTokensTravel: an attempt in doubt stays in doubt.
+func TestRedisTokensTravel(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server)
+	a, b := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = time.Minute }), readyStore(t, server.URL())
+	first := a.mint().count(1)
+	a.settle()
+	proxy.Set(redistest.Swallow)
+	first.countNow(1)
+	server.Until("the commit is carried out", func() bool { return slices.Equal(recordsOf(server, first.ID()), []string{"2"}) })
+	proxy.Cut()
+	proxy.Set(redistest.Pass)
+	first.wantOutcome(Committed)
+	second := first.travel(b)
+	if !strings.HasSuffix(second.entry.(*remote).token.String(), ".1") {
+		t.Errorf("the token is %v, of no second attempt", second.entry.(*remote).token)
+	}
+	second.count(1)
+	b.claim(first.ID(), 3, true)
+}

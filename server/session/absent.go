@@ -140,7 +140,12 @@ func (m *Memory) importOne(state State) {
 	s := m.shard(state.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r, known := m.settle(s, state); !known {
-		m.idle.pushOldest(r, m.config.Now()-state.Idle)
+	r, known := m.settle(s, state)
+	if r.lease != nil {
+		return
 	}
+	if known {
+		m.idle.remove(r)
+	}
+	m.idle.pushOldest(r, m.config.Now()-state.Idle)
 }

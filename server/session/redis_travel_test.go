@@ -338,3 +338,35 @@ func TestRedisTokensTravel(t *testing.T) {
 	second.count(1)
 	b.claim(first.ID(), 3, true)
 }
+
+// TestRedisLendsWhatIsQueued: a lease may be lent while its next command waits
+// in the queue, and that is not sent then.
+func TestRedisLendsWhatIsQueued(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
+	busy, idle := a.mint().count(1), a.mint().count(1)
+	a.settle()
+	record := recordKeyOf(t, server, idle.ID())
+	server.Do("SET", record, "nobody writes here")
+	server.Pause()
+	busy.countNow(1)
+	eventually(t, "the queue is held up", func() bool {
+		a.Redis.mu.Lock()
+		defer a.Redis.mu.Unlock()
+		return busy.entry.(*remote).flying
+	})
+	a.taken(idle.entry.(*remote).token.holder)
+	_, ok := a.Lend(&idle.Lease)
+	a.Redis.mu.Lock()
+	queued := idle.entry.(*remote).queued
+	a.Redis.mu.Unlock()
+	if !ok || !queued {
+		t.Errorf("lent: %v, queued: %v", ok, queued)
+	}
+	server.Continue()
+	busy.wantOutcome(Committed)
+	a.settle()
+	if got := server.Do("GET", record); got != "nobody writes here" {
+		t.Errorf("the record is written: %v", got)
+	}
+}

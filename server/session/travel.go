@@ -14,9 +14,11 @@ type State struct {
 	Owned bool          // Token was the owner's once
 }
 
-// Lend implements Store.
+// Lend implements Store. A lease that is revoked is refused until its owner has
+// heard of it: it would come back as the owner's.
 func (m *Memory) Lend(l *Lease) (State, bool) {
-	return State{ID: l.ID(), Count: l.Committed()}, true
+	count := l.committed.Load()
+	return State{ID: l.ID(), Count: count &^ revoked}, count&revoked == 0
 }
 
 // TakeBack implements Store.
@@ -61,6 +63,7 @@ func (m *Memory) adopt(h holder, state State) (previous Owner) {
 // is right, and the higher count stands. Under s.mu.
 func (m *Memory) settle(s *shard, state State) (r *record, known bool) {
 	if r = s.sessions[state.ID]; r != nil {
+		r.count = max(r.count, state.Count) // no matter to who holds it
 		return r, true
 	}
 	r = &record{id: state.ID, count: state.Count}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -116,8 +117,16 @@ func TestHandover(t *testing.T) {
 		half.write([]byte(request[:len(request)/2]))
 		silent := newWire(t, d.dial())
 
+		socket := socketOf(t, first.conn)
+		if !d.reigns.holds(socket) {
+			t.Fatalf("the server does not hold socket %s", socket)
+		}
+
 		old := d.succeed()
 
+		if now := socketOf(t, first.conn); now != socket || !d.reigns.holds(socket) {
+			t.Errorf("the server's end is socket %s, held by the new server: %v; it was %s", now, d.reigns.holds(socket), socket)
+		}
 		first.send(text("c"))
 		if r := first.wantCount(3, "c"); r.SessionID != id {
 			t.Errorf("the session is %s, and was %s", r.SessionID, id)
@@ -142,6 +151,38 @@ func TestHandover(t *testing.T) {
 		if n := len(old.logged("websocket_disconnected")); n != 1 {
 			t.Errorf("the old server says that %d clients have disconnected, want the one that left", n)
 		}
+	})
+}
+
+// socketOf is the inode of the server's end of a connection, which its client
+// knows by its own address: see proc(5), /proc/net/tcp.
+func socketOf(t *testing.T, client net.Conn) (inode string) {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hex := func(a net.Addr) string {
+		ip := a.(*net.TCPAddr).IP.To4()
+		return fmt.Sprintf("%02X%02X%02X%02X:%04X", ip[3], ip[2], ip[1], ip[0], a.(*net.TCPAddr).Port)
+	}
+	ours, theirs := hex(client.RemoteAddr()), hex(client.LocalAddr())
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); fields[1] == ours && fields[2] == theirs {
+			return "socket:[" + fields[9] + "]"
+		}
+	}
+	t.Fatalf("no connection from %s", client.LocalAddr())
+	return ""
+}
+
+// holds reports whether the process has a socket open.
+func (p *process) holds(socket string) bool {
+	folder := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
+	entries, _ := os.ReadDir(folder)
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+		link, _ := os.Readlink(filepath.Join(folder, e.Name()))
+		return link == socket
 	})
 }
 
@@ -362,22 +403,26 @@ func (c *crowd) end() {
 	c.t.Logf("%d answers, %d resumes, %d connections ended", answers, resumes, len(c.ends))
 }
 
-// brokenAt, in the environment, kills the process at the n-th time that it
-// comes to a step of a handover: "STEP N".
+// brokenAt, in the environment, kills a process at the n-th time that this one
+// comes to a step of a handover: "STEP N" kills this one, "STEP N PID" another.
 const brokenAt = "TURNSTILE_TEST_BROKEN_AT"
 
 func breakAtStep() {
 	var step string
-	var n int
-	if _, err := fmt.Sscan(os.Getenv(brokenAt), &step, &n); err != nil {
+	var n, victim int
+	read, _ := fmt.Sscan(os.Getenv(brokenAt), &step, &n, &victim)
+	if read < 2 {
 		return
 	}
 	handover.AtStep = func(s string) {
-		if s == step {
-			if n--; n == 0 {
-				syscall.Kill(os.Getpid(), syscall.SIGKILL)
-				select {}
-			}
+		if s != step {
+			return
+		}
+		if n--; n == 0 && victim > 0 {
+			syscall.Kill(victim, syscall.SIGKILL)
+		} else if n == 0 {
+			syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
 		}
 	}
 }
@@ -483,6 +528,33 @@ func TestHandoverWithoutRedis(t *testing.T) {
 	if r := idle.wantCount(2, "b"); r.SessionID != id {
 		t.Errorf("the session is %s, and was %s", r.SessionID, id)
 	}
+}
+
+// TestHandoverRedisDies kills Redis at each step of either side: the handover
+// goes on, and whoever waits for Redis is answered when it is back.
+func TestHandoverRedisDies(t *testing.T) {
+	atSteps(t, []string{"offer", "commit", "accept", "own"}, func(t *testing.T, env string) {
+		redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+		env = fmt.Sprint(env, " ", redis.PID())
+		d := newDynasty(t, "-redis", redis.URL())
+		d.reigns = d.start([]string{env})
+		d.reigns.waitLog("server_started")
+		d.reigns.waitReady()
+		c := startCrowd(t, brokenCrowd, d.addr)
+		heir := d.heir(env)
+		redis.WaitGone()
+		redis.Restart()
+		heir.waitLog("takeover_finished")
+		if code := d.reigns.wait(); code != exitOK {
+			t.Errorf("the old server ends with exit code %d", code)
+		}
+		d.reigns = heir
+		c.awaitRounds(3)
+		c.end()
+		if len(c.ends) > 0 {
+			t.Errorf("%d connections have ended: %v", len(c.ends), c.ends[0])
+		}
+	})
 }
 
 // wantRefused checks that a takeover is refused, and that nobody notices.

@@ -141,6 +141,20 @@ func (s *Server) Kill() {
 	s.cmd = nil
 }
 
+// PID is the process's, for others to kill it.
+func (s *Server) PID() int { return s.cmd.Process.Pid }
+
+// WaitGone waits until others have killed the process.
+func (s *Server) WaitGone() {
+	s.t.Helper()
+	select {
+	case <-s.exited:
+		s.cmd = nil
+	case <-time.After(patience):
+		s.t.Fatal("nobody kills the redis-server")
+	}
+}
+
 // Pause stops the process with SIGSTOP: it keeps its connections and answers
 // nothing until Continue.
 func (s *Server) Pause() { s.cmd.Process.Signal(syscall.SIGSTOP) }

@@ -106,7 +106,7 @@ func TestMoreThanTheSocketTakes(t *testing.T) {
 func TestRateOfOneClient(t *testing.T) {
 	url, _ := startServer(t)
 	r, _, _ := runBench(t, "-url", url, "-conns", "1", "-rate", "200", "-duration", "1s", "rate")
-	r.want(t, "rate", "messages", 150, 200)
+	r.want(t, "rate", "messages", 110, 200)
 }
 
 // TestRateBeyondReach: what could not be sent in time is told, and takes no

@@ -82,15 +82,22 @@ func (a *acceptor) lend(addresses []string) []*netpoll.Listener {
 	return a.lent
 }
 
-// takeBack accepts again on what was lent; it runs on the loop.
-func (a *acceptor) takeBack() {
-	lent := a.lent
-	a.lent = nil
-	for _, l := range lent {
-		if err := a.add(l); err != nil {
-			a.server.fail(err)
+// hold accepts nobody any more until takeBack or stop; it runs on the loop.
+func (a *acceptor) hold() {
+	a.loop.Cancel(&a.resume)
+	for _, l := range a.listeners {
+		if !a.paused {
+			a.loop.Del(l.FD)
 		}
 	}
+	a.paused = true
+}
+
+// takeBack accepts again on what was lent or held; it runs on the loop.
+func (a *acceptor) takeBack() {
+	a.hold()
+	a.listeners, a.lent = append(a.listeners, a.lent...), nil
+	a.OnTimer()
 }
 
 // add accepts on one more listener; it runs on the loop.

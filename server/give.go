@@ -138,7 +138,7 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	}
 	// Who has come meanwhile goes as well: the last look at the queues comes
 	// before the last look at the workers.
-	wait(s.acceptor.loop, func(done func()) { s.acceptor.empty(); s.acceptor.stop(); done() })
+	wait(s.acceptor.loop, func(done func()) { s.acceptor.empty(); s.acceptor.hold(); done() })
 	if err := g.giveConnections(); err != nil {
 		return err
 	}
@@ -148,7 +148,11 @@ func (g *giver) giveAll(wanted handover.Go) error {
 			return err
 		}
 	}
-	return g.exchange.Done()
+	if err := g.exchange.Done(); err != nil {
+		return err
+	}
+	wait(s.acceptor.loop, func(done func()) { s.acceptor.stop(); done() })
+	return nil
 }
 
 func (g *giver) giveListeners(addresses []string) error {

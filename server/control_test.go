@@ -1,0 +1,346 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"turnstile/proto"
+	"turnstile/server/redistest"
+)
+
+// controlled starts a server with a control socket.
+func controlled(t *testing.T, flags ...string) (p *process, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "control")
+	return startServer(t, append(flags, "-control", path)...), path
+}
+
+func TestControlStatus(t *testing.T) {
+	p, path := controlled(t)
+	p.open("/ws/chat/")
+	newWire(t, p.dial()) // counts from its accept
+	var got map[string]any
+	eventually(t, "both connections are counted", func() bool { got = command(t, path, "status"); return got["connections"] == 2.0 })
+	want := map[string]any{"pid": float64(p.cmd.Process.Pid), "ready": true, "draining": false, "connections": 2.0, "sessions": 1.0}
+	for name, value := range want {
+		if got[name] != value {
+			t.Errorf("%s is %v, want %v", name, got[name], value)
+		}
+	}
+	if uptime, ok := got["uptime_ms"].(float64); !ok || uptime < 0 {
+		t.Errorf("uptime_ms is %v", got["uptime_ms"])
+	}
+}
+
+func TestControlDrain(t *testing.T) {
+	p, path := controlled(t)
+	w := p.open("/ws/chat/")
+	w.send(text("a"))
+	w.wantCount(1, "a")
+	if got := command(t, path, "drain"); got["error"] != nil || got["pid"] == nil {
+		t.Errorf("drain answers %v", got)
+	}
+	w.wantShutdown(1)
+	w.conn.Close()
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit code %d; %s", code, p.stderr.String())
+	}
+	if reason := p.waitLog("drain_started")["reason"]; reason != "drain" {
+		t.Errorf("the drain's reason is %v", reason)
+	}
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("the socket's file is left: %v", err)
+	}
+}
+
+func TestControlRefusesWhatItDoesNotKnow(t *testing.T) {
+	p, path := controlled(t)
+	f := func(line string, wants ...string) {
+		t.Helper()
+		got := fmt.Sprint(command(t, path, line)["error"])
+		for _, want := range wants {
+			if !strings.Contains(got, want) {
+				t.Errorf("%.20q is answered with %q, want %q in it", line, got, want)
+			}
+		}
+	}
+	for _, line := range []string{"", "stop", "status now", "drain x", "prepare", "take-over", "STATUS"} {
+		f(line, strconv.Quote(line), "must be status, drain, prepare PATH or take-over PATH")
+	}
+	f("prepare "+path+".nobody", "cannot take over from "+strconv.Quote(path+".nobody"), "nobody listens there")
+	if got := command(t, path, "status"); got["connections"] != 0.0 || got["draining"] != false {
+		t.Errorf("the status is %v", got)
+	}
+	p.signal(syscall.SIGTERM)
+	p.wait()
+}
+
+// TestControlIsTheUsers: the socket's mode keeps others out, and where it does
+// not (root sees to that here) their user ID does.
+func TestControlIsTheUsers(t *testing.T) {
+	p, path := controlled(t)
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("the socket's file is %v, %v; want mode 0600", info, err)
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("to become another user takes root")
+	}
+	dir, err := os.MkdirTemp("", "control") // t.TempDir is closed to others
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	binary, public := filepath.Join(dir, "server"), filepath.Join(dir, "control")
+	if text, err := os.ReadFile(os.Args[0]); err != nil || os.WriteFile(binary, text, 0o755) != nil || os.Chmod(dir, 0o755) != nil {
+		t.Fatal("cannot copy the server", err)
+	}
+	if err := os.Rename(path, public); err != nil {
+		t.Fatal(err)
+	}
+	asNobody := func() string {
+		cmd := exec.Command(binary, "-control", public, "-tell", "drain")
+		cmd.Env, cmd.Dir = append(os.Environ(), asServer+"=1"), dir
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			t.Errorf("another user is obeyed: %s", out)
+		}
+		return string(out)
+	}
+	if got := asNobody(); !strings.Contains(got, "permission denied") {
+		t.Errorf("another user is told %q", got)
+	}
+	if err := os.Chmod(public, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	asNobody()
+	if got := p.waitLog("control_refused")["error"]; got != "user 65534 may not control a process of user 0" {
+		t.Errorf("the log says %q", got)
+	}
+	if got := command(t, public, "status"); got["draining"] != false {
+		t.Errorf("the status is %v", got)
+	}
+}
+
+func TestControlSocketsPlace(t *testing.T) {
+	refused := func(path, why string, flags ...string) {
+		t.Helper()
+		p := startProcess(t, nil, append(flags, "-listen", testHost+":0", "-control", path)...)
+		if code := p.wait(); code != exitFailure || !strings.Contains(p.stderr.String(), why) || !strings.Contains(p.stderr.String(), path) {
+			t.Errorf("exit code %d, %q; want %q", code, p.stderr.String(), why)
+		}
+	}
+	first, path := controlled(t)
+	refused(path, "another process listens there")
+	if got := command(t, path, "status"); got["pid"] != float64(first.cmd.Process.Pid) {
+		t.Errorf("the first server's status is %v", got)
+	}
+	first.signal(syscall.SIGKILL)
+	first.wait()
+	if _, err := os.Lstat(path); err != nil {
+		t.Fatal("a killed server leaves no file behind:", err)
+	}
+	second := startServer(t, "-control", path)
+	if got := command(t, path, "status"); got["pid"] != float64(second.cmd.Process.Pid) {
+		t.Errorf("the status is %v; the stale socket's place was not taken", got)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("mine"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refused(file, "is no socket")
+	if text, err := os.ReadFile(file); string(text) != "mine" {
+		t.Errorf("the file is now %q, %v", text, err)
+	}
+	refused(filepath.Join(file, "control"), "not a directory")
+	refused(filepath.Join(t.TempDir(), "missing", "control"), "no such file or directory")
+}
+
+// tellAs runs a server that tells another one, as an operator does.
+func tellAs(flags ...string) (stdout, stderr string, code int) {
+	cmd := exec.Command(os.Args[0], flags...)
+	cmd.Env = append(os.Environ(), asServer+"=1")
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	cmd.Run()
+	return out.String(), complaint.String(), cmd.ProcessState.ExitCode()
+}
+
+func TestTell(t *testing.T) {
+	p, path := controlled(t)
+	f := func(wantOut, wantErr string, wantCode int, flags ...string) {
+		t.Helper()
+		out, complaint, code := tellAs(flags...)
+		if code != wantCode || !strings.HasPrefix(out, wantOut) || (out == "") != (wantOut == "") || !strings.HasPrefix(complaint, wantErr) || (complaint == "") != (wantErr == "") {
+			t.Errorf("%q: exit code %d, %q, %q; want %d, %q, %q", flags, code, out, complaint, wantCode, wantOut, wantErr)
+		}
+	}
+	f(fmt.Sprintf(`{"pid":%d,"ready":true,`, p.cmd.Process.Pid), "", exitOK, "-control", path, "-tell", "status")
+	f("", "server: cannot take over from", exitFailure, "-control", path, "-tell", "take-over "+path+".x")
+	f("", "server: -tell: nobody answers at -control", exitFailure, "-control", path+".x", "-tell", "status")
+	f("", "server: -tell needs -control", exitUsage, "-tell", "status")
+	f(`{"pid":`, "", exitOK, "-control", path, "-tell", "drain")
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	f("", "server: -tell: nobody answers at -control", exitFailure, "-control", path, "-tell", "status")
+}
+
+func TestNobodyToTakeOverFrom(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "nobody")
+	stale, path := controlled(t)
+	stale.signal(syscall.SIGKILL)
+	stale.wait()
+	for _, from := range []string{missing, path} {
+		p := startServer(t, "-take-over-from", from, "-control", from)
+		if got := p.waitLog("nobody_to_take_over_from"); got["path"] != from || got["level"] != "WARN" {
+			t.Errorf("the log says %v", got)
+		}
+		w := p.open("/ws/chat/?session_id=" + someSession) // and no claim waits for anybody
+		w.send(text("a"))
+		w.wantCount(1, "a")
+		if got := command(t, from, "status"); got["ready"] != true {
+			t.Errorf("the status is %v", got)
+		}
+	}
+}
+
+// successor starts a server beside p's that is prepared to take over from it.
+func successor(t *testing.T, path string, flags ...string) (p *process, own string) {
+	t.Helper()
+	own = path + ".next"
+	p = startServer(t, append(flags, "-control", own)...)
+	if got := command(t, own, "prepare "+path); got["error"] != nil {
+		t.Fatalf("prepare: %v", got)
+	}
+	return p, own
+}
+
+// claiming asks for a session, and does not wait.
+func (p *process) claiming(id string) *wire {
+	p.t.Helper()
+	w := newWire(p.t, p.dial())
+	w.write([]byte(upgradeRequest("/ws/chat/?session_id="+id, v2Header)))
+	return w
+}
+
+const otherSession = "2df8902a-2987-496f-a19a-937f834b88d2"
+
+// TestClaimsWaitForATakeover: while a takeover is prepared, nobody but the old
+// server knows whether a session is new. Its end is the answer, however it ends.
+func TestClaimsWaitForATakeover(t *testing.T) {
+	ends := map[string]struct {
+		end   func(old *process, path, own string)
+		count uint64
+	}{
+		"the takeover": {func(old *process, path, own string) {
+			if got := command(t, own, "take-over "+path); got["error"] != nil || got["sessions"] != 1.0 || got["connections"] != 0.0 {
+				t.Errorf("take-over answers %v", got)
+			}
+			if code := old.wait(); code != exitOK {
+				t.Errorf("the old server ends with exit code %d", code)
+			}
+		}, 1},
+		"the old server's death": {func(old *process, path, own string) {
+			old.signal(syscall.SIGKILL)
+			old.wait()
+		}, 0},
+	}
+	for name, test := range ends {
+		t.Run(name, func(t *testing.T) {
+			old, path := controlled(t)
+			w := old.open("/ws/chat/?session_id=" + someSession)
+			w.send(text("a"), text("goodbye"))
+			w.wantCount(1, "a")
+			w.reply()
+			w.wantClose(proto.StatusNormalClosure)
+			next, own := successor(t, path, "-store-timeout", "1m")
+			known, unknown := next.claiming(someSession), next.claiming(otherSession)
+			minted := next.open("/ws/chat/", v2Header) // a session of its own
+			minted.wantSession(0, false)
+			eventually(t, "both claims wait", func() bool { return command(t, own, "status")["connections"] == 3.0 })
+			if got := command(t, own, "status")["sessions"]; got != 1.0 {
+				t.Errorf("%v sessions are there while the claims wait, want the minted one", got)
+			}
+			test.end(old, path, own)
+			known.wantUpgraded()
+			known.wantSession(test.count, test.count > 0)
+			unknown.wantUpgraded()
+			unknown.wantSession(0, false)
+		})
+	}
+}
+
+// TestPrepareTwice: the second takes the place of the first, from the same old
+// server and from another one.
+func TestPrepareTwice(t *testing.T) {
+	first, firstPath := controlled(t)
+	second, secondPath := controlled(t)
+	w := second.open("/ws/chat/")
+	next, own := successor(t, firstPath, "-store-timeout", "1m")
+	waiting := next.claiming(someSession)
+	eventually(t, "the claim waits", func() bool { return command(t, own, "status")["connections"] == 1.0 })
+	eventually(t, "the old server is free again", func() bool { return command(t, own, "prepare "+firstPath)["error"] == nil })
+	if got := command(t, own, "prepare "+secondPath); got["connections"] != 1.0 {
+		t.Errorf("prepare answers %v", got)
+	}
+	if got := command(t, own, "take-over "+secondPath); got["connections"] != 1.0 {
+		t.Errorf("take-over answers %v", got)
+	}
+	waiting.wantUpgraded()
+	waiting.wantSession(0, false)
+	w.send(text("a"))
+	w.wantCount(1, "a")
+	if code := second.wait(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	first.open("/ws/chat/") // it goes on, and may still hand over
+	eventually(t, "the first server hands over", func() bool { return command(t, own, "take-over "+firstPath)["connections"] == 1.0 })
+	if code := first.wait(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestSignalDuringAHandover: a SIGTERM to the old server while its connections
+// go ends it in time, and what has not gone is drained.
+func TestSignalDuringAHandover(t *testing.T) {
+	redis := redistest.Start(t)
+	d := startDynasty(t, "-redis", redis.URL())
+	c := startCrowd(t, brokenCrowd, d.addr)
+	for range 3 {
+		heir := d.heir()
+		d.reigns.waitLog("handover_started")
+		d.reigns.signal(syscall.SIGTERM)
+		if code := d.reigns.wait(); code != exitOK {
+			t.Errorf("the old server ends with exit code %d: %s", code, d.reigns.stderr.String())
+		}
+		heir.waitLog("takeover_finished")
+		d.reigns = heir
+		c.awaitRounds(2)
+	}
+	c.end()
+}
+
+// TestHandoverFailsAtItsEnd: when the last batch, of the sessions, does not go,
+// the old server is there for new clients as before.
+func TestHandoverFailsAtItsEnd(t *testing.T) {
+	d := startDynasty(t)
+	w := d.open("/ws/chat/?session_id=" + someSession)
+	w.send(text("a"), text("goodbye"))
+	w.wantCount(1, "a")
+	w.reply()
+	w.wantClose(proto.StatusNormalClosure)
+	if code := d.heir(brokenAt + "=accept 2").wait(); code != -1 { // 1 is the listeners
+		t.Errorf("the new server was not killed, it ends with exit code %d", code)
+	}
+	d.reigns.waitLog("handover_failed")
+	d.open("/ws/chat/?session_id="+someSession, v2Header).wantSession(1, true)
+}

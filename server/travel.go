@@ -103,6 +103,9 @@ func (c *Conn) thaw() {
 		}
 		c.watched = uint8(netpoll.Readable)
 		c.schedule()
+		if c.session.IsRevoked() { // OnTakenOver found it frozen
+			c.takenOver()
+		}
 	}
 	if c.state == stateHandshake && c.paused {
 		c.paused = false

@@ -49,3 +49,30 @@ func TestTravellerKeepsItsTimes(t *testing.T) {
 		}
 	})
 }
+
+// TestTakenOverWhileFrozen: a connection that was taken back is told what it
+// could not be told while it was frozen.
+func TestTakenOverWhileFrozen(t *testing.T) {
+	e := startEngine(t)
+	buf := make([]byte, 1<<16)
+	target := "/ws/chat/?session_id=" + someSession
+	first := e.connect(target)
+	if err := unix.SetsockoptTimeval(first, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}); err != nil {
+		t.Fatal(err)
+	}
+	exchange(t, first, text("a"), []byte(`"a"}`), buf)
+	var batch []traveller
+	e.onLoop(func(w *worker) {
+		w.giving = true
+		batch, _ = w.freeze(1)
+		w.giving = false
+	})
+	if len(batch) != 1 || batch[0].record.Session.Count != 1 {
+		t.Fatalf("frozen: %+v", batch)
+	}
+	second := e.connect(target)
+	exchange(t, second, text("b"), []byte(`"b"}`), buf)
+	e.onLoop(func(w *worker) { batch[0].conn.thaw() })
+	exchange(t, first, nil, []byte("session taken over"), buf)
+	exchange(t, second, text("c"), []byte(`"c"}`), buf)
+}

@@ -188,6 +188,10 @@ func (l *Lease) ID() ID { return l.entry.ID() }
 // Committed is the count that was last committed under this lease.
 func (l *Lease) Committed() uint64 { return l.committed.Load() &^ revoked }
 
+// IsRevoked reports whether another owner of this process's has claimed the
+// session.
+func (l *Lease) IsRevoked() bool { return l.committed.Load()&revoked != 0 }
+
 // commit sets the count unless the lease is revoked.
 func (l *Lease) commit() bool {
 	// Only a claim competes for the word, and it comes once.

@@ -380,12 +380,17 @@ func (c *crowd) awaitRounds(n int) {
 	}
 }
 
+// leave stops the clients; ends is nobody else's then.
+func (c *crowd) leave() {
+	close(c.stop)
+	c.clients.Wait()
+}
+
 // end stops the clients, resumes every session once more, and reports what
 // broke.
 func (c *crowd) end() {
 	c.t.Helper()
-	close(c.stop)
-	c.clients.Wait()
+	c.leave()
 	for _, s := range c.sessions {
 		var conn *oracle.Conn
 		eventually(c.t, "a session is resumed", func() (ok bool) {
@@ -493,8 +498,10 @@ func TestHandoverNewDies(t *testing.T) {
 			d.reigns.waitLog("handover_failed")
 			given := int(d.reigns.metric("websocket_handed_over_total"))
 			c.awaitRounds(3)
-			if len(flags) > 0 || given == 0 { // else sessions of the embedded store have died
+			if len(flags) > 0 || given == 0 {
 				c.end()
+			} else { // sessions of the embedded store have died
+				c.leave()
 			}
 			if len(c.ends) > given {
 				t.Errorf("%d connections have ended, and %d were given: %v", len(c.ends), given, c.ends)

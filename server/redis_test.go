@@ -330,7 +330,7 @@ func TestRedisStandsStill(t *testing.T) {
 func TestHeldBudget(t *testing.T) {
 	redis := redistest.Start(t)
 	p := startWithRedis(t, redis.URL(), "-store-timeout", "1m", "-workers", "1", "-max-message", "100000")
-	const clients, messages = 800, 3
+	const clients = 800
 	var wires []*wire
 	for range clients {
 		wires = append(wires, p.open("/ws/chat/"))
@@ -338,11 +338,7 @@ func TestHeldBudget(t *testing.T) {
 	big := strings.Repeat("b", 72<<10)
 	redis.Pause()
 	for _, w := range wires {
-		go func() {
-			for range messages {
-				w.conn.Write(text(big))
-			}
-		}()
+		go w.conn.Write(text(big))
 	}
 	eventually(t, "the budget is used up", func() bool { return p.metric("websocket_backlog_bytes") > heldBudget })
 	reads := p.metric("websocket_read_calls_total")
@@ -356,9 +352,7 @@ func TestHeldBudget(t *testing.T) {
 	}
 	redis.Continue()
 	for _, w := range wires {
-		for n := range uint64(messages) {
-			w.wantCount(n+1, big)
-		}
+		w.wantCount(1, big)
 	}
 }
 

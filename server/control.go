@@ -79,9 +79,10 @@ func inodeOf(path string) uint64 {
 	return stat.Ino
 }
 
-// close ends the socket, and removes its file unless it is a successor's.
+// close ends the socket, and removes its file unless a successor puts its own
+// there.
 func (c *control) close() {
-	if inodeOf(c.path) == c.inode {
+	if !c.server.gone.Load() && inodeOf(c.path) == c.inode {
 		os.Remove(c.path)
 	}
 	c.listener.Close()
@@ -207,7 +208,7 @@ func (c *control) takeOver(path string) (takeoverTotals, error) {
 		c.takeover = nil
 		c.mu.Unlock()
 	}
-	return t.run()
+	return t.run(func(error) {})
 }
 
 func (t *takeover) isOver() bool {

@@ -318,7 +318,7 @@ func TestSignalDuringAHandover(t *testing.T) {
 	for range 3 {
 		heir := d.heir()
 		d.reigns.waitLog("handover_started")
-		d.reigns.signal(syscall.SIGTERM)
+		d.reigns.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
 		if code := d.reigns.wait(); code != exitOK {
 			t.Errorf("the old server ends with exit code %d: %s", code, d.reigns.stderr.String())
 		}

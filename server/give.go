@@ -121,6 +121,7 @@ func (s *server) give(g *giver, wanted handover.Go) {
 		return
 	}
 	s.log.Info().Int("moved", g.moved).Int64("left", s.connections.Load()).Int64("duration_ms", took.Milliseconds()).Msg("handover_finished")
+	s.gone.Store(true)
 	s.given <- struct{}{}
 }
 
@@ -141,6 +142,9 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	wait(s.acceptor.loop, func(done func()) { s.acceptor.empty(); s.acceptor.hold(); done() })
 	if err := g.giveConnections(); err != nil {
 		return err
+	}
+	if s.drainSince.Load() != 0 {
+		return errDraining
 	}
 	if s.memory != nil {
 		err := s.memory.Export(func(states []session.State) error { return g.giveSessions(states) })

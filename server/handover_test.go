@@ -506,6 +506,7 @@ func TestHandoverNewDies(t *testing.T) {
 			if len(c.ends) > given {
 				t.Errorf("%d connections have ended, and %d were given: %v", len(c.ends), given, c.ends)
 			}
+			d.succeed() // the next one finds the old one where it was
 		})
 	})
 }

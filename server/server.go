@@ -40,15 +40,16 @@ type server struct {
 	asked     chan struct{} // a drain is asked for
 	given     chan struct{} // another process has taken over
 	giver     chan struct{} // full while connections are given to another process
-	control   *control      // nil without -control
 	first     *takeover     // what -take-over-from asks for, nil without it
 
 	// Atomic.
 	connections atomic.Int64 // sockets of the workers
 	beyond      atomic.Int64 // sockets that only wait to be refused
 	ready       atomic.Bool
-	handingOver atomic.Bool  // or being asked to
-	drainSince  atomic.Int64 // time.Duration on netpoll's clock, 0 before the drain
+	handingOver atomic.Bool             // or being asked to
+	gone        atomic.Bool             // everything is another process's
+	control     atomic.Pointer[control] // nil without -control
+	drainSince  atomic.Int64            // time.Duration on netpoll's clock, 0 before the drain
 }
 
 // errKilled is the end by a second signal.
@@ -89,10 +90,22 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 		State:   func() (bool, bool) { return s.isReady(), s.drainSince.Load() != 0 },
 		Metrics: s.metrics.Write,
 	}), config.HandshakeTimeout)
-	if config.Control != "" {
-		s.control, err = openControl(s, config.Control, config.TakeOverFrom)
-	}
+	if s.first == nil || config.Control != config.TakeOverFrom {
+		err = s.openControl()
+	} // else when what is there now has handed over
 	return s, err
+}
+
+// openControl listens for commands, if the configuration says so.
+func (s *server) openControl() error {
+	if s.config.Control == "" {
+		return nil
+	}
+	c, err := openControl(s, s.config.Control, s.config.TakeOverFrom)
+	if err == nil {
+		s.control.Store(c)
+	}
+	return err
 }
 
 func listenAll(addresses []string) (listeners []*netpoll.Listener, err error) {
@@ -334,8 +347,8 @@ func (s *server) stop() <-chan error {
 func (s *server) end() error {
 	ctx, cancel := context.WithTimeout(context.Background(), max(s.config.DrainTimeout-s.drainTime(), 0))
 	defer cancel()
-	if s.control != nil {
-		s.control.close()
+	if c := s.control.Load(); c != nil {
+		c.close()
 	}
 	select {
 	case s.giver <- struct{}{}: // and nothing is given from here on

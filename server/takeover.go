@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -94,8 +95,9 @@ func (t *takeover) wants() (addresses []string) {
 	return addresses
 }
 
-// run begins the takeover and waits until it is over.
-func (t *takeover) run() (takeoverTotals, error) {
+// run begins the takeover and waits until it is over; finish is called before
+// that is told.
+func (t *takeover) run(finish func(err error)) (takeoverTotals, error) {
 	began := netpoll.Monotonic()
 	log := t.server.log
 	log.Info().Str("from", t.path).Int("connections", t.welcome.Connections).Msg("takeover_started")
@@ -106,6 +108,7 @@ func (t *takeover) run() (takeoverTotals, error) {
 	took := netpoll.Monotonic() - began
 	t.totals.DurationMS = took.Milliseconds()
 	t.server.metrics.HandoverTime.Set(took)
+	finish(t.err)
 	e := log.Info()
 	if t.err != nil {
 		e = log.Error().Err(t.err)
@@ -128,9 +131,6 @@ func (t *takeover) receive() {
 		t.take(batch)
 	}
 	if s := t.server; s.memory != nil {
-		for _, w := range s.workers { // what has come has to be there first
-			wait(w.loop, func(done func()) { done() })
-		}
 		s.memory.Complete()
 	}
 }
@@ -167,7 +167,8 @@ func (t *takeover) takeListener(fd int, address string) {
 	t.taken = append(t.taken, address)
 }
 
-// adopt deals connections to the workers.
+// adopt deals connections to the workers, and waits until they have them: what
+// comes later may be claims of the same sessions.
 func (s *server) adopt(fds []int, records []handover.Record) {
 	s.connections.Add(int64(len(records)))
 	for i := range records {
@@ -175,13 +176,18 @@ func (s *server) adopt(fds []int, records []handover.Record) {
 			s.peers.readmit(netip.AddrFrom16(r.IP).Unmap())
 		}
 	}
+	var adopting sync.WaitGroup
 	for n, w := range s.workers {
-		w.loop.Post(func() {
-			for i := n; i < len(records); i += len(s.workers) {
-				w.arrive(fds[i], &records[i])
-			}
+		adopting.Go(func() {
+			wait(w.loop, func(done func()) {
+				for i := n; i < len(records); i += len(s.workers) {
+					w.arrive(fds[i], &records[i])
+				}
+				done()
+			})
 		})
 	}
+	adopting.Wait()
 }
 
 // listensElse is what of the addresses is not taken over; t may be nil.
@@ -194,17 +200,35 @@ func (t *takeover) listensElse(addresses []string) (others []string) {
 	return others
 }
 
-// runFirst runs the takeover that the process has begun with. Where it fails,
-// the listeners that did not come are opened.
+// runFirst runs the takeover that the process has begun with, and then takes
+// the other one's place. Where it fails, the listeners that did not come are
+// opened.
 func (t *takeover) runFirst() {
 	go t.receive()
-	if _, err := t.run(); err == nil {
+	t.run(func(err error) {
+		if err == nil {
+			t.succeed()
+		}
+	})
+	if t.err == nil {
 		return
 	}
 	for _, address := range t.wants() {
 		if !slices.Contains(t.taken, address) {
 			t.listenInstead(address)
 		}
+	}
+	t.succeed()
+}
+
+// succeed listens for commands where the other process did.
+func (t *takeover) succeed() {
+	s := t.server
+	if s.control.Load() != nil {
+		return // it has a socket of its own
+	}
+	if err := s.openControl(); err != nil {
+		s.fail(err)
 	}
 }
 

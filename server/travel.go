@@ -151,13 +151,13 @@ func (w *worker) arrive(fd int, r *handover.Record) {
 	c.watched = uint8(netpoll.Readable)
 	c.index = int32(len(w.conns))
 	w.conns = append(w.conns, c)
-	switch {
-	case c.endpoint == nil && len(r.Unparsed) > 0:
-		c.take(r.Unparsed, 0)
-	case c.endpoint != nil:
+	if c.endpoint != nil {
 		c.unpack(r)
 	}
 	c.schedule()
+	if c.endpoint == nil && len(r.Unparsed) > 0 {
+		c.take(r.Unparsed, 0)
+	}
 	c.flush()
 	c.resume()
 	c.flush()

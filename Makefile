@@ -69,7 +69,7 @@ dev-down: ## End what dev-up has started
 	@scripts/dev-down.sh
 
 .PHONY: promote
-promote: ## Build and start the other colour, test it, lead clients to it, drain the old one
+promote: ## Build and start the other colour, test it, lead clients to it, hand over the live ones
 	@scripts/promote.sh
 
 .PHONY: promote-blue

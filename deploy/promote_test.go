@@ -22,7 +22,7 @@ func TestHandover(t *testing.T) {
 	var first footprint
 	for n := range times {
 		out := s.must("promote.sh")
-		if want := fmt.Sprintf(`handed over: {"connections":%d,`, clients); !strings.Contains(out, want) {
+		if want := fmt.Sprintf("%s took over %d connections", next, clients); !strings.Contains(out, want) {
 			t.Errorf("not %q in:\n%s", want, out)
 		}
 		s.wantServing(next)

@@ -23,7 +23,7 @@ var help = map[string]string{
 	"websocket_adopted_total":                "Connections taken over from another process.",
 	"websocket_handover_pause_seconds":       "For how long nobody served a connection while it was taken over; of those taken over by this process.",
 	"websocket_handover_seconds":             "How long the last handover took, given or taken, 0 before it.",
-	"websocket_handover_refusals_total":      "Handovers that this process has refused, by why.",
+	"websocket_handover_refusals_total":      "Handovers that this process has refused, or was refused, by why.",
 	"websocket_bytes_in_total":               "Bytes read from clients, framing included.",
 	"websocket_bytes_out_total":              "Bytes written to clients, framing included.",
 	"websocket_read_calls_total":             "read(2) calls on client sockets.",

@@ -33,7 +33,7 @@ look "http://$HOST:${COLOUR_PORT[$colour]}/metrics/" "the metrics of $colour, wh
 [[ $MONITORING == off ]] || watchers_say
 cat <<END
 
-  make promote      start the other colour, lead clients to it, drain $colour
+  make promote      start the other colour, lead clients to it, take over the live ones of $colour
   make smoke-test   a WebSocket, a count, a resume
   make logs         what all of it says
   make monitor      both colours, live

@@ -158,6 +158,7 @@ start_watcher() {
 		echo "  building what watches the stack: minutes, the first time"
 		make --silent -C "$ROOT" stack-tools
 	fi
+	touch "$RUN"/log/{blue,green}.log # vlagent complains about a file that is not there yet
 	mapfile -t args < <(grep -h '^-' "$ROOT"/deploy/*/"$1.args")
 	start "$1" "$TOOLS/$1" "${args[@]}"
 }

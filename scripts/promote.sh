@@ -5,9 +5,10 @@
 #   promote.sh [--drain] [blue|green]     the colour to serve next (the one that does not)
 #
 # With --drain, or where the one cannot take over from the other, clients get a
-# goodbye instead, and come back. # What fails before step 7 is put back: the old
-# colour goes on serving, exit code 1. It can be killed at any step and run
-# again. See DESIGN.md, chapters 16 and 17.
+# goodbye instead, and come back.
+#
+# What fails before step 7 is put back: the old colour goes on serving, exit code
+# 1. It can be killed at any step and run again. See DESIGN.md, chapters 16 and 17.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
@@ -124,7 +125,8 @@ hand_over() {
 		echo "  not handed over: ${said#server: }"
 		return 1
 	done
-	echo "  handed over: $said"
+	[[ $said =~ \"connections\":([0-9]+).*\"duration_ms\":([0-9]+) ]] || true
+	echo "  $next took over ${BASH_REMATCH[1]} connections in ${BASH_REMATCH[2]} ms"
 	await "$DRAIN" colour_has_ended "$old"
 }
 
@@ -170,7 +172,7 @@ if [[ $active != "$next" ]]; then
 elif ! colour_runs "$next"; then
 	die "$next should serve, but does not run: make dev-up starts it"
 elif colour_runs "$old"; then
-	step 1 "$next serves already, but $old was not drained: going on with step 6"
+	step 1 "$next serves already, but $old has not ended: going on with step 6"
 	started=$next previous=$old
 else
 	rm -f "$RUN/promotion"

@@ -7,11 +7,14 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"turnstile/server/handover"
 )
 
 // A control is the socket at which the process is told what to do, by who has
@@ -38,6 +41,11 @@ const (
 const (
 	longestCommand  = 512
 	commandPatience = 5 * time.Second // for the line to come
+
+	// How long -tell waits for an answer. A server that is asked to prepare
+	// asks another one, which may be stopped.
+	answerPatience   = 2 * handover.Patience
+	takeOverPatience = 2 * time.Minute
 )
 
 // openControl listens at path. It takes the place of a process that is gone, or
@@ -57,6 +65,9 @@ func openControl(s *server, path, predecessor string) (*control, error) {
 	aside := fmt.Sprintf("%s.%d", path, os.Getpid())
 	os.Remove(aside)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: aside, Net: "unix"})
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err // the name aside is nobody's business
+	}
 	if err != nil {
 		return fail(err)
 	}
@@ -123,17 +134,19 @@ func (c *control) serve(conn *net.UnixConn) {
 	json.NewEncoder(conn).Encode(answer)
 }
 
-// checkPeer lets in who runs as the same user, or as root. See SO_PEERCRED in
-// unix(7).
-func checkPeer(conn *net.UnixConn) error {
+// peerOf is the process at the other end. See SO_PEERCRED in unix(7).
+func peerOf(conn *net.UnixConn) (peer *unix.Ucred, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var peer *unix.Ucred
-	if e := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); e != nil {
-		return e
-	}
+	controlErr := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return peer, errors.Join(controlErr, err)
+}
+
+// checkPeer lets in who runs as the same user, or as root.
+func checkPeer(conn *net.UnixConn) error {
+	peer, err := peerOf(conn)
 	if err == nil && peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
 		err = fmt.Errorf("user %d may not control a process of user %d", peer.Uid, os.Geteuid())
 	}
@@ -163,6 +176,9 @@ func (c *control) obey(line string) (answer any, err error) {
 	switch word {
 	case commandDrain:
 		c.server.requestDrain()
+		answer := c.server.status()
+		answer.Ready, answer.Draining = false, true // it begins at once
+		return answer, nil
 	case commandPrepare:
 		t, err := c.prepare(path)
 		if err != nil {
@@ -246,16 +262,23 @@ func tell(path, command string, out io.Writer) error {
 		return fmt.Errorf("-tell: nobody answers at -control %q: %w", path, err)
 	}
 	defer conn.Close()
-	if _, err := fmt.Fprintln(conn, command); err != nil {
-		return err
+	patience := answerPatience
+	word, other, _ := strings.Cut(command, " ")
+	if word == commandTakeOver {
+		patience = takeOverPatience
 	}
+	if checkCommand(command) == nil && other != "" { // the server has another working directory
+		if other, err = filepath.Abs(other); err != nil {
+			return err
+		}
+		command = word + " " + other
+	}
+	conn.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintln(conn, command)
 	answer, err := io.ReadAll(conn)
-	if err != nil {
-		return err
-	}
 	var refused struct{ Error string }
-	if err := json.Unmarshal(answer, &refused); err != nil {
-		return fmt.Errorf("-tell %q: no answer from %q", command, path)
+	if err != nil || json.Unmarshal(answer, &refused) != nil {
+		return fmt.Errorf("-tell: no answer from %q: is it the -control socket of a server, and does that run?", path)
 	}
 	if refused.Error != "" {
 		return errors.New(refused.Error)

@@ -242,7 +242,7 @@ func TestClaimsWaitForATakeover(t *testing.T) {
 		count uint64
 	}{
 		"the takeover": {func(old *process, path, own string) {
-			if got := command(t, own, "take-over "+path); got["error"] != nil || got["sessions"] != 1.0 || got["connections"] != 0.0 {
+			if got := command(t, own, "take-over "+path); got["error"] != nil || got["unheld_sessions"] != 1.0 || got["connections"] != 0.0 {
 				t.Errorf("take-over answers %v", got)
 			}
 			if code := old.wait(); code != exitOK {

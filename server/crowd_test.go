@@ -135,4 +135,3 @@ func (c *crowd) end() {
 	answers, resumes := c.findings.Totals()
 	c.t.Logf("%d answers, %d resumes, %d connections ended", answers, resumes, len(c.ends))
 }
-

@@ -70,9 +70,17 @@ func (s *server) listenAddresses() (addresses []string) {
 }
 
 func (s *server) refuseHandover(x *handover.Exchange, e *handover.RefusedError) {
-	s.metrics.HandoverRefusals[slices.Index(handover.Refusals, e.Reason)].Inc()
+	s.countRefusal(e.Reason)
 	s.log.Warn().Str("reason", string(e.Reason)).Str("text", e.Text).Msg("handover_refused")
 	x.Refuse(e)
+}
+
+// countRefusal counts a refusal, unless it is one that only another version of
+// this program knows.
+func (s *server) countRefusal(reason handover.Refusal) {
+	if i := slices.Index(handover.Refusals, reason); i >= 0 {
+		s.metrics.HandoverRefusals[i].Inc()
+	}
 }
 
 // objection is why a process like this cannot take over, nil if it can.
@@ -82,6 +90,8 @@ func (s *server) objection(h handover.Hello) *handover.RefusedError {
 		return &handover.RefusedError{Reason: reason, Text: fmt.Sprintf(format, args...)}
 	}
 	switch {
+	case s.drainSince.Load() != 0:
+		return refuse(handover.RefusedDraining, "it drains already")
 	case h.Version != mine.Version:
 		return refuse(handover.RefusedVersion, "its records are of version %d, not %d", h.Version, mine.Version)
 	case h.Store != mine.Store:

@@ -470,6 +470,12 @@ func TestHandoverRefused(t *testing.T) {
 	d.wantRefused(handover.RefusedEndpoints, d.greet(handover.Hello{Version: handover.Version, Store: "embedded"}))
 	d.wantRefused(handover.RefusedFileDescriptors, d.limitedHeir())
 
+	for _, word := range []string{"prepare ", "take-over "} {
+		if answer := command(t, d.control, word+d.control); !strings.Contains(fmt.Sprint(answer["error"]), errItself.Error()) {
+			t.Errorf("%sitself answers %v", word, answer)
+		}
+	}
+
 	prepared := startServer(t, "-control", d.control+".2")
 	if answer := command(t, d.control+".2", "prepare "+d.control); answer["connections"] != 30.0 {
 		t.Errorf("prepare answers %v", answer)

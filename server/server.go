@@ -99,6 +99,9 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 // openControl listens for commands, if the configuration says so.
 func (s *server) openControl() error {
 	if s.config.Control == "" {
+		if s.first != nil {
+			s.log.Warn().Msg("no_control")
+		}
 		return nil
 	}
 	c, err := openControl(s, s.config.Control, s.config.TakeOverFrom)
@@ -233,6 +236,9 @@ func (s *server) open() {
 	var addresses []string
 	for _, l := range s.acceptor.listeners {
 		addresses = append(addresses, l.Addr)
+	}
+	if s.first != nil {
+		addresses = append(addresses, s.first.wants()...)
 	}
 	s.log.Info().Strs("listen", addresses).Int("pid", os.Getpid()).Stringer("config", s.config).Msg("server_started")
 	s.notify(notifyReady)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -35,7 +36,7 @@ type takeover struct {
 // takeoverTotals are what has come.
 type takeoverTotals struct {
 	Connections int   `json:"connections"`
-	Sessions    int   `json:"sessions"`
+	Sessions    int   `json:"unheld_sessions"` // those that no connection holds
 	DurationMS  int64 `json:"duration_ms"`
 }
 
@@ -71,10 +72,7 @@ func (s *server) prepareTakeover(path string) (*takeover, error) {
 		return nil, fmt.Errorf("cannot take over from %q: %w", path, err)
 	}
 	t := &takeover{server: s, path: path, exchange: handover.NewExchange(conn), done: make(chan struct{})}
-	if _, err = io.WriteString(conn, commandHandover+"\n"); err == nil {
-		t.welcome, err = t.exchange.Greet(s.hello())
-	}
-	if err != nil {
+	if err := t.greet(conn); err != nil {
 		t.exchange.Close()
 		return nil, fmt.Errorf("cannot take over from %q: %w", path, err)
 	}
@@ -82,6 +80,25 @@ func (s *server) prepareTakeover(path string) (*takeover, error) {
 		s.memory.Await()
 	}
 	return t, nil
+}
+
+// errItself says that a process was told to take over from itself.
+var errItself = errors.New("that is this server itself")
+
+// greet asks the other process, and counts its refusal here too: what refuses
+// is often gone before its metrics are read.
+func (t *takeover) greet(conn *net.UnixConn) (err error) {
+	if peer, err := peerOf(conn); err == nil && int(peer.Pid) == os.Getpid() {
+		return errItself
+	}
+	if _, err = io.WriteString(conn, commandHandover+"\n"); err != nil {
+		return err
+	}
+	t.welcome, err = t.exchange.Greet(t.server.hello())
+	if refused, ok := errors.AsType[*handover.RefusedError](err); ok {
+		t.server.countRefusal(refused.Reason)
+	}
+	return err
 }
 
 // wants are the listeners that are taken over: those that this process was told
@@ -113,7 +130,7 @@ func (t *takeover) run(finish func(err error)) (takeoverTotals, error) {
 	if t.err != nil {
 		e = log.Error().Err(t.err)
 	}
-	e.Str("from", t.path).Int("connections", t.totals.Connections).Int("sessions", t.totals.Sessions).
+	e.Str("from", t.path).Int("connections", t.totals.Connections).Int("unheld_sessions", t.totals.Sessions).
 		Strs("listeners", t.taken).Int64("duration_ms", took.Milliseconds()).Msg("takeover_finished")
 	return t.totals, t.err
 }
@@ -211,6 +228,9 @@ func (t *takeover) runFirst() {
 		}
 	})
 	if t.err == nil {
+		if len(t.taken) < len(t.welcome.Listeners) {
+			t.server.log.Warn().Strs("listened", t.welcome.Listeners).Strs("taken_over", t.taken).Msg("listeners_end")
+		}
 		return
 	}
 	for _, address := range t.wants() {

@@ -22,6 +22,7 @@ package handover
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -97,12 +98,13 @@ const (
 	RefusedConnections     Refusal = "max_connections"
 	RefusedFileDescriptors Refusal = "file_descriptors"
 	RefusedBusy            Refusal = "busy"
+	RefusedDraining        Refusal = "draining"
 )
 
 // Refusals are all of them.
 var Refusals = []Refusal{
 	RefusedVersion, RefusedStore, RefusedEndpoints, RefusedSubprotocols, RefusedMaxMessage,
-	RefusedConnections, RefusedFileDescriptors, RefusedBusy,
+	RefusedConnections, RefusedFileDescriptors, RefusedBusy, RefusedDraining,
 }
 
 // A RefusedError is a Refusal, with the figures, as it reaches the new process.
@@ -165,6 +167,9 @@ func (x *Exchange) sendJSON(w word, value any) error {
 	return x.send(w, body)
 }
 
+// errNoServer says that the stream is of something else.
+var errNoServer = errors.New("what answers there is no server of this kind")
+
 // receive waits for the next message, for ever if patience is 0. The error is
 // io.EOF when the other end is closed.
 func (x *Exchange) receive(patience time.Duration) (m message, err error) {
@@ -180,12 +185,19 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 		closeAll(m.fds)
 		return message{}, err
 	}
+	m.word = word(header[0])
 	length := binary.BigEndian.Uint32(header[2:])
-	if len(m.fds) != int(header[1]) || length > mostBytes {
-		closeAll(m.fds)
-		return message{}, fmt.Errorf("%d of %d file descriptors have come (is the limit of open files too low?), with %d bytes", len(m.fds), header[1], length)
+	switch {
+	case m.word < wordHello || m.word > wordDone || length > mostBytes:
+		err = errNoServer
+	case len(m.fds) != int(header[1]):
+		err = fmt.Errorf("only %d of %d file descriptors have come: is the limit of open files too low?", len(m.fds), header[1])
 	}
-	m.word, m.body = word(header[0]), make([]byte, length)
+	if err != nil {
+		closeAll(m.fds)
+		return message{}, err
+	}
+	m.body = make([]byte, length)
 	if err := x.readRest(m.body); err != nil {
 		closeAll(m.fds)
 		return message{}, err

@@ -491,6 +491,17 @@ func TestHandoverRefused(t *testing.T) {
 	d.succeed()
 }
 
+// TestHandoverOfADrain: what says goodbye to its clients does not give them away.
+func TestHandoverOfADrain(t *testing.T) {
+	d := startDynasty(t)
+	w := d.open("/ws/chat/")
+	command(t, d.control, commandDrain)
+	if r := w.reply(); !r.Bye { // and does not close, so that the drain takes its time
+		t.Fatalf("got %+v, want the bye", r)
+	}
+	d.wantRefused(handover.RefusedDraining, d.greet(handover.Hello{Version: handover.Version}))
+}
+
 // isHandingOver asks whether a greeting is refused for that reason.
 func (p *process) isHandingOver(control string) bool {
 	conn, err := net.Dial("unix", control)
@@ -538,15 +549,4 @@ func command(t testing.TB, path, line string) (answer map[string]any) {
 		t.Fatal(err)
 	}
 	return answer
-}
-
-// TestTakeOverFromNobody: the first start of a deployment.
-func TestTakeOverFromNobody(t *testing.T) {
-	d := newDynasty(t)
-	d.reigns = d.heir()
-	d.reigns.waitLog("nobody_to_take_over_from")
-	d.reigns.waitLog("server_started")
-	w := d.open("/ws/chat/")
-	w.send(text("a"))
-	w.wantCount(1, "a")
 }

@@ -24,8 +24,9 @@ type Listener struct {
 	Addr  string // as it can be dialled: "127.0.0.1:8000", "unix:/run/t.sock"
 	Asked string // as it was asked for: ":8000"
 
-	// Owned by the caller of Accept: where the kernel writes addresses.
-	address unix.RawSockaddrAny
+	// Owned by the caller of Accept.
+	Shared  bool                // another process may listen there too: Unlink leaves the file
+	address unix.RawSockaddrAny // where the kernel writes addresses
 }
 
 // Listen opens a listening socket. The address is "host:port" (an empty host
@@ -86,7 +87,7 @@ func (l *Listener) Close() error { return unix.Close(l.FD) }
 // Unlink removes the file of a unix socket, so that clients find nothing there
 // rather than an end that nobody serves.
 func (l *Listener) Unlink() error {
-	if path, ok := strings.CutPrefix(l.Addr, "unix:"); ok {
+	if path, ok := strings.CutPrefix(l.Addr, "unix:"); ok && !l.Shared {
 		return os.Remove(path)
 	}
 	return nil

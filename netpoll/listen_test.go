@@ -198,6 +198,14 @@ func TestUnixSocketIsOpenToAll(t *testing.T) {
 	if info.Mode() != os.ModeSocket|0o666 {
 		t.Errorf("mode %v", info.Mode())
 	}
+	l.Shared = true
+	if err := l.Unlink(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("after Unlink of a shared listener: %v", err)
+	}
+	l.Shared = false
 	if err := l.Unlink(); err != nil {
 		t.Error(err)
 	}

@@ -76,6 +76,7 @@ func (a *acceptor) lend(addresses []string) []*netpoll.Listener {
 		if !a.paused {
 			a.loop.Del(l.FD)
 		}
+		l.Shared = true // for good: if the exchange breaks, both go on
 		a.lent = append(a.lent, l)
 	}
 	a.listeners = kept

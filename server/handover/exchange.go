@@ -191,7 +191,7 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 	case m.word < wordHello || m.word > wordDone || length > mostBytes:
 		err = errNoServer
 	case len(m.fds) != int(header[1]):
-		err = fmt.Errorf("only %d of %d file descriptors have come: is the limit of open files too low?", len(m.fds), header[1])
+		err = fmt.Errorf("%d of %d file descriptors have come: is the limit of open files too low?", len(m.fds), header[1])
 	}
 	if err != nil {
 		closeAll(m.fds)

@@ -142,15 +142,9 @@ func (c *Conn) depart() {
 // arrive goes on with a connection that another process had.
 func (w *worker) arrive(fd int, r *handover.Record) {
 	c := w.newTraveller(fd, r)
-	if err := w.loop.Add(fd, netpoll.Readable, c.onEvent); err != nil {
-		w.server.log.Warn().Err(err).Msg("connection_dropped")
-		w.server.forget(c)
-		netpoll.CloseFD(fd)
+	if !w.enrol(c) {
 		return
 	}
-	c.watched = uint8(netpoll.Readable)
-	c.index = int32(len(w.conns))
-	w.conns = append(w.conns, c)
 	if c.endpoint != nil {
 		c.unpack(r)
 	}

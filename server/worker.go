@@ -60,20 +60,29 @@ func newWorker(s *server, loop *netpoll.Loop, m *metrics.Worker) *worker {
 // adopt makes a connection of a socket that was accepted.
 func (w *worker) adopt(a arrival) {
 	c := newConn(w, a)
-	if err := w.loop.Add(a.fd, netpoll.Readable, c.onEvent); err != nil {
-		w.server.log.Warn().Err(err).Msg("connection_dropped")
-		w.server.forget(c)
-		netpoll.CloseFD(a.fd)
+	if !w.enrol(c) {
 		return
 	}
-	c.watched = uint8(netpoll.Readable)
-	c.index = int32(len(w.conns))
-	w.conns = append(w.conns, c)
 	c.schedule()
 	if a.refused {
 		c.refuse(handshakeTooManyOfIP)
 		c.flush()
 	}
+}
+
+// enrol takes a connection into the loop; one that cannot be is closed, and
+// false returned. See remove.
+func (w *worker) enrol(c *Conn) bool {
+	if err := w.loop.Add(int(c.fd), netpoll.Readable, c.onEvent); err != nil {
+		w.server.log.Warn().Err(err).Msg("connection_dropped")
+		w.server.forget(c)
+		netpoll.CloseFD(int(c.fd))
+		return false
+	}
+	c.watched = uint8(netpoll.Readable)
+	c.index = int32(len(w.conns))
+	w.conns = append(w.conns, c)
+	return true
 }
 
 // remove takes a connection out of the loop and of all counts. Its fd is still

@@ -96,14 +96,14 @@ func (c *Conn) finishDrain() {
 	}
 }
 
-// cut closes whatever is left, and calls done with how many of it had been
-// upgraded; it runs on the loop.
-func (w *worker) cut(done func(upgraded int)) {
-	upgraded := w.upgraded
+// cut closes whatever is left, and returns how many of it had been upgraded; it
+// runs on the loop.
+func (w *worker) cut() (upgraded int) {
+	upgraded = w.upgraded
 	for _, c := range slices.Clone(w.conns) {
 		if c.leaving != leavingAway { // it may be another process's
 			c.close(closeShutdown)
 		}
 	}
-	done(upgraded)
+	return upgraded
 }

@@ -298,10 +298,9 @@ func TestTenThousand(t *testing.T) {
 // leaveAll ends all clients without a word and returns their sessions.
 func (s *swarm) leaveAll() (sessions []string) {
 	for _, c := range s.clients {
-		wait(c.loop, func(done func()) {
+		wait(c.loop, func() {
 			c.leave()
 			sessions = append(sessions, c.session)
-			done()
 		})
 	}
 	s.clients = nil

@@ -69,7 +69,7 @@ func (e *engine) connect(target string) (fd int) {
 // onLoop runs f on the only worker's loop.
 func (e *engine) onLoop(f func(w *worker)) {
 	w := e.server.workers[0]
-	wait(w.loop, func(done func()) { f(w); done() })
+	wait(w.loop, func() { f(w) })
 }
 
 // exchange sends a burst of frames and reads until its last reply is there.

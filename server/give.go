@@ -60,11 +60,10 @@ func (s *server) giveTo(conn *net.UnixConn) {
 
 // listenAddresses are those of the listeners, as they were asked for.
 func (s *server) listenAddresses() (addresses []string) {
-	wait(s.acceptor.loop, func(done func()) {
+	wait(s.acceptor.loop, func() {
 		for _, l := range s.acceptor.listeners {
 			addresses = append(addresses, l.Asked)
 		}
-		done()
 	})
 	return addresses
 }
@@ -126,7 +125,7 @@ func (s *server) give(g *giver, wanted handover.Go) {
 	s.metrics.HandoverTime.Set(took)
 	if err != nil {
 		s.setGiving(false)
-		wait(s.acceptor.loop, func(done func()) { s.acceptor.takeBack(); done() })
+		wait(s.acceptor.loop, func() { s.acceptor.takeBack() })
 		s.log.Error().Err(err).Int("moved", g.moved).Int64("left", s.connections.Load()).Int64("duration_ms", took.Milliseconds()).Msg("handover_failed")
 		return
 	}
@@ -149,7 +148,7 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	}
 	// Who has come meanwhile goes as well: the last look at the queues comes
 	// before the last look at the workers.
-	wait(s.acceptor.loop, func(done func()) { s.acceptor.empty(); s.acceptor.hold(); done() })
+	wait(s.acceptor.loop, func() { s.acceptor.empty(); s.acceptor.hold() })
 	if err := g.giveConnections(); err != nil {
 		return err
 	}
@@ -165,14 +164,14 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	if err := g.exchange.Done(); err != nil {
 		return err
 	}
-	wait(s.acceptor.loop, func(done func()) { s.acceptor.stop(); done() })
+	wait(s.acceptor.loop, func() { s.acceptor.stop() })
 	return nil
 }
 
 func (g *giver) giveListeners(addresses []string) error {
 	a := g.server.acceptor
 	var lent []*netpoll.Listener
-	wait(a.loop, func(done func()) { lent = a.lend(addresses); done() })
+	wait(a.loop, func() { lent = a.lend(addresses) })
 	if len(lent) == 0 {
 		return nil
 	}
@@ -208,7 +207,7 @@ func (g *giver) giveWorker(w *worker) error {
 	for progress := time.Now(); ; {
 		var batch []traveller
 		var staying int
-		wait(w.loop, func(done func()) { batch, staying = w.freeze(giveBatch); done() })
+		wait(w.loop, func() { batch, staying = w.freeze(giveBatch) })
 		switch {
 		case len(batch) > 0:
 			if err := g.giveTravellers(w, batch); err != nil {
@@ -233,7 +232,7 @@ func (g *giver) giveTravellers(w *worker, batch []traveller) error {
 		records[i], fds[i] = t.record, int(t.conn.fd)
 	}
 	err := g.exchange.OfferConnections(records, fds)
-	wait(w.loop, func(done func()) {
+	wait(w.loop, func() {
 		for _, t := range batch {
 			if err == nil {
 				t.conn.depart()
@@ -241,7 +240,6 @@ func (g *giver) giveTravellers(w *worker, batch []traveller) error {
 				t.conn.thaw()
 			}
 		}
-		done()
 	})
 	if err == nil {
 		g.moved += len(batch)
@@ -253,6 +251,6 @@ func (g *giver) giveTravellers(w *worker, batch []traveller) error {
 // process, or no longer, and waits until they know.
 func (s *server) setGiving(giving bool) {
 	for _, w := range s.workers {
-		wait(w.loop, func(done func()) { w.setGiving(giving); done() })
+		wait(w.loop, func() { w.setGiving(giving) })
 	}
 }

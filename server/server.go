@@ -360,10 +360,10 @@ func (s *server) end() error {
 	case s.giver <- struct{}{}: // and nothing is given from here on
 	case <-ctx.Done():
 	}
-	wait(s.acceptor.loop, func(done func()) { s.acceptor.stop(); done() })
+	wait(s.acceptor.loop, func() { s.acceptor.stop() })
 	var cut int
 	for _, w := range s.workers {
-		wait(w.loop, func(done func()) { w.cut(func(n int) { cut += n }); done() })
+		wait(w.loop, func() { cut += w.cut() })
 	}
 	s.plain.stop(ctx)
 	if s.debug != nil {
@@ -377,10 +377,10 @@ func (s *server) end() error {
 	return err
 }
 
-// wait runs task on loop and waits until it has called done.
-func wait(loop *netpoll.Loop, task func(done func())) {
+// wait runs task on loop and waits until it has returned.
+func wait(loop *netpoll.Loop, task func()) {
 	done := make(chan struct{})
-	if loop.Post(func() { task(func() { close(done) }) }) {
+	if loop.Post(func() { task(); close(done) }) {
 		<-done
 	}
 }

@@ -175,7 +175,7 @@ func (t *takeover) takeListener(fd int, address string) {
 	a := t.server.acceptor
 	l, err := netpoll.AdoptListener(fd, address)
 	if err == nil {
-		wait(a.loop, func(done func()) { err = a.add(l); done() })
+		wait(a.loop, func() { err = a.add(l) })
 	}
 	if err != nil {
 		t.server.fail(fmt.Errorf("cannot take over the listener at %q: %w", address, err))
@@ -196,11 +196,10 @@ func (s *server) adopt(fds []int, records []handover.Record) {
 	var adopting sync.WaitGroup
 	for n, w := range s.workers {
 		adopting.Go(func() {
-			wait(w.loop, func(done func()) {
+			wait(w.loop, func() {
 				for i := n; i < len(records); i += len(s.workers) {
 					w.arrive(fds[i], &records[i])
 				}
-				done()
 			})
 		})
 	}
@@ -265,7 +264,7 @@ func (t *takeover) listenInstead(address string) {
 		l, err = netpoll.Listen(address)
 	}
 	if err == nil {
-		wait(s.acceptor.loop, func(done func()) { err = s.acceptor.add(l); done() })
+		wait(s.acceptor.loop, func() { err = s.acceptor.add(l) })
 	}
 	if err != nil {
 		s.fail(err)

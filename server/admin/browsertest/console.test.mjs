@@ -1,6 +1,6 @@
 // The console in a real browser, on the real server.
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { after, test } from "node:test";
 import { closeBrowser, openBrowser, openConsole, openContext } from "./browser.mjs";
@@ -221,6 +221,26 @@ check("where nginx hides the metrics the page says so, and the rest works", asyn
   await console.send("all the same");
   await console.sees("#count", "1");
   await console.sees("#health", /healthy$/);
+});
+
+check("a script that does not load leaves a sentence", async (t) => {
+  const server = await startServer(t);
+  const openWithout = async (name) => {
+    const context = await openContext(t);
+    await context.route(`**/${name}`, (route) => route.fulfill({ status: 404, contentType: "application/json", body: "{}" }));
+    return openConsole(t, server, context, { lossy: true });
+  };
+  const modules = readdirSync(new URL("../console/", import.meta.url)).filter((name) => name.endsWith(".js"));
+  await Promise.all(modules.map(async (name) => {
+    const console = await openWithout(name);
+    await console.page.getByText("one of its files did not load").waitFor().catch((cause) => { throw new Error(`without ${name}`, { cause }); });
+    assert.equal(await console.text("#state"), "Not connected");
+  }));
+
+  const chartless = await openWithout("uplot.js");
+  await chartless.page.getByText("/uplot.js did not load").waitFor();
+  await chartless.sees("#state", "Connected");
+  assert.equal(await chartless.page.locator("#notice:visible, #charts:visible, #again:visible").count(), 0);
 });
 
 check("dark, light, narrow: nothing is cut off, and all has a name", async (t) => {

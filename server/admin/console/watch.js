@@ -241,11 +241,12 @@ function showAbsent(title, text, again) {
 class Watch {
   #charts = plans.map((plan) => new Chart(plan, $("charts")));
   #before = null;
-  #hidden = false; // the address does not show its metrics
+  #hidden = false; // there is nothing to draw, or nothing to draw it with
   #rounds = 0;
 
   constructor() {
     $("again").addEventListener("click", () => { this.#hidden = false; this.#look(); });
+    if (!globalThis.uPlot) this.#giveUp("No charts", "/uplot.js did not load: a proxy in front of the server may hold it back. Reload the page. Everything else on it works.");
   }
 
   /** Looks again and again while somebody can see it. */
@@ -269,10 +270,14 @@ class Watch {
   }
 
   #miss(status) {
-    this.#hidden = true;
     this.#before = null;
+    this.#giveUp("No metrics at this address", `/metrics/ answered HTTP ${status}. A proxy may keep it to itself, as it should in public. Everything else on this page works.`, true);
+  }
+
+  #giveUp(title, text, again = false) {
+    this.#hidden = true;
     $("watch-state").textContent = "";
-    showAbsent("No metrics at this address", `/metrics/ answered HTTP ${status}. A proxy may keep it to itself, as it should in public. Everything else on this page works.`, true);
+    showAbsent(title, text, again);
   }
 
   #take(reading) {

@@ -1,5 +1,5 @@
 // Command bench measures a WebSocket server: many clients on a few event loops,
-// the server's own engine in the other role. See README.md, "Measure it".
+// the server's own engine in the other role. See README.md beside it.
 package main
 
 import (

@@ -21,6 +21,7 @@ var mayImport = map[string][]string{
 	"turnstile/server/admin/uplot": {},
 	"turnstile/server/handover":    {},
 	"turnstile/server/redistest":   {"github.com/redis/go-redis/v9"}, // for tests
+	"turnstile/server/doctest":     {},                               // for tests
 	"turnstile/server/oracle":      {"turnstile/proto"},              // for tests
 	"turnstile/bench":              {"turnstile/netpoll", "turnstile/proto", "turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server": {

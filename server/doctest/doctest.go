@@ -1,0 +1,110 @@
+// Package doctest gives tests the samples of the project's documents, so that
+// each sample is run as it stands there. A comment in the line before a fenced
+// block, <!-- run: TestName -->, names the one test that runs it; that test
+// calls Blocks(t, "README.md") and runs what it gets. A block without such a
+// comment, and a comment that names no such test, fail this package's own tests.
+package doctest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// A Block is a fenced block of a document.
+type Block struct {
+	// Document is the path of its document, from the project's root.
+	Document string
+	// Line is the number of its first line.
+	Line int
+	// Language stands behind the opening fence: sh, js, console.
+	Language string
+	// Test is the name in the comment before the block, "" without one.
+	Test string
+	// Text is what stands between the fences, with the last line's end.
+	Text string
+}
+
+// String says where the block stands.
+func (b Block) String() string { return fmt.Sprintf("%s:%d", b.Document, b.Line) }
+
+// Commands returns the commands of a block of shell, one for each line: without
+// comments, with the lines joined that end with a backslash.
+func (b Block) Commands() (commands []string) {
+	text := strings.ReplaceAll(b.Text, "\\\n", "")
+	for line := range strings.Lines(text) {
+		if line = strings.TrimSpace(comment.ReplaceAllString(line, "")); line != "" {
+			commands = append(commands, line)
+		}
+	}
+	return commands
+}
+
+var comment = regexp.MustCompile(`(^|\s)#\s.*`)
+
+// Blocks returns the blocks of a document that name the running test, in their
+// order. A document without one fails the test.
+func Blocks(t testing.TB, document string) (blocks []Block) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(Root(t), document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, _, _ := strings.Cut(t.Name(), "/")
+	for _, b := range parse(document, string(text)) {
+		if b.Test == name {
+			blocks = append(blocks, b)
+		}
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("%s has no block after <!-- run: %s -->", document, name)
+	}
+	return blocks
+}
+
+// Root is the project's folder, seen from a test in any folder of it.
+func Root(t testing.TB) string {
+	t.Helper()
+	folder, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; folder != "/"; folder = filepath.Dir(folder) {
+		if text, err := os.ReadFile(filepath.Join(folder, "go.mod")); err == nil && bytes.HasPrefix(text, []byte("module turnstile\n")) {
+			return folder
+		}
+	}
+	t.Fatal("the test does not run within the project")
+	return ""
+}
+
+var (
+	fence = regexp.MustCompile("^```([a-z]*)$")
+	claim = regexp.MustCompile(`^<!-- run: (\w+) -->$`)
+)
+
+// parse returns the fenced blocks of a document.
+func parse(document, text string) (blocks []Block) {
+	var open *Block
+	before := ""
+	for i, line := range strings.Split(text, "\n") {
+		switch m := fence.FindStringSubmatch(line); {
+		case open != nil && line == "```":
+			blocks = append(blocks, *open)
+			open = nil
+		case open != nil:
+			open.Text += line + "\n"
+		case m != nil:
+			open = &Block{Document: document, Line: i + 2, Language: m[1]}
+			if name := claim.FindStringSubmatch(before); name != nil {
+				open.Test = name[1]
+			}
+		}
+		before = line
+	}
+	return blocks
+}

@@ -11,7 +11,7 @@ compose() { docker compose --file "$ROOT/deploy/compose.yml" --progress quiet "$
 
 # prepare makes what the containers find in the folder that they share.
 prepare() {
-	mkdir -p "$RUN"/{redis,nginx/temp,victoria-metrics,loki,grafana}
+	mkdir -p "$RUN"/{log,redis,nginx/temp,victoria-metrics,loki,grafana}
 	(umask 077 && env | grep '^TURNSTILE_' >"$RUN/colour.env")
 	((EUID != 0)) || chown -R "$TURNSTILE_USER" "$RUN"
 }
@@ -40,16 +40,33 @@ colour_tool() {
 	compose exec --no-TTY "$colour" "$program" "${@/#$SITE/http://nginx:8080}"
 }
 
+# start_part fails, and says so, if the part does not start. It asks the part
+# itself: the engine's health checks come so seldom that waiting for one is slow.
 start_part() {
-	compose up --detach --no-deps --no-build --wait --wait-timeout 60 "$1" || die "$1 does not start: see make logs"
+	if ! compose up --detach --no-deps --no-build "$1" || ! await 60 answers "$1"; then
+		complain "$1 does not start: see make logs"
+		return 1
+	fi
 	echo "  $1 runs"
 }
 
+answers() {
+	case $1 in
+	redis) compose exec --no-TTY redis redis-cli -s "$SOCKETS/redis.sock" ping ;;
+	nginx) compose exec --no-TTY nginx wget -q -O /dev/null http://127.0.0.1:8080/healthz/ ;;
+	victoriametrics) colour_tool "$(active_colour)" server -healthcheck http://victoriametrics:8428/health ;;
+	vmalert) colour_tool "$(active_colour)" server -healthcheck http://vmalert:8880/health ;;
+	*) colour_runs "$1" ;;
+	esac
+}
+
+prepare_watchers() { :; } # their images come when they are started
+
 stop_parts() { compose down --timeout 10; }
 watchers_say() {
-	look "http://$HOST:3000/" "dashboards and logs: Grafana"
-	look "http://$HOST:$METRICS_PORT/vmui/" "metrics, one by one"
-	look "http://$HOST:$ALERTS_PORT/" alerts
+	look_at grafana "http://$HOST:3000/" "dashboards and logs: Grafana"
+	look_at victoriametrics "http://$HOST:$METRICS_PORT/vmui/" "metrics, one by one"
+	look_at vmalert "http://$HOST:$ALERTS_PORT/" alerts
 }
 
 show_logs() { compose logs --follow --tail 20; }

@@ -21,11 +21,15 @@ activate "$colour"
 start_part nginx
 smoke "$colour" -reaches "unix:$SOCKETS/$colour.sock" "$SITE" >"$RUN/log/smoke.log" ||
 	die "clients do not get through to $colour: $(cat "$RUN/log/smoke.log")"
-if [[ $MONITORING != off ]]; then
+if [[ $MONITORING != off ]] && ! prepare_watchers; then
+	unwatched=("${WATCHERS[@]}")
+elif [[ $MONITORING != off ]]; then
 	for watcher in "${WATCHERS[@]}"; do
-		start_part "$watcher"
+		start_part "$watcher" || unwatched+=("$watcher")
 	done
 fi
+((${#unwatched[@]} == 0)) || complain "warning: the service runs, but not all of what watches it: no ${unwatched[*]}." \
+	"To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up"
 
 echo
 look "$SITE/" "the console; WebSockets at ${SITE/http/ws}/ws/chat/"

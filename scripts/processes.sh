@@ -105,19 +105,24 @@ colour_tool() {
 	"$BIN/$program" "$@"
 }
 
+# start_part fails, and says why, if the part does not start.
 start_part() {
 	if runs "$1"; then
 		echo "  $1 runs already"
 		return
 	fi
-	! answers "$1" &>/dev/null || die "$1 cannot start: something answers in its place that was not started here"
+	if answers "$1" &>/dev/null; then
+		complain "$1 cannot start: something answers in its place that was not started here"
+		return 1
+	fi
 	case $1 in
 	redis | nginx) "start_$1" ;;
 	*) start_watcher "$1" ;;
 	esac
 	if ! await 10 answers "$1"; then
 		log_end "$1" >&2
-		die "$1 does not start; the last of $RUN/log/$1.log is above"
+		complain "$1 does not start; the last of $RUN/log/$1.log is above"
+		return 1
 	fi
 	echo "  $1 runs"
 }
@@ -150,14 +155,22 @@ start_nginx() {
 	start nginx nginx -p "$RUN/nginx/" -c "$RUN/nginx/nginx.conf" -e stderr -g "$directives"
 }
 
+# prepare_watchers builds those that are not there yet; fails if it cannot.
+prepare_watchers() {
+	local watcher
+	for watcher in "${WATCHERS[@]}"; do
+		if [[ ! -x $TOOLS/$watcher ]]; then
+			echo "  building what watches the stack: minutes, the first time"
+			make --silent -C "$ROOT" stack-tools
+			return
+		fi
+	done
+}
+
 # start_watcher NAME runs one of VictoriaMetrics's programs on the arguments in
 # deploy/, a line each, in which it replaces %{NAME} by what is exported above.
 start_watcher() {
 	local args
-	if [[ ! -x $TOOLS/$1 ]]; then
-		echo "  building what watches the stack: minutes, the first time"
-		make --silent -C "$ROOT" stack-tools
-	fi
 	touch "$RUN"/log/{blue,green}.log # vlagent complains about a file that is not there yet
 	mapfile -t args < <(grep -h '^-' "$ROOT"/deploy/*/"$1.args")
 	start "$1" "$TOOLS/$1" "${args[@]}"
@@ -172,9 +185,9 @@ stop_parts() {
 
 # watchers_say tells where to look at what they have seen.
 watchers_say() {
-	look "http://$TURNSTILE_VICTORIAMETRICS/vmui/#/dashboards" dashboards
-	look "http://$TURNSTILE_VMALERT/" alerts
-	look "http://$TURNSTILE_VICTORIALOGS/select/vmui/" logs
+	look_at victoria-metrics "http://$TURNSTILE_VICTORIAMETRICS/vmui/#/dashboards" dashboards
+	look_at vmalert "http://$TURNSTILE_VMALERT/" alerts
+	look_at victoria-logs "http://$TURNSTILE_VICTORIALOGS/select/vmui/" logs
 }
 
 show_logs() { exec tail -n 20 -F "$RUN"/log/*.log; }

@@ -12,6 +12,8 @@
 #   TURNSTILE_MONITORING  off: without those four, which watch
 #   TURNSTILE_PATIENCE    seconds that promote.sh gives a colour to get ready (15)
 #   TURNSTILE_BACKEND     processes or compose (compose where a Docker engine is)
+#   TURNSTILE_NOFILE      compose: files that a container may open (65536); an engine
+#                         without privilege cannot give more than it has
 #
 # Every flag of the server is a variable too: TURNSTILE_MAX_MESSAGE for
 # -max-message. The colours take what is set when they are started.
@@ -33,8 +35,9 @@ SITE=http://$HOST:$NGINX_PORT
 # inherit: it would hold the lock for as long as it lives.
 LOCK=
 
+complain() { echo "${0##*/}: $*" >&2; }
 die() {
-	echo "${0##*/}: $*" >&2
+	complain "$@"
 	exit 1
 }
 
@@ -108,6 +111,14 @@ smoke() {
 # look URL TEXT prints where to look at something.
 look() { printf '  %-48s %s\n' "$1" "$2"; }
 
+# unwatched is the watchers that could not be started.
+unwatched=()
+
+# look_at WATCHER URL TEXT prints where to look at what a watcher shows, if it runs.
+look_at() {
+	[[ " ${unwatched[*]} " == *" $1 "* ]] || look "$2" "$3"
+}
+
 # The path becomes part of nginx's configuration, and of sockets' addresses, which
 # have 107 bytes at the most.
 [[ $RUN =~ ^[[:alnum:]/._+-]{1,95}$ ]] ||
@@ -119,6 +130,7 @@ look() { printf '  %-48s %s\n' "$1" "$2"; }
 #   start_colour COLOUR, stop_colour COLOUR SECONDS, colour_runs COLOUR
 #   colour_log COLOUR   the last lines
 #   colour_tool COLOUR server|bench ARGS...     runs a program beside the colour
+#   prepare_watchers    makes that those can be started
 #   start_part PART, stop_parts, show_logs, watchers_say
 have_docker() { command -v docker >/dev/null && docker info &>/dev/null; }
 

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"turnstile/netpoll"
 )
 
 // asBench, in the environment, makes the test binary be the program.
@@ -178,12 +180,12 @@ func TestFaultsAreSeen(t *testing.T) {
 }
 
 func TestServerThatIsNotThere(t *testing.T) {
-	l, err := net.Listen("tcp", serverHost+":0")
+	addr, release, err := netpoll.ReservePort(serverHost)
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close()
-	r, _, code := runBench(t, "-url", "ws://"+l.Addr().String()+"/", "-conns", "5", "connect")
+	defer release()
+	r, _, code := runBench(t, "-url", "ws://"+addr+"/", "-conns", "5", "connect")
 	if code != exitFellShort || r.Parts[0].Errors["connect: connection refused"] != 5 {
 		t.Errorf("exit code %d, errors %v", code, r.Parts[0].Errors)
 	}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"turnstile/netpoll"
 )
 
 const (
@@ -28,6 +30,8 @@ type server struct {
 	cmd    *exec.Cmd // nil if it was there before
 	stderr tail
 	exited chan struct{}
+	// release gives back the port that is kept for the server.
+	release func()
 }
 
 // openServer starts the server, or takes the one that runs, and sets o.URL.
@@ -35,30 +39,22 @@ func openServer(ctx context.Context, o *options) (*server, error) {
 	if o.Server == "" {
 		return &server{pid: o.PID}, nil
 	}
-	listen, err := freeAddress()
+	listen, release, err := netpoll.ReservePort(serverHost)
 	if err != nil {
 		return nil, err
 	}
 	command := strings.Fields(strings.ReplaceAll(o.Server, listenPlace, listen))
-	s := &server{cmd: exec.Command(command[0], command[1:]...), exited: make(chan struct{})}
+	s := &server{cmd: exec.Command(command[0], command[1:]...), exited: make(chan struct{}), release: release}
 	s.cmd.Stderr, s.cmd.Dir = &s.stderr, o.folder
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
+		release()
 		return nil, fmt.Errorf("cannot start the server: %w", err)
 	}
 	go func() { s.cmd.Wait(); close(s.exited) }()
 	s.pid = s.cmd.Process.Pid
 	o.URL = "ws://" + listen + defaultPath
 	return s, s.waitUntilItListens(ctx, listen)
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", serverHost+":0")
-	if err != nil {
-		return "", fmt.Errorf("cannot find a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 func (s *server) waitUntilItListens(ctx context.Context, address string) error {
@@ -103,6 +99,7 @@ func (s *server) stop() (took time.Duration, ok bool) {
 	if s.cmd == nil {
 		return 0, false
 	}
+	defer s.release()
 	began := time.Now()
 	syscall.Kill(-s.pid, syscall.SIGTERM)
 	select {

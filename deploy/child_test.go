@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -12,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"turnstile/netpoll"
 )
 
 const (
@@ -131,15 +132,15 @@ func startServer(t testing.TB, logPath, addr string, flags ...string) *child {
 	return c
 }
 
-// freeAddr is an address that nobody listens on.
+// freeAddr is an address that nobody listens on, kept for this test.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", stackHost+":0")
+	addr, release, err := netpoll.ReservePort(stackHost)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(release)
+	return addr
 }
 
 // eventually waits for a condition; what says what should come true.

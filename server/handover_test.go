@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"turnstile/netpoll"
 	"turnstile/proto"
 	"turnstile/server/handover"
 	"turnstile/server/redistest"
@@ -47,12 +48,12 @@ func startDynasty(t *testing.T, flags ...string) *dynasty {
 
 func newDynasty(t *testing.T, flags ...string) *dynasty {
 	t.Helper()
-	free, err := net.Listen("tcp", dynastyHost+":0")
+	addr, release, err := netpoll.ReservePort(dynastyHost)
 	if err != nil {
 		t.Fatal(err)
 	}
-	free.Close()
-	d := &dynasty{t: t, addr: free.Addr().String(), control: filepath.Join(t.TempDir(), "control")}
+	t.Cleanup(release)
+	d := &dynasty{t: t, addr: addr, control: filepath.Join(t.TempDir(), "control")}
 	d.flags = append([]string{"-listen", d.addr, "-control", d.control, "-workers", "2", "-log-format", "json"}, flags...)
 	return d
 }

@@ -20,9 +20,9 @@ var mayImport = map[string][]string{
 	"turnstile/server/admin":       {"turnstile/server/admin/uplot"},
 	"turnstile/server/admin/uplot": {},
 	"turnstile/server/handover":    {},
-	"turnstile/server/redistest":   {"github.com/redis/go-redis/v9"}, // for tests
-	"turnstile/server/doctest":     {},                               // for tests
-	"turnstile/server/oracle":      {"turnstile/proto"},              // for tests
+	"turnstile/server/redistest":   {"turnstile/netpoll", "github.com/redis/go-redis/v9"}, // for tests
+	"turnstile/server/doctest":     {},                                                    // for tests
+	"turnstile/server/oracle":      {"turnstile/proto"},                                   // for tests
 	"turnstile/bench":              {"turnstile/netpoll", "turnstile/proto", "turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server": {
 		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/admin", "turnstile/server/handover",

@@ -22,18 +22,20 @@ const slots = 1 << 14
 func StartCluster(t testing.TB, n int, options ...string) *Cluster {
 	t.Helper()
 	c := &Cluster{}
-	var urls []string
+	var urls, buses []string
 	for range n {
-		options := append([]string{"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-announce-ip", Host}, options...)
+		bus := port(reserveAddr(t)) // by default Redis takes the port plus 10,000, which may be anybody's
+		options := append([]string{"--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-announce-ip", Host,
+			"--cluster-port", bus}, options...)
 		s := Start(t, options...)
-		c.Nodes = append(c.Nodes, s)
+		c.Nodes, buses = append(c.Nodes, s), append(buses, bus)
 		urls = append(urls, "redis://"+s.Addr)
 	}
 	c.URL = strings.Join(urls, ",")
 	for i, s := range c.Nodes {
 		s.Do("CLUSTER", "ADDSLOTSRANGE", i*slots/n, (i+1)*slots/n-1)
 		s.Do("CLUSTER", "SET-CONFIG-EPOCH", i+1)
-		s.Do("CLUSTER", "MEET", Host, port(c.Nodes[0].Addr))
+		s.Do("CLUSTER", "MEET", Host, port(c.Nodes[0].Addr), buses[0])
 	}
 	for _, s := range c.Nodes {
 		s.Until("the cluster agrees", func() bool {

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"turnstile/netpoll"
 )
 
 // Host is a loopback address of the package's own: a port there is never the
@@ -70,7 +72,7 @@ func newServer(t testing.TB) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{t: t, dir: dir, Addr: freeAddr(t), Socket: filepath.Join(dir, "redis.sock")}
+	s := &Server{t: t, dir: dir, Addr: reserveAddr(t), Socket: filepath.Join(dir, "redis.sock")}
 	s.Client = redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, Protocol: 2, DisableIdentity: true})
 	t.Cleanup(func() {
 		s.Client.Close()
@@ -80,14 +82,15 @@ func newServer(t testing.TB) *Server {
 	return s
 }
 
-func freeAddr(t testing.TB) string {
+// reserveAddr is an address that is kept for the test's servers.
+func reserveAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", Host+":0")
+	addr, release, err := netpoll.ReservePort(Host)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Cleanup(release)
+	return addr
 }
 
 func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:] }
@@ -96,7 +99,7 @@ func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:]
 // its own making, at the address that is returned.
 func StartTLS(t testing.TB, options ...string) (s *Server, tlsAddr string) {
 	t.Helper()
-	tlsAddr = freeAddr(t)
+	tlsAddr = reserveAddr(t)
 	cert, key := selfSigned(t)
 	tls := []string{"--tls-port", port(tlsAddr), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no"}
 	return Start(t, append(tls, options...)...), tlsAddr

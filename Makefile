@@ -197,5 +197,5 @@ observability: ## Write the tables of deploy/OBSERVABILITY.md and vmui's dashboa
 	cd deploy && UPDATE_OBSERVABILITY=1 $(GO) test -count=1 -run 'TestDocumentTables|TestVMUIDashboards' .
 
 .PHONY: clean
-clean: dev-down ## End the stack; remove what was built, downloaded and stored
-	rm -rf bin .cache .run
+clean: dev-down ## End the stack; remove what was built, downloaded, stored and measured
+	rm -rf bin .cache .run bench/report

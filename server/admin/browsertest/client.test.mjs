@@ -28,6 +28,9 @@ async function outcomes(promises) {
   return (await Promise.allSettled(promises)).map(({ value, reason }) => value ?? reason.code);
 }
 
+/** Waits until a connection has ended. What state the client has then may pass at once: it comes back by itself. */
+const aClose = (client, nth = 1) => eventually("the cut is noticed", () => client.told("close").length >= nth);
+
 const upTo = (n) => Array.from({ length: n }, (_, i) => i + 1);
 
 function newStorage() {
@@ -94,7 +97,7 @@ check("a message that was counted unheard is not sent again", async (t) => {
   const unheard = await countUnheard(client, server, proxy, 4);
   proxy.deaf = false;
   proxy.cut();
-  await eventually("the cut is noticed", () => client.state !== "open");
+  await aClose(client);
   const later = client.send("later");
   assert.deepEqual(await Promise.all([...unheard, later]), [2, 3, 4, 5, 6]);
   assert.deepEqual(client.told("session").map(({ resumed, count, counted, again }) => ({ resumed, count, counted, again })),
@@ -139,7 +142,7 @@ test("with Redis, the count goes on over a killed server", { timeout: 4 * patien
   await burst[100];
   await server.kill();
   burst.push(client.send("while it was away"));
-  await eventually("it tries again", () => client.told("close").length > 2);
+  await aClose(client, 3); // it has tried again
   await server.start();
   assert.deepEqual(await Promise.all(burst), upTo(501).map((n) => n + 1));
   assert.deepEqual(client.told("lost"), []);
@@ -154,7 +157,7 @@ check("a session that is gone is said to be, and nothing is counted twice", asyn
   const unheard = outcomes(await countUnheard(client, server, proxy, 3));
   await server.kill();
   proxy.deaf = false;
-  await eventually("the cut is noticed", () => client.state !== "open");
+  await aClose(client);
   const never = client.send("never sent before");
   await server.start();
   assert.deepEqual(await unheard, ["session_lost", "session_lost", "session_lost"]);
@@ -169,9 +172,10 @@ check("a drain is waited out as long as the server asks", async (t) => {
   client.connect();
   await client.send("before");
   await server.stop("SIGTERM");
-  await eventually("it waits", () => client.state === "waiting");
+  const waits = () => client.told("state").find(({ state }) => state === "waiting");
+  await eventually("it waits", waits);
   assert.equal(client.told("close")[0].code, 1001);
-  const { delay } = client.told("state").at(-1);
+  const { delay } = waits();
   assert.ok(delay >= 0 && delay < 700, `${delay} ms is not of the drain's length`);
 });
 
@@ -196,10 +200,11 @@ check("a session taken over during a cut is noticed in the storage", async (t) =
   const server = await startServer(t);
   const proxy = await startProxy(t, server.address);
   const storage = newStorage();
-  const first = newClient(t, proxy.url, { storage, minDelay: 200, maxDelay: 200 });
+  const first = newClient(t, proxy.url, { storage });
   first.connect();
   await first.send("mine");
   const unheard = outcomes(await countUnheard(first, server, proxy, 2));
+  proxy.away = true;
   proxy.cut();
   const second = newClient(t, server.url, { storage });
   assert.equal(second.sessionId, first.sessionId);
@@ -212,17 +217,17 @@ check("a session taken over during a cut is noticed in the storage", async (t) =
 check("counts of another client's messages are not taken for one's own", async (t) => {
   const server = await startServer(t);
   const proxy = await startProxy(t, server.address);
-  const first = newClient(t, proxy.url, { minDelay: 60_000, maxDelay: 60_000 });
+  const first = newClient(t, proxy.url);
   first.connect();
   await first.send("mine");
   const unheard = await countUnheard(first, server, proxy, 1);
+  proxy.away = true;
   proxy.cut();
   proxy.deaf = false;
   const second = newClient(t, server.url, { sessionId: first.sessionId });
   second.connect();
   assert.equal(await second.send("yours"), 3);
-  await eventually("the first one waits", () => first.state === "waiting");
-  first.connect();
+  proxy.away = false;
   assert.deepEqual(await outcomes(unheard), ["session_shared"]);
   assert.equal(await first.send("mine again"), 4);
 });
@@ -308,9 +313,10 @@ check("a connection from which nothing comes is given up", async (t) => {
   const client = newClient(t, proxy.url, { silence: 300 });
   client.connect();
   await client.send("one");
+  const closes = client.told("close").length; // a slow machine may have been taken for silent already
   proxy.deaf = true;
   const unheard = client.send("two");
-  await eventually("it connects again", () => client.told("close").length > 0);
+  await aClose(client, closes + 1);
   proxy.deaf = false;
   assert.equal(await unheard, 2);
 });

@@ -13,8 +13,11 @@ import { fileURLToPath } from "node:url";
 const root = new URL("../../../", import.meta.url);
 const binary = process.env.TURNSTILE_SERVER ?? fileURLToPath(new URL("bin/server", root));
 
-/** A loopback address of the tests' own: a port there is never the source port of somebody's connection to 127.0.0.1. */
-export const host = "127.0.0.79";
+/**
+ * A loopback address of this process's own: nobody else is given its ports, also not those that nobody listens on for a
+ * while, and none is the source port of somebody's connection to 127.0.0.1.
+ */
+export const host = `127.79.${process.pid >> 8 & 255}.${process.pid & 255}`;
 
 /** Milliseconds that bound every wait; nothing waits for so long that works. */
 export const patience = 30_000;
@@ -47,7 +50,7 @@ export async function eventually(what, condition) {
 
 /** Starts a server; its flags may be added to. */
 export async function startServer(t, ...flags) {
-  const server = new Server(flags);
+  const server = new Server(`${host}:${await freePort()}`, flags);
   t.after(() => server.kill());
   await server.start();
   return server;
@@ -57,14 +60,14 @@ class Server {
   #flags;
   #child;
   #exited;
-  address = `${host}:0`;
+  address;
 
-  constructor(flags) { this.#flags = flags; }
+  constructor(address, flags) { this.address = address; this.#flags = flags; }
 
   get url() { return `ws://${this.address}/ws/chat/`; }
   get page() { return `http://${this.address}/`; }
 
-  /** Starts it, at the address that it had before if it had one. */
+  /** Starts it, for the first time or again. */
   async start() {
     const flags = ["-listen", this.address, "-log-format", "json", ...this.#flags];
     const child = spawn(binary, flags, { stdio: ["ignore", "pipe", "inherit"] });
@@ -75,11 +78,10 @@ class Server {
       child.once("error", reject);
       child.once("exit", (code) => reject(new Error(`the server ended with ${code}`)));
       lines.on("line", (line) => {
-        const { event, listen } = JSON.parse(line);
-        if (event === "server_started") resolve(listen[0]);
+        if (JSON.parse(line).event === "server_started") resolve();
       });
     });
-    this.address = await started;
+    await started;
   }
 
   /** One value of its /metrics/; name includes the labels. */
@@ -162,13 +164,17 @@ function answers(where) {
   });
 }
 
-function freePort() {
-  return new Promise((resolve) => {
-    const probe = createServer().listen(0, host, () => {
-      const { port } = probe.address();
-      probe.close(() => resolve(port));
-    });
-  });
+const ports = new Set(); // what freePort has given out
+
+/** A port of host that nobody listens on, and which it gives to nobody else. */
+async function freePort() {
+  const probe = createServer();
+  await new Promise((resolve) => probe.listen(0, host, resolve));
+  const { port } = probe.address();
+  await new Promise((resolve) => probe.close(resolve));
+  if (ports.has(port)) return freePort();
+  ports.add(port);
+  return port;
 }
 
 /** Starts a proxy to target that can cut its connections and keep answers back. */
@@ -185,6 +191,8 @@ class Proxy {
   #server = createServer((client) => this.#join(client));
   /** While true, what the server sends is lost; to be set back when the connections have been cut. */
   deaf = false;
+  /** While true, who comes is sent away at once. */
+  away = false;
   accepted = 0;
 
   constructor(target) { this.#target = target; }
@@ -193,9 +201,16 @@ class Proxy {
   get url() { return `ws://${this.address}/ws/chat/`; }
   get page() { return `http://${this.address}/`; }
 
-  listen() { return new Promise((resolve) => this.#server.listen(0, host, resolve)); }
+  async listen() {
+    const port = await freePort();
+    return new Promise((resolve) => this.#server.listen(port, host, resolve));
+  }
 
   #join(client) {
+    if (this.away) {
+      client.destroy();
+      return;
+    }
     const [targetHost, port] = this.#target.split(":");
     const server = connect(Number(port), targetHost);
     const pair = [client, server];

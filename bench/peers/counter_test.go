@@ -21,6 +21,7 @@ import (
 	"github.com/gobwas/ws"
 
 	"turnstile/bench/peers/counter"
+	"turnstile/netpoll"
 )
 
 // host is not 127.0.0.1: a client's source port may sit on the chosen port there.
@@ -89,7 +90,11 @@ func skipUnbuilt(t *testing.T, p peer) {
 // accepts connections.
 func start(ctx context.Context, t *testing.T, p peer) string {
 	t.Helper()
-	address := freeAddress(t)
+	address, release, err := netpoll.ReservePort(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(release)
 	arguments := strings.NewReplacer("{listen}", address,
 		"{in}", fmt.Sprint(floorIn), "{out}", fmt.Sprint(floorOut))
 	var run []string
@@ -114,16 +119,6 @@ func start(ctx context.Context, t *testing.T, p peer) string {
 	t.Cleanup(func() { stop(t, cmd.Process.Pid, ended) })
 	awaitAccept(ctx, t, address, ended)
 	return address
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", host+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func awaitAccept(ctx context.Context, t *testing.T, address string, ended <-chan struct{}) {

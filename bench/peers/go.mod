@@ -10,11 +10,16 @@ require (
 	github.com/lxzan/gws v1.8.9
 )
 
+require github.com/mailru/easygo v0.0.0-20190618140210-3c14a0dc985f // indirect
+
 require (
 	github.com/dolthub/maphash v0.1.0 // indirect
 	github.com/gobwas/httphead v0.1.0 // indirect
 	github.com/klauspost/compress v1.17.9 // indirect
 	github.com/lesismal/llib v1.2.2 // indirect
 	golang.org/x/crypto v0.0.0-20210513122933-cd7d49e622d5 // indirect
-	golang.org/x/sys v0.0.0-20210423082822-04245dca01da // indirect
+	golang.org/x/sys v0.49.0 // indirect
+	turnstile v0.0.0
 )
+
+replace turnstile => ../../

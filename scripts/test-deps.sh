@@ -34,6 +34,12 @@ missing_packages() {
 	have_node || echo nodejs
 	have_command npm || have_npm_packages || echo npm
 	have_chromium || echo chromium
+	# A Docker engine of the tests' own, and what goes into its images.
+	have_command dockerd && have_command docker || echo docker.io
+	have_command iptables || echo iptables
+	have_command ip || echo iproute2
+	have_command busybox || echo busybox-static
+	have_command debootstrap || echo debootstrap
 }
 
 install_npm() {

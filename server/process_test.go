@@ -75,16 +75,29 @@ func startServer(t testing.TB, flags ...string) *process {
 	t.Helper()
 	flags = append([]string{"-listen", testHost + ":0", "-log-format", "json"}, flags...)
 	p := startProcess(t, nil, flags...)
+	p.waitListening()
+	return p
+}
+
+// waitListening waits until the server is ready, and learns its address.
+func (p *process) waitListening() {
+	p.t.Helper()
 	started := p.waitLog("server_started")
 	p.addr = started["listen"].([]any)[0].(string)
-	return p
 }
 
 func startProcess(t testing.TB, env []string, flags ...string) *process {
 	t.Helper()
-	p := &process{t: t, cmd: exec.Command(os.Args[0], flags...), exited: make(chan struct{})}
+	cmd := exec.Command(os.Args[0], flags...)
+	cmd.Env = append(append(os.Environ(), asServer+"=1"), env...)
+	return launch(t, cmd)
+}
+
+// launch starts a command that is, or becomes, a server.
+func launch(t testing.TB, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, exited: make(chan struct{})}
 	p.more = sync.NewCond(&p.mu)
-	p.cmd.Env = append(append(os.Environ(), asServer+"=1"), env...)
 	p.cmd.Stderr = &p.stderr
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {

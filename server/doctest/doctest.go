@@ -1,7 +1,8 @@
 // Package doctest gives tests the samples of the project's documents, so that
 // each sample is run as it stands there. A comment in the line before a fenced
 // block, <!-- run: TestName -->, names the one test that runs it; that test
-// calls Blocks(t, "README.md") and runs what it gets. A block without such a
+// calls Blocks(t, "README.md") and runs what it gets. (What needs Node names the
+// file of its tests, which calls samples("README.md").) A block without such a
 // comment, and a comment that names no such test, fail this package's own tests.
 package doctest
 
@@ -84,7 +85,7 @@ func Root(t testing.TB) string {
 
 var (
 	fence = regexp.MustCompile("^```([a-z]*)$")
-	claim = regexp.MustCompile(`^<!-- run: (\w+) -->$`)
+	claim = regexp.MustCompile(`^<!-- run: ([\w.]+) -->$`)
 )
 
 // parse returns the fenced blocks of a document.

@@ -1,10 +1,9 @@
 // The console in a real browser, on the real server.
 import assert from "node:assert/strict";
-import { readdirSync, readFileSync } from "node:fs";
-import { createServer } from "node:http";
+import { readdirSync } from "node:fs";
 import { after, test } from "node:test";
 import { closeBrowser, openBrowser, openConsole, openContext } from "./browser.mjs";
-import { eventually, haveNginx, haveRedis, host, need, patience, startNginx, startProxy, startRedis, startServer } from "./parts.mjs";
+import { eventually, haveNginx, haveRedis, need, patience, startNginx, startProxy, startRedis, startServer } from "./parts.mjs";
 
 after(closeBrowser);
 
@@ -257,28 +256,6 @@ check("dark, light, narrow: nothing is cut off, and all has a name", async (t) =
     assert.equal(nameless, 0, "controls without a name");
     assert.match(await console.page.evaluate(() => getComputedStyle(document.body).backgroundColor), options.colorScheme === "dark" ? /^rgb\(19, / : /^rgb\(251, /);
   }
-});
-
-check("the README's example works, on a page of another origin", async (t) => {
-  const readme = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
-  const [, example] = readme.match(/```js\n(import [^]*?)```/);
-  let module;
-  const other = createServer((incoming, answer) => {
-    const script = incoming.url === "/example.js";
-    answer.setHeader("Content-Type", script ? "text/javascript" : "text/html");
-    answer.end(script ? module : "<link rel=icon href=data:,><script type=module src=example.js></script>");
-  });
-  await new Promise((resolve) => other.listen(0, host, resolve));
-  t.after(() => { other.closeAllConnections(); other.close(); });
-  const origin = `${host}:${other.address().port}`;
-  const server = await startServer(t, "-origins", origin);
-  module = example.replaceAll("localhost:8000", server.address);
-  const page = await (await openContext(t)).newPage();
-  const said = [];
-  page.on("console", (message) => said.push(message.text()));
-  await page.goto(`http://${origin}/`);
-  await eventually("it has counted", () => said.includes("counted as 1"));
-  assert.deepEqual(said, ["connecting", "open", "counted as 1"]);
 });
 
 check("the policy holds", async (t) => {

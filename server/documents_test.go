@@ -1,0 +1,213 @@
+package main
+
+import (
+	"crypto/tls"
+	"encoding/pem"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+
+	"turnstile/netpoll"
+	"turnstile/server/doctest"
+	"turnstile/server/redistest"
+)
+
+// The documents' commands that start servers run in a shell as they stand there,
+// but for addresses that are not this machine's or may be somebody else's.
+
+// shell is a command line of a document, to be run in a folder.
+func shell(folder, line string, env ...string) *exec.Cmd {
+	cmd := exec.Command("bash", "-c", line)
+	cmd.Dir = folder
+	cmd.Env = append(os.Environ(), "TURNSTILE_LOG_FORMAT=json", "TURNSTILE_LISTEN="+testHost+":0")
+	cmd.Env = append(cmd.Env, env...)
+	return cmd
+}
+
+// startDocumented runs a command that is a server: "bin/server …".
+func startDocumented(t *testing.T, folder, line string, env ...string) *process {
+	t.Helper()
+	return launch(t, shell(folder, "exec "+line, append(env, asServer+"=1")...))
+}
+
+// folderWithServer is a new folder in which bin/server is this test binary.
+func folderWithServer(t *testing.T) string {
+	t.Helper()
+	folder := t.TempDir()
+	if err := os.Mkdir(filepath.Join(folder, "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(os.Args[0], filepath.Join(folder, "bin", "server")); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
+// The first commands of README.md, on a clone of what is committed. Each line
+// that starts a server goes on until it is interrupted.
+func TestReadmeStart(t *testing.T) {
+	clone, flags := t.TempDir(), regexp.MustCompile(`-workers 4 -echo`)
+	for _, block := range doctest.Blocks(t, "README.md") {
+		for _, line := range block.Commands() {
+			if strings.HasPrefix(line, "git clone ") {
+				line = strings.Replace(line, "<this repository>", doctest.Root(t), 1)
+				if out, err := shell(clone, line+" && pwd -P >"+filepath.Join(clone, "where")).CombinedOutput(); err != nil {
+					t.Fatalf("%s: %v: %s", line, err, out)
+				}
+				continue
+			}
+			where, err := os.ReadFile(filepath.Join(clone, "where"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tryStart(t, strings.TrimSpace(string(where)), line, flags.MatchString(line))
+		}
+	}
+}
+
+// tryStart runs a command that starts a server, asks for its pages, and ends it
+// as ^C does: all processes of the terminal get the signal.
+func tryStart(t *testing.T, folder, line string, echoes bool) {
+	t.Helper()
+	cmd := shell(folder, line, "CGO_ENABLED=0", "MAKEFLAGS=", "MAKELEVEL=", "FLAGS=")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p := launch(t, cmd)
+	t.Cleanup(func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+	p.waitListening()
+	if status, body, _ := p.get("/"); status != http.StatusOK || !strings.Contains(body, "<title>") {
+		t.Errorf("%s: the page at /: %d %.100s", line, status, body)
+	}
+	if status, _, _ := p.get("/ws/echo/"); (status != http.StatusNotFound) != echoes {
+		t.Errorf("%s: /ws/echo/ answers %d", line, status)
+	}
+	if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	p.wait() // make has an exit code of its own for that
+	if len(p.logged("server_stopped")) != 1 {
+		t.Errorf("%s: the server has not stopped by itself", line)
+	}
+}
+
+// Two processes, one after the other, at one port and one control socket.
+func TestHandOverCommands(t *testing.T) {
+	var lines []string
+	for _, block := range doctest.Blocks(t, "deploy/README.md") {
+		lines = append(lines, block.Commands()...)
+	}
+	if len(lines) != 4 {
+		t.Fatalf("the document has %q: this test knows what to expect of the first process, the next one, status and drain", lines)
+	}
+	folder := folderWithServer(t)
+	address, release, err := netpoll.ReservePort(testHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	start := func(line string) *process {
+		return startDocumented(t, folder, strings.Replace(line, " :8000 ", " "+address+" ", 1))
+	}
+	first := start(lines[0])
+	first.waitListening()
+	client := first.open("/ws/chat/")
+	client.send(text("a"))
+	client.wantCount(1, "a")
+
+	second := start(lines[1])
+	if finished := second.waitLog("takeover_finished"); finished["error"] != nil {
+		t.Fatalf("the takeover failed: %v", finished)
+	}
+	if code := first.wait(); code != exitOK {
+		t.Errorf("the first process ends with exit code %d", code)
+	}
+	client.send(text("b"))
+	client.wantCount(2, "b")
+
+	for _, line := range lines[2:] {
+		if out, err := shell(folder, line, asServer+"=1").CombinedOutput(); err != nil || len(out) == 0 {
+			t.Errorf("%s: %v: %s", line, err, out)
+		}
+	}
+	client.wantShutdown(2)
+	client.conn.Close()
+	if code := second.wait(); code != exitOK {
+		t.Errorf("the second process ends with exit code %d", code)
+	}
+}
+
+// Each address of Redis in deploy/README.md, with a real Redis of that kind in
+// place of the hosts.
+func TestRedisCommands(t *testing.T) {
+	hosts := regexp.MustCompile(`(\w+)://([^/@]+@)?([^'? ]+?)(/0)?(\?master_name=sessions)?'?$`)
+	for _, block := range doctest.Blocks(t, "deploy/README.md") {
+		for _, line := range block.Commands() {
+			t.Run(line, func(t *testing.T) {
+				m := hosts.FindStringSubmatch(line)
+				if m == nil {
+					t.Fatalf("%s: no address of Redis", line)
+				}
+				place, nodes, env := startRedisOf(t, m[1], m[2], m[3], m[5] != "")
+				p := startDocumented(t, folderWithServer(t), strings.Replace(line, "://"+m[2]+m[3], "://"+m[2]+place, 1), env...)
+				p.waitListening()
+				p.waitReady()
+				w := p.open("/ws/chat/")
+				w.send(text("a"))
+				w.wantCount(1, "a")
+				keys := 0
+				for _, node := range nodes {
+					keys += len(node.Keys("turnstile:*"))
+				}
+				if keys == 0 {
+					t.Error("no key begins with turnstile:")
+				}
+			})
+		}
+	}
+}
+
+// startRedisOf starts what an address with such a scheme, user and hosts means.
+// It returns what stands for the hosts, the masters, and what the server needs in
+// its environment.
+func startRedisOf(t *testing.T, scheme, user, hosts string, sentinels bool) (place string, masters []*redistest.Server, env []string) {
+	t.Helper()
+	switch {
+	case scheme == "unix":
+		s := redistest.Start(t)
+		return s.Socket, []*redistest.Server{s}, nil
+	case scheme == "rediss":
+		s, address := redistest.StartTLS(t)
+		name, password, _ := strings.Cut(strings.TrimSuffix(user, "@"), ":")
+		s.Do("ACL", "SETUSER", name, "on", ">"+password, "~turnstile:*", "&turnstile:*", "+@all")
+		return address, []*redistest.Server{s}, []string{"SSL_CERT_FILE=" + certificateOf(t, address)}
+	case sentinels:
+		g := redistest.StartGuarded(t, 0)
+		return strings.TrimPrefix(strings.Split(g.URL, "?")[0], "redis://"), []*redistest.Server{g.Master}, nil
+	case strings.Contains(hosts, ","):
+		c := redistest.StartCluster(t, 1+strings.Count(hosts, ","))
+		return strings.ReplaceAll(strings.TrimPrefix(c.URL, "redis://"), "redis://", ""), c.Nodes, nil
+	default:
+		s := redistest.Start(t)
+		return s.Addr, []*redistest.Server{s}, nil
+	}
+}
+
+// certificateOf writes a server's own certificate to a file, to be trusted.
+func certificateOf(t *testing.T, address string) (path string) {
+	t.Helper()
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	path = filepath.Join(t.TempDir(), "trusted.pem")
+	der := conn.ConnectionState().PeerCertificates[0].Raw
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -42,6 +42,14 @@ type stack struct {
 // newStack brings a stack up, without what watches it. It ends with the test.
 func newStack(t testing.TB) *stack {
 	t.Helper()
+	s := preparedStack(t)
+	s.must("dev-up.sh")
+	return s
+}
+
+// preparedStack is a stack that nobody has brought up yet.
+func preparedStack(t testing.TB) *stack {
+	t.Helper()
 	for _, program := range []string{"nginx", "redis-server", "flock", "setsid"} {
 		wantProgram(t, program)
 	}
@@ -58,7 +66,6 @@ func newStack(t testing.TB) *stack {
 	host := fmt.Sprintf("127.81.%d.%d", rand.IntN(256), 1+rand.IntN(254))
 	s := &stack{t: t, run: run, host: host, site: host + ":8080"}
 	t.Cleanup(s.end)
-	s.must("dev-up.sh")
 	return s
 }
 
@@ -94,11 +101,15 @@ func (s *stack) end() {
 	os.RemoveAll(s.run)
 }
 
-// script is a script of the project with this stack's environment, and more of
-// it; with its children it is a process group.
+// script is a script of the project, on this stack.
 func (s *stack) script(name string, env ...string) *exec.Cmd {
 	words := strings.Fields(name)
-	cmd := exec.Command(filepath.Join("../scripts", words[0]), words[1:]...)
+	return s.own(exec.Command(filepath.Join("../scripts", words[0]), words[1:]...), env...)
+}
+
+// own gives a command this stack's environment, and more of it; with its
+// children the command is a process group.
+func (s *stack) own(cmd *exec.Cmd, env ...string) *exec.Cmd {
 	cmd.Env = append(append(os.Environ(), "TURNSTILE_BACKEND=processes", "TURNSTILE_RUN_DIR="+s.run,
 		"TURNSTILE_HOST="+s.host, "TURNSTILE_BIN="+binaries, "TURNSTILE_MONITORING=off"), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -1,0 +1,134 @@
+package doctest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// What stands in the text between backquotes is not run; it names what there is.
+func TestNamesInTheText(t *testing.T) {
+	for _, document := range tracked(t, "*.md") {
+		text := read(t, document)
+		server := document == "README.md" || document == "deploy/README.md"
+		for _, span := range spans(text) {
+			faults := []error{wantTargets(t, span), wantScripts(t, span), wantTests(t, span)}
+			if server {
+				faults = append(faults, wantFlags(t, span), wantMetrics(t, span), wantVariables(t, span))
+			}
+			if err := errors.Join(faults...); err != nil {
+				t.Errorf("%s: `%s`: %v", document, span, err)
+			}
+		}
+	}
+}
+
+// spans returns what stands between backquotes, in the text and in tables.
+func spans(text string) (spans []string) {
+	var lines strings.Builder
+	prose(text, func(_ int, line string) { lines.WriteString(line + "\n") })
+	for _, span := range code.FindAllString(lines.String(), -1) {
+		spans = append(spans, strings.Join(strings.Fields(strings.Trim(span, "`")), " "))
+	}
+	return spans
+}
+
+// firstMissing looks in a text for each name that a pattern finds in a span. The
+// form is a pattern too, of how the text has it.
+func firstMissing(span, pattern, form, text string) error {
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(span, -1) {
+		if !regexp.MustCompile(fmt.Sprintf(form, m[1])).MatchString(text) {
+			return fmt.Errorf("there is no %s", m[1])
+		}
+	}
+	return nil
+}
+
+func wantTargets(t *testing.T, span string) error {
+	return firstMissing(span, `(?:^|&& |[A-Z_]+=\S+ )make ([a-z0-9][a-z0-9-]*)`, `(?m)^%s:`, read(t, "Makefile"))
+}
+
+// The table of flags is held to the server by a test of the server's.
+func wantFlags(t *testing.T, span string) error {
+	_, flags, _ := strings.Cut(read(t, "README.md"), "<!-- flags -->")
+	flags, _, _ = strings.Cut(flags, "<!-- /flags -->")
+	return firstMissing(span, `(?:^|^bin/server |^server |^-.* )-([a-z][a-z-]+)`, "`-%s[^a-z-]", flags)
+}
+
+// The table of metrics is held to running servers by a test of deploy's.
+func wantMetrics(t *testing.T, span string) error {
+	return firstMissing(span, `^(websocket_\w+)`, "[|] `%s` [|]", read(t, "deploy/OBSERVABILITY.md"))
+}
+
+// A variable is a flag's, or one of the scripts'.
+func wantVariables(t *testing.T, span string) error {
+	for _, m := range regexp.MustCompile(`TURNSTILE_([A-Z_]+)`).FindAllStringSubmatch(span, -1) {
+		flag := "-" + strings.ToLower(strings.ReplaceAll(m[1], "_", "-"))
+		if wantFlags(t, flag) == nil {
+			continue
+		}
+		if err := firstMissing(m[0], `(.*)`, `\b%s\b`, read(t, "scripts/stack.sh")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func wantScripts(t *testing.T, span string) error {
+	script := regexp.MustCompile(`^(scripts/[\w.-]+\.sh)`).FindString(span)
+	if script == "" {
+		return nil
+	}
+	info, err := os.Stat(filepath.Join(Root(t), script))
+	if err == nil && info.Mode()&0o100 == 0 {
+		err = fmt.Errorf("%s cannot be run", script)
+	}
+	return err
+}
+
+// wantTests sees that "go test" with a pattern has something to run: a function
+// of its folder whose name matches.
+func wantTests(t *testing.T, span string) error {
+	m := regexp.MustCompile(`^(?:cd (\w+) && )?go test (.*)$`).FindStringSubmatch(span)
+	if m == nil {
+		return nil
+	}
+	folder := regexp.MustCompile(`(?:^| )\.(/\w+)?(?: |$)`).FindStringSubmatch(m[2])
+	if folder == nil {
+		return errors.New("it names no folder")
+	}
+	files, err := filepath.Glob(filepath.Join(Root(t), m[1], folder[1], "*_test.go"))
+	if err != nil {
+		return err
+	}
+	var source strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		source.Write(text)
+	}
+	return wantFunctions(m[2], source.String())
+}
+
+func wantFunctions(args, source string) error {
+	for _, option := range regexp.MustCompile(`-(run|bench) '?([^' ]+)'?`).FindAllStringSubmatch(args, -1) {
+		kind, pattern := map[string]string{"run": "Test", "bench": "Benchmark"}[option[1]], option[2]
+		if pattern == "^$" || pattern == "." {
+			continue
+		}
+		found := false
+		for _, f := range regexp.MustCompile(`(?m)^func (`+kind+`\w+)\(`).FindAllStringSubmatch(source, -1) {
+			found = found || regexp.MustCompile(pattern).MatchString(f[1])
+		}
+		if !found {
+			return fmt.Errorf("no %s matches %s", kind, pattern)
+		}
+	}
+	return nil
+}

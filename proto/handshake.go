@@ -1,10 +1,12 @@
 package proto
 
 import (
+	"bufio"
 	"bytes"
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/gobwas/ws"
 )
@@ -64,6 +66,58 @@ func HasBody(header []byte) bool {
 // (RFC 8446 §5.1), which no request begins with.
 func IsTLS(buf []byte) bool { return len(buf) > 0 && buf[0] == 0x16 }
 
+// CheckRequest looks at the header of a request that is for no endpoint, before
+// net/http does: that refuses a malformed one in plain text, and takes the
+// beginning of HTTP/2 for a method. It returns nil if net/http will serve it.
+func CheckRequest(header []byte) *Refusal {
+	if bytes.HasPrefix(header, http2Preface) {
+		return errHTTP2
+	}
+	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(header)))
+	hosts := hostsOf(header)
+	switch {
+	case len(hosts) > 1:
+		return errTwoHosts
+	case err != nil || hasSpacedName(r.Header):
+		return errMalformedPlain
+	case r.ProtoMajor != 1:
+		return errNotHTTP1
+	case len(hosts) == 0 && r.ProtoAtLeast(1, 1):
+		return errBadHost
+	case len(hosts) == 1 && strings.Trim(hosts[0], hostCharacters) != "":
+		return errHostCharacters
+	}
+	return nil
+}
+
+// http2Preface is how a client begins that speaks HTTP/2 without asking first
+// (RFC 9113 §3.4).
+var http2Preface = []byte("PRI * HTTP/2.0\r\n")
+
+// hostCharacters may stand in a Host header (RFC 3986 §3.2.2).
+const hostCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!$%&'()*+,-.:;=[]_~"
+
+// hasSpacedName reports whether white space stands before a header's colon, which
+// http.ReadRequest lets pass (RFC 9112 §5.1).
+func hasSpacedName(header http.Header) bool {
+	for name := range header {
+		if strings.Contains(name, " ") {
+			return true
+		}
+	}
+	return false
+}
+
+// hostsOf are the values of the Host headers.
+func hostsOf(header []byte) (hosts []string) {
+	for line := range bytes.Lines(header) {
+		if name, value, ok := bytes.Cut(line, []byte(":")); ok && bytes.EqualFold(name, []byte("Host")) {
+			hosts = append(hosts, string(bytes.TrimSpace(value)))
+		}
+	}
+	return hosts
+}
+
 // A Request is what an upgrade request asks for. Its slices are parts of the
 // header that was given to Upgrade, nil where the request does not say.
 type Request struct {
@@ -112,6 +166,15 @@ var (
 	errBadKey        = &Refusal{http.StatusBadRequest, "", "Sec-WebSocket-Key is not 24 characters"}
 	errNoVersion     = &Refusal{http.StatusBadRequest, "", "no Sec-WebSocket-Version header"}
 	errBadVersion    = &Refusal{http.StatusUpgradeRequired, "Sec-WebSocket-Version: 13\r\n", "Sec-WebSocket-Version is not 13"}
+)
+
+// Refusals of what is no request for a page either.
+var (
+	errMalformedPlain = &Refusal{http.StatusBadRequest, "", "malformed request: it begins with METHOD PATH HTTP/1.1, and each header line is NAME: VALUE"}
+	errTwoHosts       = &Refusal{http.StatusBadRequest, "", "more than one Host header"}
+	errHostCharacters = &Refusal{http.StatusBadRequest, "", "the Host header is no host or host:port"}
+	errNotHTTP1       = &Refusal{http.StatusHTTPVersionNotSupported, "", "this server speaks HTTP/1.1 and HTTP/1.0"}
+	errHTTP2          = &Refusal{http.StatusHTTPVersionNotSupported, "", "this port speaks HTTP/1.1, not HTTP/2: leave HTTP/2 to the proxy in front"}
 )
 
 var refusals = map[error]*Refusal{

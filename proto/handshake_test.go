@@ -4,6 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"io"
+	"log"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -147,6 +150,66 @@ func TestUpgradeRefuses(t *testing.T) {
 	f("Host: example.com:8000", "no colon", 400, "")
 	f(validRequest, "\r\n\r\n", 400, "")
 }
+
+// TestCheckRequest: what passes is served by net/http, and what net/http would
+// refuse in plain text is refused before.
+func TestCheckRequest(t *testing.T) {
+	f := func(request string, want *Refusal) {
+		t.Helper()
+		if got := CheckRequest([]byte(request)); got != want {
+			t.Errorf("%q: %v, want %v", request, got, want)
+		}
+		if served := serveOnce([]byte(request)); bytes.Contains(served, []byte("Served: yes")) != (want == nil || want == errHTTP2) {
+			t.Errorf("%q: net/http answers %q", request, served)
+		}
+	}
+	f(validRequest, nil)
+	f("GET / HTTP/1.1\r\nHost: [::1]:8000\r\n\r\n", nil)
+	f("GET / HTTP/1.1\nHost:\n\n", nil)
+	f("GET / HTTP/1.0\r\n\r\n", nil)
+	f("GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n", nil)
+	f("GET http://a.example/ HTTP/1.1\r\n\r\n", errBadHost)
+	f("GET / HTTP/1.1\r\nX-Host: a\r\n\r\n", errBadHost)
+	f("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", errTwoHosts)
+	f("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", errHostCharacters)
+	f("GET / HTTP/3.0\r\nHost: a\r\n\r\n", errNotHTTP1)
+	f("PRI * HTTP/2.0\r\n\r\n", errHTTP2)
+	for _, malformed := range []string{
+		"\r\n\r\n", "GET\r\n\r\n", "GET /\r\n\r\n", "G?T / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/one\r\nHost: a\r\n\r\n", "GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX : a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n", "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+	} {
+		f(malformed, errMalformedPlain)
+	}
+}
+
+// serveOnce has net/http answer what is the only request on its connection.
+func serveOnce(request []byte) []byte {
+	client, server := net.Pipe()
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Served", "yes") })
+	s := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
+	s.SetKeepAlivesEnabled(false)
+	go s.Serve(&oneConn{conns: []net.Conn{server}})
+	defer s.Close()
+	go client.Write(request)
+	answer, _ := io.ReadAll(client)
+	client.Close()
+	return answer
+}
+
+// A oneConn is a listener with the connections that it is given, and no more.
+type oneConn struct{ conns []net.Conn }
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if len(l.conns) == 0 {
+		return nil, net.ErrClosed
+	}
+	conn := l.conns[0]
+	l.conns = l.conns[1:]
+	return conn, nil
+}
+
+func (l *oneConn) Close() error   { return nil }
+func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 
 func TestUpgradeAllocatesOnce(t *testing.T) {
 	u := NewUpgrader(Subprotocol)

@@ -13,8 +13,8 @@ import (
 	"turnstile/server/session"
 )
 
-// Config is everything that an operator can set. Each field is a flag; an
-// environment variable is its fallback (-max-message: TURNSTILE_MAX_MESSAGE).
+// Config is everything that an operator can set. Each field is a row of the
+// table below.
 type Config struct {
 	Workers             int
 	Listen              []string
@@ -40,9 +40,12 @@ type Config struct {
 	TakeOverFrom        string
 	Tell                string
 	HealthCheck         string // of a server that runs; this process is none
+	Version             bool
 
+	groups  []settingGroup
 	flags   *flag.FlagSet
 	fdLimit int
+	unknown []string // names of variables that look like settings, and are none
 }
 
 // What can be set at the most; beyond it a value is a slip of the keyboard.
@@ -50,6 +53,7 @@ const (
 	maxWorkers  = 1024
 	maxMessage  = 64 << 20
 	maxDuration = 365 * 24 * time.Hour
+	unbounded   = 1<<31 - 1
 )
 
 // connectionLimit is how many of the process's file descriptors may be clients'
@@ -57,72 +61,181 @@ const (
 // clients over the limit.
 func connectionLimit(fds int) int { return max(fds-256, fds/2) }
 
-// parseConfig reads the command line and the environment. cpus is how many
-// processors the process may use, fds how many file descriptors. The error is
-// one line that names the flag and what is allowed; flag.ErrHelp when the
-// usage was asked for, and printed to out.
-func parseConfig(args []string, getenv func(string) string, cpus, fds int, out io.Writer) (*Config, error) {
-	c := newConfig(cpus, fds)
-	c.fdLimit = fds
-	flags := c.flags
-	if err := setFromEnvironment(flags, getenv); err != nil {
-		return nil, err
-	}
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			printUsage(out, flags)
-			return nil, err
-		}
-		return nil, plain(err, flags)
-	}
-	if flags.NArg() > 0 {
-		return nil, fmt.Errorf("unexpected argument %q: everything is a flag, and -echo takes its value as -echo=true; see -help", flags.Arg(0))
-	}
-	return c, c.check(fds)
+// A setting is a row of the table of flags. Flags, environment variables, -help
+// and the table in README.md are made of it.
+type setting struct {
+	name       string
+	unit       string // what stands behind the name in -help; empty if nothing needs to
+	value      value  // it has the default
+	byDefault  string // what documents call the default, if that is the machine's
+	text       string // what it does
+	when       string // who would turn it: goes on from "Set it when "
+	noVariable bool   // it makes no sense in the environment
 }
 
-// newConfig declares the flags; the defaults are here and nowhere else.
+// A settingGroup is the settings of one use.
+type settingGroup struct {
+	title    string
+	settings []setting
+}
+
+// newConfig makes the table; the defaults are here and nowhere else.
 func newConfig(cpus, fds int) *Config {
-	f := flag.NewFlagSet("server", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // an error is one line, not the whole usage
-	c := &Config{flags: f, Listen: []string{":8000"}}
-	whole := func(p *int, name string, value, low, high int, usage string) {
-		*p = value
-		f.Var(&intFlag{p, low, high}, name, usage)
+	c := &Config{fdLimit: fds, flags: flag.NewFlagSet("server", flag.ContinueOnError)}
+	c.flags.SetOutput(io.Discard) // an error is one line, not the whole usage
+	c.groups = []settingGroup{
+		{"Where it listens, and to whom", c.listening()},
+		{"Capacity and limits", c.limits(cpus, fds)},
+		{"Time-outs", c.timeouts()},
+		{"Sessions and their store", c.sessions()},
+		{"Deploying", c.deploying()},
+		{"Log and profiles", c.watching()},
+		{"Instead of serving", c.commands()},
 	}
-	span := func(p *time.Duration, name string, value, low time.Duration, usage string) {
-		*p = value
-		f.Var(&durationFlag{p, low}, name, usage)
+	for _, group := range c.groups {
+		for _, s := range group.settings {
+			c.flags.Var(s.value, s.name, s.text)
+		}
 	}
-	choice := func(p *string, name, value, usage string, allowed ...string) {
-		*p = value
-		f.Var(&choiceFlag{p, allowed}, name, usage+"; one of "+strings.Join(allowed, ", "))
-	}
-	whole(&c.Workers, "workers", cpus, 1, maxWorkers, "event loops; the default is one for each processor")
-	f.Var(&listFlag{&c.Listen, checkListenAddress}, "listen", "`addresses` to listen on, separated by commas: host:port or unix:/path")
-	f.Var(&redisFlag{&c.Redis}, "redis", "`url` of the Redis that keeps the sessions: redis://, rediss:// or unix://; several hosts, separated by commas, are a Redis Cluster, or sentinels with ?master_name=; without it, sessions live as long as the process")
-	span(&c.Heartbeat, "heartbeat", 30*time.Second, 2*netpoll.Tick, "every how long a heartbeat and a ping are sent; a connection silent for 2.5 of them is closed")
-	span(&c.DrainTimeout, "drain-timeout", 10*time.Second, 100*time.Millisecond, "the longest a SIGTERM may take; connections that are left then are cut")
-	span(&c.HandshakeTimeout, "handshake-timeout", 5*time.Second, 2*netpoll.Tick, "how long a client may take to send its whole request")
-	span(&c.WriteTimeout, "write-timeout", 10*time.Second, 2*netpoll.Tick, "how long a client may leave bytes unread before it is closed as a slow consumer")
-	span(&c.StoreTimeout, "store-timeout", 5*time.Second, 200*time.Millisecond, "how long messages and resumes wait for Redis before their connections are closed with 1013, or refused with 503")
-	span(&c.SessionTTL, "session-ttl", time.Hour, time.Second, "how long a session is kept after its last connection ended")
-	whole(&c.MaxSessions, "max-sessions", 1_000_000, 1, 1<<31-1, "sessions in memory; at the limit the embedded store drops the longest disconnected; with Redis, where only those count that are connected or not stored yet, new ones get 503")
-	whole(&c.MaxConnections, "max-connections", connectionLimit(fds), 1, 1<<31-1, "sockets served at once, further ones get 503; the default is what RLIMIT_NOFILE allows")
-	whole(&c.MaxConnectionsPerIP, "max-connections-per-ip", 0, 0, 1<<31-1, "sockets for each client address (IPv6: each /64), further ones get 429; 0 is no limit")
-	whole(&c.MaxMessage, "max-message", 64<<10, 1, maxMessage, "bytes of the longest message; a longer one closes with 1009")
-	whole(&c.MessageRate, "message-rate", 0, 0, 1_000_000, "messages a second for each connection, in bursts of up to a second's worth; more closes with 1008; 0 is no limit")
-	f.Var(&listFlag{&c.Origins, checkOrigin}, "origins", "`hosts` whose pages may connect, beside the server's own, separated by commas; * is all")
-	f.Var(&prefixesFlag{&c.TrustedProxies}, "trusted-proxies", "`addresses` of proxies whose X-Forwarded-For and X-Real-IP are believed, separated by commas, as IP or CIDR; a unix socket's peer always is")
-	f.Var(&boolFlag{&c.Echo}, "echo", "serve /ws/echo/ as well, for conformance suites and benchmarks")
-	choice(&c.LogLevel, "log-level", "info", "the least level that is logged", "debug", "info", "warn", "error")
-	choice(&c.LogFormat, "log-format", "auto", "auto is console on a terminal and json elsewhere", "auto", "json", "console")
-	f.Var(&textFlag{&c.HealthCheck, checkHealthTarget}, "healthcheck", "serve nobody, but ask the server at this `url`, http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/; exit code 0 if it answers 200")
-	f.Var(&textFlag{&c.DebugListen, checkTCPAddress}, "debug-listen", "`address`, host:port, that serves net/http/pprof; keep it private")
-	f.Var(&textFlag{&c.Control, checkSocketPath}, "control", "`path` of a unix socket at which processes of the same user ask for status, drain and handover")
-	f.Var(&textFlag{&c.TakeOverFrom, checkSocketPath}, "take-over-from", "`path` of the -control socket of a running server, whose connections, sessions and listeners are taken over at the start; if nobody is there, the server starts without")
-	f.Var(&textFlag{&c.Tell, checkCommand}, "tell", "serve nobody, but give the server at -control this `command`, and print its answer: status, drain, prepare PATH (ask the server with that control socket whether it would hand over) or take-over PATH")
 	return c
+}
+
+func (c *Config) listening() []setting {
+	c.Listen = []string{":8000"}
+	return []setting{
+		{name: "listen", unit: "ADDRESSES", value: &listFlag{&c.Listen, checkListenAddress},
+			text: "Addresses to listen on, separated by commas: host:port or unix:/path.",
+			when: "a proxy connects through a unix socket, or the port is taken"},
+		{name: "origins", unit: "HOSTS", value: &listFlag{&c.Origins, checkOrigin},
+			text: "Hosts whose pages may connect, beside the server's own, separated by commas; * is all.",
+			when: "a page of another host connects"},
+		{name: "trusted-proxies", unit: "ADDRESSES", value: &prefixesFlag{&c.TrustedProxies},
+			text: "Proxies whose X-Forwarded-For and X-Real-IP are believed, as IP or CIDR, separated by commas. Who comes through a unix socket always is.",
+			when: "a proxy connects over TCP"},
+		{name: "echo", value: &boolFlag{&c.Echo},
+			text: "Serve /ws/echo/ as well, which sends each message back.",
+			when: "a conformance suite or a benchmark runs"},
+	}
+}
+
+func (c *Config) limits(cpus, fds int) []setting {
+	return []setting{
+		{name: "workers", unit: "N", value: whole(&c.Workers, cpus, 1, maxWorkers), byDefault: "one for each processor",
+			text: "Event loops, each with its share of the connections.",
+			when: "other programs need the processors too"},
+		{name: "max-connections", unit: "N", value: whole(&c.MaxConnections, connectionLimit(fds), 1, unbounded), byDefault: "what the limit of open files allows",
+			text: "Sockets that are served at once; further ones get 503.",
+			when: "memory is short"},
+		{name: "max-connections-per-ip", unit: "N", value: whole(&c.MaxConnectionsPerIP, 0, 0, unbounded),
+			text: "Sockets of one client address (IPv6: of one /64); further ones get 429. 0 is no limit.",
+			when: "one client must not take every place"},
+		{name: "max-message", unit: "BYTES", value: whole(&c.MaxMessage, 64<<10, 1, maxMessage),
+			text: "The longest message; a longer one closes with 1009.",
+			when: "clients send longer messages"},
+		{name: "message-rate", unit: "N/s", value: whole(&c.MessageRate, 0, 0, 1_000_000),
+			text: "Messages a second of one connection, in bursts of up to a second's worth; more closes with 1008. 0 is no limit.",
+			when: "one client must not keep a worker busy"},
+	}
+}
+
+func (c *Config) timeouts() []setting {
+	return []setting{
+		{name: "heartbeat", unit: "DURATION", value: span(&c.Heartbeat, 30*time.Second, 2*netpoll.Tick),
+			text: "How often a heartbeat and a ping are sent. A connection that is silent for 2.5 of them is closed.",
+			when: "a proxy on the way ends idle connections sooner"},
+		{name: "handshake-timeout", unit: "DURATION", value: span(&c.HandshakeTimeout, 5*time.Second, 2*netpoll.Tick),
+			text: "How long a client may take to send its whole request.",
+			when: "clients have slow networks"},
+		{name: "write-timeout", unit: "DURATION", value: span(&c.WriteTimeout, 10*time.Second, 2*netpoll.Tick),
+			text: "How long a client may leave bytes unread; then it is closed as a slow consumer.",
+			when: "clients have slow networks"},
+		{name: "drain-timeout", unit: "DURATION", value: span(&c.DrainTimeout, 10*time.Second, 100*time.Millisecond),
+			text: "The longest that the end after a SIGTERM may take. Connections that are left then are cut.",
+			when: "the supervisor kills sooner, or clients need longer to leave"},
+	}
+}
+
+func (c *Config) sessions() []setting {
+	return []setting{
+		{name: "redis", unit: "URL", value: &redisFlag{&c.Redis},
+			text: "The Redis that keeps the sessions: redis://, rediss:// or unix://. Several hosts, separated by commas, are a Redis Cluster, " +
+				"or sentinels with ?master_name=. Without it, sessions live as long as the process.",
+			when: "sessions must survive a crash, or several servers share them"},
+		{name: "session-ttl", unit: "DURATION", value: span(&c.SessionTTL, time.Hour, time.Second),
+			text: "How long a session is kept after its last connection ended.",
+			when: "clients come back later than that"},
+		{name: "max-sessions", unit: "N", value: whole(&c.MaxSessions, 1_000_000, 1, unbounded),
+			text: "Sessions in memory. At the limit the embedded store drops the longest disconnected. With Redis only those count that are " +
+				"connected or not stored yet, and new ones get 503.",
+			when: "memory is short, or more clients come and go"},
+		{name: "store-timeout", unit: "DURATION", value: span(&c.StoreTimeout, 5*time.Second, 200*time.Millisecond),
+			text: "How long messages and resumes wait for Redis. Then their connections are closed with 1013, or refused with 503.",
+			when: "a failover of Redis takes longer"},
+	}
+}
+
+func (c *Config) deploying() []setting {
+	return []setting{
+		{name: "control", unit: "PATH", value: &textFlag{&c.Control, checkSocketPath},
+			text: "A unix socket at which processes of the same user ask for status, drain and handover: see -tell.",
+			when: "a later version shall take over the live connections"},
+		{name: "take-over-from", unit: "PATH", value: &textFlag{&c.TakeOverFrom, checkSocketPath},
+			text: "The -control socket of a running server. Its connections, sessions and listeners are taken over at the start; if nobody is there, the server starts without.",
+			when: "this process takes the place of a running one"},
+	}
+}
+
+func (c *Config) watching() []setting {
+	return []setting{
+		{name: "log-level", unit: "LEVEL", value: choice(&c.LogLevel, "info", "debug", "info", "warn", "error"),
+			text: "The least level that is logged; debug has each refused request.",
+			when: "a client is refused, or the log is too long"},
+		{name: "log-format", unit: "FORMAT", value: choice(&c.LogFormat, "auto", "auto", "json", "console"),
+			text: "auto is console on a terminal and json elsewhere.",
+			when: "a person reads a log that goes through a pipe"},
+		{name: "debug-listen", unit: "ADDRESS", value: &textFlag{&c.DebugListen, checkTCPAddress},
+			text: "host:port that serves net/http/pprof; keep it private.",
+			when: "you profile the server"},
+	}
+}
+
+func (c *Config) commands() []setting {
+	return []setting{
+		{name: "tell", unit: "COMMAND", value: &textFlag{&c.Tell, checkCommand},
+			text: "Give the server at -control this command, and print its answer: status, drain, prepare PATH (would the server with that control socket " +
+				"hand over to this one?) or take-over PATH.",
+			when: "you deploy by hand or by a script"},
+		{name: "healthcheck", unit: "URL", value: &textFlag{&c.HealthCheck, checkHealthTarget},
+			text: "Ask the server at http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/. Exit code 0 if it answers 200.",
+			when: "an image without curl checks its health"},
+		{name: "version", value: &boolFlag{&c.Version}, noVariable: true,
+			text: "Print the version, the revision and the version of Go.",
+			when: "you want to know what runs"},
+	}
+}
+
+// parseConfig reads the command line and the environment, whose entries are
+// NAME=VALUE. cpus is how many processors the process may use, fds how many file
+// descriptors. The error is one line that names the flag and what is allowed;
+// flag.ErrHelp when -help was asked for, and printed to out.
+func parseConfig(args, environ []string, cpus, fds int, out io.Writer) (*Config, error) {
+	c := newConfig(cpus, fds)
+	err := c.flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		printHelp(out, c.groups)
+		return nil, err
+	case err != nil:
+		return nil, plain(err, c.flags)
+	case c.flags.NArg() > 0:
+		return nil, fmt.Errorf("unexpected argument %q: everything is a flag, and -echo takes its value as -echo=true; see -help", c.flags.Arg(0))
+	case c.Version:
+		return c, nil
+	}
+	if err := c.setFromEnvironment(environ); err != nil {
+		return nil, err
+	}
+	return c, c.check(fds)
 }
 
 // check looks at what the flags' own checks cannot see.
@@ -135,23 +248,6 @@ func (c *Config) check(fds int) error {
 		return errors.New("-tell needs -control, the socket of the server that is told")
 	}
 	return nil
-}
-
-// environmentName is the variable that a flag falls back to.
-func environmentName(name string) string {
-	return "TURNSTILE_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
-}
-
-func setFromEnvironment(flags *flag.FlagSet, getenv func(string) string) (err error) {
-	flags.VisitAll(func(f *flag.Flag) {
-		name := environmentName(f.Name)
-		if value := getenv(name); value != "" && err == nil {
-			if e := f.Value.Set(value); e != nil {
-				err = fmt.Errorf("%s%s is not valid: -%s %w", name, shown("=%q", f, value), f.Name, e)
-			}
-		}
-	})
-	return err
 }
 
 // shown is how an error quotes a flag's value: not at all if it may have a
@@ -176,19 +272,23 @@ func plain(err error, flags *flag.FlagSet) error {
 		name, why, _ := strings.Cut(rest, ": ")
 		return fmt.Errorf("%s %s, got %s", name, why, value)
 	}
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: "); ok {
+		return fmt.Errorf("%s is no flag of this server%s", name, meant("-", strings.TrimLeft(name, "-"), flagNames(flags)))
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: "); ok {
+		return fmt.Errorf("%s needs a value behind it; see -help", name)
+	}
 	return fmt.Errorf("%s; see -help", text)
 }
 
-func printUsage(out io.Writer, flags *flag.FlagSet) {
-	fmt.Fprint(out, "server: a WebSocket server that counts the messages of each session\n\nUsage: server [flags]\n\n")
-	flags.SetOutput(out)
-	flags.PrintDefaults()
-	fmt.Fprint(out, "\nEvery flag also reads an environment variable: -max-message reads TURNSTILE_MAX_MESSAGE.\n")
-}
-
-// String is the configuration as it stands, as a command line.
+// String is the flags that are not at their defaults, as a command line without
+// credentials.
 func (c *Config) String() string {
 	var parts []string
-	c.flags.VisitAll(func(f *flag.Flag) { parts = append(parts, fmt.Sprintf("-%s=%s", f.Name, f.Value)) })
+	c.flags.VisitAll(func(f *flag.Flag) {
+		if value := f.Value.String(); value != f.DefValue {
+			parts = append(parts, fmt.Sprintf("-%s=%s", f.Name, value))
+		}
+	})
 	return strings.Join(parts, " ")
 }

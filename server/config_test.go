@@ -1,18 +1,20 @@
 package main
 
 import (
-	"bytes"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 )
 
-func noEnvironment(string) string { return "" }
+// noEnvironment is an environment that sets nothing.
+var noEnvironment []string
 
 func TestConfigDefaults(t *testing.T) {
 	c, err := parseConfig(nil, noEnvironment, 3, 20_000, io.Discard)
@@ -56,39 +58,195 @@ func TestConfigErrors(t *testing.T) {
 	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "*.example.com"`, "-origins", "*.example.com")
 	f(`-listen must not name anything twice, got ":1,:1"`, "-listen", ":1,:1")
 	f(`-healthcheck must be http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/, got "localhost:8000"`, "-healthcheck", "localhost:8000")
-	f(`flag provided but not defined: -port; see -help`, "-port", "1")
-	f(`flag needs an argument: -workers; see -help`, "-workers")
+	f(`-xyzzy is no flag of this server; see -help`, "-xyzzy", "1")
+	f(`-max-mesage is no flag of this server: did you mean -max-message? See -help`, "--max-mesage=1")
+	f(`-workers needs a value behind it; see -help`, "-workers")
+	f(`-redis must have a port from 1 to 65535 behind each host, such as redis://host:6379`, "-redis", "redis://h:99999")
+	f(`-redis must have a whole number from 0 to 1048576 as the database, behind the host's slash or as db, such as redis://host:6379/0`, "-redis", "redis://h/abc")
+	f(`-redis must have a whole number from 0 to 100 as wait_replicas, of replicas that confirm each write`, "-redis", "redis://h?wait_replicas=x")
+	f(`-redis must have nothing but db, wait_replicas, master_name, sentinel_username, sentinel_password, skip_verify behind the question mark, got "foo"`, "-redis", "redis://h?foo=1")
 }
 
 func TestConfigFromTheEnvironment(t *testing.T) {
-	env := map[string]string{"TURNSTILE_MAX_MESSAGE": "1000", "TURNSTILE_WORKERS": "7", "TURNSTILE_ECHO": "true"}
-	c, err := parseConfig([]string{"-workers", "5"}, func(name string) string { return env[name] }, 2, 20_000, io.Discard)
-	if err != nil || c.MaxMessage != 1000 || c.Workers != 5 || !c.Echo {
-		t.Errorf("%v, %v", c, err)
+	f := func(want string, args []string, environ ...string) {
+		t.Helper()
+		c, err := parseConfig(args, environ, 2, 20_000, io.Discard)
+		if err != nil || c.String() != want {
+			t.Errorf("%q: %v, %v; want %q", environ, c, err, want)
+		}
 	}
-	env["TURNSTILE_ECHO"] = "yes"
-	_, err = parseConfig(nil, func(name string) string { return env[name] }, 2, 20_000, io.Discard)
-	if want := `TURNSTILE_ECHO="yes" is not valid: -echo must be true or false`; err == nil || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
+	f("-echo=true -max-message=1000 -workers=5", []string{"-workers", "5"}, "TURNSTILE_MAX_MESSAGE=1000", "TURNSTILE_WORKERS=7", "TURNSTILE_ECHO=true")
+	f("-log-level=debug -max-message=1000", nil, "TURNSTILE_MAX_MESSAGE= 1000\t", "TURNSTILE_LOG_LEVEL=debug\r", "TURNSTILE_WORKERS= ", "TURNSTILE_ECHO=")
+	f("-workers=5", []string{"-workers", "5"}, "TURNSTILE_WORKERS=many") // what is not used is not looked at
+	f("", nil, "TURNSTILE_VERSION=true")
+	ill := func(want, variable string) {
+		t.Helper()
+		if _, err := parseConfig(nil, []string{variable}, 2, 20_000, io.Discard); err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
 	}
-	env["TURNSTILE_ECHO"] = ""
-	env["TURNSTILE_HEARTBEAT"] = "soon"
-	_, err = parseConfig(nil, func(name string) string { return env[name] }, 2, 20_000, io.Discard)
-	if want := `TURNSTILE_HEARTBEAT="soon" is not valid: -heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s`; err == nil || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
+	ill(`TURNSTILE_ECHO="yes" is not valid: -echo must be true or false`, "TURNSTILE_ECHO=yes")
+	ill(`TURNSTILE_HEARTBEAT="soon" is not valid: -heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s`, "TURNSTILE_HEARTBEAT= soon ")
+	ill(`TURNSTILE_REDIS is not valid: -redis must have a port from 1 to 65535 behind each host, such as redis://host:6379`, "TURNSTILE_REDIS=redis://:secret@h:99999")
+}
+
+// A variable that looks like a setting and is none is a slip that the log shows.
+func TestUnknownVariablesAreWarnedOf(t *testing.T) {
+	p := startProcess(t, []string{
+		"TURNSTILE_MAX_MESAGE=secret", "TURNSTILE_XYZZY=1", "TURNSTILE_PORT=8080", "TURNSTILE_SERVICE_HOST=10.0.0.1", "TURNSTILE_PORT_8000_TCP=tcp://10.0.0.1:8000",
+	}, "-listen", testHost+":0", "-log-format", "json")
+	p.waitLog("server_started")
+	advice := make(map[string]any)
+	for _, line := range p.logged("unknown_variable") {
+		advice[line["variable"].(string)] = line["advice"]
+		if line["level"] != "WARN" || strings.Contains(fmt.Sprint(line), "secret") {
+			t.Errorf("the log says %v", line)
+		}
+	}
+	want := map[string]any{
+		"TURNSTILE_MAX_MESAGE": "no flag has this variable, and it is not used: did you mean TURNSTILE_MAX_MESSAGE? See -help",
+		"TURNSTILE_XYZZY":      "no flag has this variable, and it is not used; see -help",
+	}
+	if !maps.Equal(advice, want) {
+		t.Errorf("warned of %v, want %v", advice, want)
 	}
 }
 
-func TestConfigHelp(t *testing.T) {
-	var out bytes.Buffer
-	if _, err := parseConfig([]string{"-help"}, noEnvironment, 2, 20_000, &out); !errors.Is(err, flag.ErrHelp) {
-		t.Error(err)
+// What the scripts and the compose file read is nothing to warn of.
+func TestVariablesOfTheScriptsAreKnown(t *testing.T) {
+	files, err := filepath.Glob("../scripts/*.sh")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no scripts", err)
 	}
-	for _, want := range []string{"-max-message", "TURNSTILE_MAX_MESSAGE", "(default 65536)"} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("the usage does not say %q:\n%s", want, out.String())
+	variables := regexp.MustCompile(`TURNSTILE_[A-Z0-9_]*[A-Z0-9]`)
+	var environ []string
+	for _, file := range append(files, "../deploy/compose.yml") {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range variables.FindAllString(string(text), -1) {
+			environ = append(environ, name+"=")
 		}
 	}
+	c, err := parseConfig(nil, environ, 2, 20_000, io.Discard)
+	if err != nil || len(c.unknown) > 0 || len(environ) < 20 {
+		t.Errorf("of %d variables these are not in othersVariables: %q, %v", len(environ), c.unknown, err)
+	}
+}
+
+func TestMeant(t *testing.T) {
+	names := flagNames(newConfig(2, 20_000).flags)
+	f := func(unknown, want string) {
+		t.Helper()
+		if got := meant("-", unknown, names); got != want {
+			t.Errorf("%q: %q, want %q", unknown, got, want)
+		}
+	}
+	f("max-mesage", ": did you mean -max-message? See -help")
+	f("worker", ": did you mean -workers? See -help")
+	f("redis-url", ": did you mean -redis? See -help")
+	f("loglevel", ": did you mean -log-level? See -help")
+	f("tls-certificate", "; see -help")
+	f("x", "; see -help")
+}
+
+// TestHelp reads -help as a user does: the real program, in 80 columns, grouped
+// by use. Each row of the table says its default, what is allowed, what it does
+// and who would set it.
+func TestHelp(t *testing.T) {
+	out, complaint, code := tellAs("-help")
+	if code != exitOK || complaint != "" {
+		t.Errorf("exit code %d, %q", code, complaint)
+	}
+	for line := range strings.Lines(out) {
+		if line = strings.TrimSuffix(line, "\n"); len(line) > helpColumns || strings.TrimRight(line, " ") != line {
+			t.Errorf("%d columns: %q", len(line), line)
+		}
+	}
+	text := strings.Join(strings.Fields(out), " ")
+	at := 0
+	next := func(want string) {
+		t.Helper()
+		found := strings.Index(text[at:], want)
+		if found < 0 {
+			t.Errorf("-help does not say %q where it should", want)
+			return
+		}
+		at += found + len(want)
+	}
+	next("Usage: server [flags]")
+	for _, group := range newConfig(2, 20_000).groups {
+		next(group.title)
+		for _, s := range group.settings {
+			next(s.usage() + " (default " + s.defaultText())
+			next(s.value.bounds())
+			next(s.text + " Set it when " + s.when + ".")
+			if s.text == "" || s.when == "" {
+				t.Errorf("-%s has no text", s.name)
+			}
+		}
+	}
+	next("TURNSTILE_MAX_MESSAGE")
+	for _, want := range []string{"-max-message BYTES (default 65536; from 1 to 67108864)", "-heartbeat DURATION (default 30s; from 100ms to 8760h)", "-workers N (default one for each processor;"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("-help does not say %q", want)
+		}
+	}
+	for _, same := range []string{"-h", "--help"} {
+		if again, _, code := tellAs(same); again != out || code != exitOK {
+			t.Errorf("%s prints something else, exit code %d", same, code)
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	t.Setenv("TURNSTILE_WORKERS", "none") // it prints what runs, whatever else is wrong
+	out, complaint, code := tellAs("-version")
+	if code != exitOK || complaint != "" || !strings.HasPrefix(out, "turnstile ") || !strings.HasSuffix(out, "\n") || strings.Count(out, "\n") != 1 {
+		t.Errorf("exit code %d, %q, %q", code, out, complaint)
+	}
+	for _, want := range []string{", revision " + revision + ", ", runtime.Version()} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q does not say %q", out, want)
+		}
+	}
+}
+
+// The first line of the log says where the server is, what it is and what was
+// set, without credentials.
+func TestStartSaysWhatItIs(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "redis.sock") // where nobody listens
+	p := startServer(t, "-workers", "3", "-redis", "unix://user:secret@"+socket, "-heartbeat", "30s")
+	line := p.waitLog("server_started")
+	want := map[string]any{
+		"url":      "http://" + p.addr + "/",
+		"revision": revision,
+		"flags":    "-listen=" + testHost + ":0 -log-format=json -redis=" + "unix://" + socket + " -workers=3",
+	}
+	for name, value := range want {
+		if line[name] != value {
+			t.Errorf("%s is %v, want %v", name, line[name], value)
+		}
+	}
+	if strings.Contains(fmt.Sprint(line), "secret") {
+		t.Errorf("the password is in the log: %v", line)
+	}
+}
+
+func TestPageURL(t *testing.T) {
+	f := func(want string, addresses ...string) {
+		t.Helper()
+		if got := pageURL(addresses); got != want {
+			t.Errorf("%q: %q, want %q", addresses, got, want)
+		}
+	}
+	f("http://localhost:8000/", "[::]:8000")
+	f("http://localhost:8000/", ":8000")
+	f("http://localhost:8000/", "0.0.0.0:8000")
+	f("http://10.0.0.5:80/", "unix:/run/turnstile/s.sock", "10.0.0.5:80", "10.0.0.6:80")
+	f("http://[2001:db8::1]:80/", "[2001:db8::1]:80")
+	f("", "unix:/run/turnstile/s.sock")
 }
 
 func TestWrongFlagEndsTheStart(t *testing.T) {
@@ -139,18 +297,16 @@ func TestReadmeHasTheFlags(t *testing.T) {
 
 func flagTable() string {
 	var table strings.Builder
-	table.WriteString("| flag | default | meaning |\n| --- | --- | --- |\n")
-	computed := map[string]string{"workers": "processors", "max-connections": "from the fd limit"}
-	newConfig(2, 20_000).flags.VisitAll(func(f *flag.Flag) {
-		_, usage := flag.UnquoteUsage(f)
-		value := "`" + f.DefValue + "`"
-		if f.DefValue == "" {
-			value = "none"
+	table.WriteString("| flag | default | what it does |\n| --- | --- | --- |\n")
+	for _, group := range newConfig(2, 20_000).groups {
+		fmt.Fprintf(&table, "| **%s** | | |\n", group.title)
+		for _, s := range group.settings {
+			value := s.defaultText()
+			if value == s.value.String() {
+				value = "`" + value + "`"
+			}
+			fmt.Fprintf(&table, "| `%s` | %s | %s |\n", s.usage(), value, strings.ReplaceAll(s.text, "*", `\*`))
 		}
-		if text, ok := computed[f.Name]; ok {
-			value = text
-		}
-		fmt.Fprintf(&table, "| `-%s` | %s | %s |\n", f.Name, value, strings.ReplaceAll(usage, "*", `\*`))
-	})
+	}
 	return table.String()
 }

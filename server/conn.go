@@ -238,7 +238,7 @@ func (c *Conn) close(reason closeReason) {
 	}
 	switch {
 	case before == stateClaiming:
-		c.countHandshake(handshakeAbandoned)
+		c.countHandshake(handshakeAbandoned, nil)
 	case c.endpoint != nil:
 		c.reportClosed(reason)
 	}

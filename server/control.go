@@ -184,11 +184,17 @@ func (c *control) obey(line string) (answer any, err error) {
 		if err != nil {
 			return nil, err
 		}
-		return map[string]int{"connections": t.welcome.Connections}, nil
+		return prepared{WouldHandOver: true, Connections: t.welcome.Connections}, nil
 	case commandTakeOver:
 		return c.takeOver(path)
 	}
 	return c.server.status(), nil
+}
+
+// prepared is the answer to commandPrepare; a no is an error that says why.
+type prepared struct {
+	WouldHandOver bool `json:"would_hand_over"`
+	Connections   int  `json:"connections"`
 }
 
 // prepare prepares a takeover, instead of any that was prepared before.

@@ -75,6 +75,7 @@ func TestControlRefusesWhatItDoesNotKnow(t *testing.T) {
 		f(line, strconv.Quote(line), "must be status, drain, prepare PATH or take-over PATH")
 	}
 	f("prepare "+path+".nobody", "cannot take over from "+strconv.Quote(path+".nobody"), "nobody listens there")
+	f("prepare /etc/passwd", `cannot take over from "/etc/passwd": that is no socket: give the path of the running server's -control socket`)
 	if got := command(t, path, "status"); got["connections"] != 0.0 || got["draining"] != false {
 		t.Errorf("the status is %v", got)
 	}
@@ -187,11 +188,31 @@ func TestTell(t *testing.T) {
 	f("", "server: cannot take over from", exitFailure, "-control", path, "-tell", "take-over "+path+".x")
 	f("", "server: -tell: nobody answers at -control", exitFailure, "-control", path+".x", "-tell", "status")
 	f("", "server: -tell needs -control", exitUsage, "-tell", "status")
+	other, otherPath := controlled(t)
+	other.open("/ws/chat/")
+	f(`{"would_hand_over":true,"connections":1}`+"\n", "", exitOK, "-control", path, "-tell", "prepare "+otherPath)
 	f(`{"pid":`, "", exitOK, "-control", path, "-tell", "drain")
 	if code := p.wait(); code != exitOK {
 		t.Errorf("exit code %d", code)
 	}
 	f("", "server: -tell: nobody answers at -control", exitFailure, "-control", path, "-tell", "status")
+}
+
+// A -take-over-from that can be no server's is a slip of whoever wrote it: the
+// start does not go on without.
+func TestTakeOverFromNoSocket(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{file, dir} {
+		out, complaint, code := tellAs("-listen", testHost+":0", "-take-over-from", path)
+		want := fmt.Sprintf("server: cannot take over from %q: that is no socket: give the path of the running server's -control socket\n", path)
+		if code != exitFailure || complaint != want || out != "" {
+			t.Errorf("exit code %d, %q, %q; want %q", code, out, complaint, want)
+		}
+	}
 }
 
 func TestNobodyToTakeOverFrom(t *testing.T) {

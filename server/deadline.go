@@ -38,7 +38,7 @@ func (c *Conn) OnTimer() {
 	case now < c.nextDeadline():
 		// something was read since the timer was set
 	case c.state == stateHandshake:
-		c.countHandshake(handshakeTimeout)
+		c.countHandshake(handshakeTimeout, nil)
 		c.close(closeGone)
 	case c.asked != 0 && c.state != stateOpen:
 		c.deadline = now + c.worker.config.WriteTimeout // the store will tell, in its own time

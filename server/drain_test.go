@@ -307,12 +307,8 @@ func (s *swarm) leaveAll() (sessions []string) {
 	return sessions
 }
 
-func TestStartIsQuickAndSaysWhatItIs(t *testing.T) {
+func TestStartIsQuick(t *testing.T) {
 	began := time.Now()
-	p := startServer(t, "-workers", "3")
+	startServer(t, "-workers", "3")
 	t.Logf("start to ready: %v", time.Since(began))
-	line := p.waitLog("server_started")
-	if config := fmt.Sprint(line["config"]); !strings.Contains(config, "-workers=3") || !strings.Contains(config, "-max-message=65536") {
-		t.Errorf("config in the log: %s", config)
-	}
 }

@@ -29,7 +29,7 @@ type engine struct {
 func startEngine(t testing.TB, flags ...string) *engine {
 	t.Helper()
 	flags = append([]string{"-listen", testHost + ":0", "-workers", "1"}, flags...)
-	config, err := parseConfig(flags, func(string) string { return "" }, 2, 20_000, io.Discard)
+	config, err := parseConfig(flags, noEnvironment, 2, 20_000, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,12 +15,29 @@ import (
 	"turnstile/server/session"
 )
 
-// The types of the flags' values: each checks what it is given, and its errors
-// go on from the flag's name: "must be …".
+// A value is a flag's. It checks what it is given, and its errors go on from the
+// flag's name: "must be …".
+type value interface {
+	flag.Value
+	bounds() string // what is allowed, in few words; empty where the setting's text says it
+}
 
 type intFlag struct {
 	value     *int
 	low, high int
+}
+
+// whole is a flag for a number from low to high.
+func whole(p *int, byDefault, low, high int) *intFlag {
+	*p = byDefault
+	return &intFlag{p, low, high}
+}
+
+func (f *intFlag) bounds() string {
+	if f.high == unbounded {
+		return fmt.Sprintf("%d or more", f.low)
+	}
+	return fmt.Sprintf("from %d to %d", f.low, f.high)
 }
 
 func (f *intFlag) Set(s string) error {
@@ -43,10 +61,20 @@ type durationFlag struct {
 	low   time.Duration
 }
 
+// span is a flag for a duration of at least low.
+func span(p *time.Duration, byDefault, low time.Duration) *durationFlag {
+	*p = byDefault
+	return &durationFlag{p, low}
+}
+
+func (f *durationFlag) bounds() string {
+	return "from " + shortDuration(f.low) + " to " + shortDuration(maxDuration)
+}
+
 func (f *durationFlag) Set(s string) error {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < f.low || d > maxDuration {
-		return fmt.Errorf("must be a duration from %s to %s, such as 30s or 1m30s", shortDuration(f.low), shortDuration(maxDuration))
+		return fmt.Errorf("must be a duration %s, such as 30s or 1m30s", f.bounds())
 	}
 	*f.value = d
 	return nil
@@ -76,10 +104,18 @@ type choiceFlag struct {
 	allowed []string
 }
 
+// choice is a flag for one of allowed.
+func choice(p *string, byDefault string, allowed ...string) *choiceFlag {
+	*p = byDefault
+	return &choiceFlag{p, allowed}
+}
+
+func (f *choiceFlag) bounds() string { return "one of " + strings.Join(f.allowed, ", ") }
+
 func (f *choiceFlag) Set(s string) error {
 	s = strings.ToLower(s)
 	if !slices.Contains(f.allowed, s) {
-		return fmt.Errorf("must be one of %s", strings.Join(f.allowed, ", "))
+		return errors.New("must be " + f.bounds())
 	}
 	*f.value = s
 	return nil
@@ -103,6 +139,8 @@ func (f *boolFlag) Set(s string) (err error) {
 
 func (f *boolFlag) String() string { return strconv.FormatBool(f.value != nil && *f.value) }
 
+func (f *boolFlag) bounds() string { return "" }
+
 // IsBoolFlag makes the flag's name alone mean true.
 func (f *boolFlag) IsBoolFlag() bool { return true }
 
@@ -123,6 +161,8 @@ func (f *textFlag) String() string {
 	}
 	return *f.value
 }
+
+func (f *textFlag) bounds() string { return "" }
 
 // A listFlag is values separated by commas.
 type listFlag struct {
@@ -153,7 +193,11 @@ func (f *listFlag) String() string {
 	return strings.Join(*f.value, ",")
 }
 
+func (f *listFlag) bounds() string { return "" }
+
 type prefixesFlag struct{ value *[]netip.Prefix }
+
+func (f *prefixesFlag) bounds() string { return "" }
 
 func (f *prefixesFlag) Set(s string) error {
 	var prefixes []netip.Prefix
@@ -251,6 +295,8 @@ func checkOrigin(s string) error {
 
 // A redisFlag prints no credentials.
 type redisFlag struct{ value **session.Address }
+
+func (f *redisFlag) bounds() string { return "" }
 
 func (f *redisFlag) Set(s string) (err error) {
 	*f.value, err = session.ParseAddress(s)

@@ -47,7 +47,7 @@ var handshakeOutcomes = [handshakeResults]struct {
 	handshakeBody:        {"body", true, &proto.Refusal{Status: http.StatusRequestEntityTooLarge, Text: "no request here takes a body"}},
 	handshakeTooLong:     {"header_too_long", true, proto.ErrHeaderTooLong},
 	handshakeBadOrigin:   {"forbidden_origin", true, &proto.Refusal{Status: http.StatusForbidden, Text: "origin not allowed: see -origins"}},
-	handshakeBadSession:  {"invalid_session_id", true, &proto.Refusal{Status: http.StatusBadRequest, Text: "invalid session_id"}},
+	handshakeBadSession:  {"invalid_session_id", true, &proto.Refusal{Status: http.StatusBadRequest, Text: invalidSession}},
 	handshakeDraining:    {"draining", false, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "server is shutting down"}},
 	handshakeTooMany:     {"max_connections", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "too many connections"}},
 	handshakeTooManyOfIP: {"max_connections_per_ip", true, &proto.Refusal{Status: http.StatusTooManyRequests, Header: retryAfter, Text: "too many connections from this address"}},
@@ -56,7 +56,10 @@ var handshakeOutcomes = [handshakeResults]struct {
 	handshakeStoreUnavailable: {"store_unavailable", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "session store out of reach"}},
 }
 
-const retryAfter = "Retry-After: 1\r\n"
+const (
+	retryAfter     = "Retry-After: 1\r\n"
+	invalidSession = "invalid session_id: it must be the 36 characters of a UUID, hexadecimal digits in groups of 8-4-4-4-12; leave it out to get a new one"
+)
 
 // onRequest answers the request at the front of buf, whose first seen bytes
 // have been looked at before, once it is all there; used is its length.
@@ -82,10 +85,20 @@ func (c *Conn) onRequest(buf []byte, seen int) (used int) {
 	case proto.HasBody(buf[:end]):
 		c.refuse(handshakeBody)
 	default:
-		c.handOff(buf)
-		return len(buf)
+		return c.onPlainRequest(buf, end)
 	}
 	return end
+}
+
+// onPlainRequest gives net/http the request at the front of buf, with all that
+// follows it. A malformed one is refused here, as those to endpoints are.
+func (c *Conn) onPlainRequest(buf []byte, end int) (used int) {
+	if refusal := proto.CheckRequest(buf[:end]); refusal != nil {
+		c.sendRefusal(handshakeBadRequest, refusal)
+		return end
+	}
+	c.handOff(buf)
+	return len(buf)
 }
 
 // upgrade answers a request to an endpoint. Frames may follow at once.
@@ -153,7 +166,7 @@ func (c *Conn) refuse(result handshakeResult) {
 
 func (c *Conn) sendRefusal(result handshakeResult, r *proto.Refusal) {
 	c.worker.out = proto.AppendRefusal(c.worker.out, r)
-	c.countHandshake(result)
+	c.countHandshake(result, r)
 	c.finish(closeGone)
 }
 

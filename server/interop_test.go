@@ -80,7 +80,7 @@ func wantedScenes() []scene {
 		}},
 		{"binary", []event{openEvent(""), closeEvent(1003)}},
 		{"too big", []event{openEvent(""), closeEvent(1009)}},
-		{"bad session", []event{{"status": 400, "body": event{"error": "invalid session_id"}}}},
+		{"bad session", []event{{"status": 400, "body": event{"error": invalidSession}}}},
 		{"foreign origin", []event{{"status": 403}}},
 		{"client closes", []event{openEvent(""), closeEvent(3456)}},
 	}

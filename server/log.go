@@ -26,7 +26,7 @@ func newLogger(config *Config, out *os.File) (zerolog.Logger, *logBuffer) {
 	buffer := &logBuffer{out: out, buf: make([]byte, 0, logBufferBytes+longestLine)}
 	buffer.timer = time.AfterFunc(logDelay, buffer.Flush)
 	if config.LogFormat == "console" || config.LogFormat == "auto" && isTerminal(out) {
-		buffer.out = &zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly, FieldsExclude: []string{"service"}}
+		buffer.out = &zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly, FieldsExclude: []string{"service"}, FieldsOrder: []string{"url"}}
 		buffer.lines = true
 	}
 	level, err := zerolog.ParseLevel(config.LogLevel)

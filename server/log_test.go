@@ -47,6 +47,35 @@ func TestLogOfAConnection(t *testing.T) {
 	}
 }
 
+// TestLogOfRefusals: at debug, what a client was told stands in the log.
+func TestLogOfRefusals(t *testing.T) {
+	p := startServer(t, "-log-level", "debug")
+	requests := []struct{ reason, request string }{
+		{"invalid_session_id", upgradeRequest("/ws/chat/?session_id=abc")},
+		{"forbidden_origin", upgradeRequest("/ws/chat/", "Origin: http://evil.example")},
+		{"bad_request", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"},
+	}
+	for _, r := range requests {
+		response := newWire(t, p.dial()).request(r.request)
+		var told struct{ Error string }
+		if err := json.NewDecoder(response.Body).Decode(&told); err != nil {
+			t.Fatal(err)
+		}
+		var line map[string]any
+		eventually(t, "the refusal is logged", func() bool {
+			for _, line = range p.logged("websocket_refused") {
+				if line["reason"] == r.reason {
+					return true
+				}
+			}
+			return false
+		})
+		if line["level"] != "DEBUG" || line["answer"] != told.Error || told.Error == "" || line["status"] != float64(response.StatusCode) || line["client_ip"] != "127.0.0.1" {
+			t.Errorf("the client was told %d %q, the log says %v", response.StatusCode, told.Error, line)
+		}
+	}
+}
+
 // What a client sends never breaks a line of the log in two.
 func TestLogIsNotInjected(t *testing.T) {
 	p := startServer(t)

@@ -35,12 +35,16 @@ func run(args []string) int {
 		return complain(fmt.Errorf("cannot raise the limit of open files: %w", err), exitFailure)
 	}
 	cpus := runtime.GOMAXPROCS(0) // knows of CPU affinity and cgroup limits
-	config, err := parseConfig(args, os.Getenv, cpus, int(min(fds, 1<<31-1)), os.Stdout)
+	config, err := parseConfig(args, os.Environ(), cpus, int(min(fds, 1<<31-1)), os.Stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
 	}
 	if err != nil {
 		return complain(err, exitUsage)
+	}
+	if config.Version {
+		fmt.Println(versionLine())
+		return exitOK
 	}
 	if config.Tell != "" {
 		if err := tell(config.Control, config.Tell, os.Stdout); err != nil {
@@ -83,6 +87,7 @@ func serve(config *Config) int {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	log, buffer := newLogger(config, os.Stdout)
 	defer buffer.Flush()
+	config.warnOfUnknown(log)
 	s, err := newServer(config, log)
 	if err != nil {
 		return complain(err, exitFailure)

@@ -188,7 +188,7 @@ func TestRefusals(t *testing.T) {
 	with := func(old, replacement string) string {
 		return strings.Replace(upgradeRequest("/ws/chat/"), old, replacement, 1)
 	}
-	const badSession = `{"error":"invalid session_id"}`
+	const badSession = `{"error":"invalid session_id: it must be the 36 characters of a UUID, hexadecimal digits in groups of 8-4-4-4-12; leave it out to get a new one"}`
 	f("short session", upgradeRequest("/ws/chat/?session_id=123"), 400, badSession)
 	f("empty session", upgradeRequest("/ws/chat/?session_id="), 400, badSession)
 	f("session with a wrong character", upgradeRequest("/ws/chat/?session_id=0000000g-0000-0000-0000-000000000000"), 400, badSession)
@@ -205,6 +205,14 @@ func TestRefusals(t *testing.T) {
 	f("friendly origin", upgradeRequest("/ws/chat/", "Origin: https://friend.example:8443"), 101, "")
 	f("header over 8 KiB", "GET / HTTP/1.1\r\nX: "+strings.Repeat("x", 9000), 431, "8 KiB")
 	f("header of 8 KiB", upgradeRequest("/ws/chat/", "X: "+strings.Repeat("x", 8192-len(upgradeRequest("/ws/chat/", "X: ")))), 101, "")
+	f("plain page without a Host", "GET /healthz/ HTTP/1.1\r\n\r\n", 400, `{"error":"no Host header"}`)
+	f("plain page with two Hosts", "GET /healthz/ HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", 400, `{"error":"more than one Host header"}`)
+	f("plain page with a wrong Host", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, `{"error":"the Host header is`)
+	f("plain page with a wrong header", "GET /metrics/ HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", 400, `{"error":"malformed request: it begins with`)
+	f("plain page of HTTP/2.0", "GET /readyz/ HTTP/2.0\r\nHost: a\r\n\r\n", 505, `{"error":"this server speaks HTTP/1.1`)
+	f("plain page of HTTP/1.0", "GET /healthz/ HTTP/1.0\r\n\r\n", 200, "healthy")
+	f("no request line", "hello\r\n\r\n", 400, `{"error":"malformed request: it begins with`)
+	f("HTTP/2 at once", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 505, `{"error":"this port speaks HTTP/1.1, not HTTP/2`)
 	f("no request", "\x16\x03\x01 what is this\r\n\r\n", 400, "")
 }
 

@@ -145,7 +145,7 @@ func (c *Conn) onEOF() {
 	c.eof = true
 	switch c.state {
 	case stateHandshake:
-		c.countHandshake(handshakeAbandoned)
+		c.countHandshake(handshakeAbandoned, nil)
 		c.close(closeGone)
 	case stateOpen:
 		c.finish(closeGone)

@@ -12,7 +12,7 @@ func (c *Conn) reportOpened(requestID []byte) {
 	w := c.worker
 	w.upgraded++
 	w.metrics.Active.Add(1)
-	c.countHandshake(handshakeUpgraded)
+	c.countHandshake(handshakeUpgraded, nil)
 	e := c.event(w.server.log.Info())
 	if len(requestID) > 0 {
 		e = e.Bytes("request_id", requestID[:min(len(requestID), longestRequestID)])
@@ -75,12 +75,19 @@ func (c *Conn) event(e *zerolog.Event) *zerolog.Event {
 	return e
 }
 
-// countHandshake counts what became of a request to upgrade.
-func (c *Conn) countHandshake(result handshakeResult) {
+// countHandshake counts what became of a request to upgrade, and logs a refusal
+// with the answer that the client gets; nil if it gets none.
+func (c *Conn) countHandshake(result handshakeResult, answer *proto.Refusal) {
 	c.worker.metrics.Handshakes[result].Inc()
-	if outcome := handshakeOutcomes[result]; outcome.isError {
-		c.event(c.worker.server.log.Debug()).Str("reason", outcome.name).Msg("websocket_refused")
+	outcome := handshakeOutcomes[result]
+	if answer == nil && !outcome.isError {
+		return
 	}
+	e := c.event(c.worker.server.log.Debug()).Str("reason", outcome.name)
+	if answer != nil {
+		e = e.Int("status", answer.Status).Str("answer", answer.Text)
+	}
+	e.Msg("websocket_refused")
 }
 
 // keepRequestID keeps what the log will say, while the request waits.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -240,8 +241,30 @@ func (s *server) open() {
 	if s.first != nil {
 		addresses = append(addresses, s.first.wants()...)
 	}
-	s.log.Info().Strs("listen", addresses).Int("pid", os.Getpid()).Stringer("config", s.config).Msg("server_started")
+	e := s.log.Info()
+	if url := pageURL(addresses); url != "" {
+		e = e.Str("url", url)
+	}
+	e.Strs("listen", addresses).Int("pid", os.Getpid()).Str("revision", revision).Stringer("flags", s.config).Msg("server_started")
 	s.notify(notifyReady)
+}
+
+// pageURL is where a browser on this machine finds the console; empty if no
+// address is one for TCP.
+func pageURL(addresses []string) string {
+	for _, address := range addresses {
+		if strings.HasPrefix(address, "unix:") {
+			continue
+		}
+		host, port, err := net.SplitHostPort(address)
+		if ip, e := netip.ParseAddr(host); host == "" || e == nil && ip.IsUnspecified() {
+			host = "localhost"
+		}
+		if err == nil {
+			return "http://" + net.JoinHostPort(host, port) + "/"
+		}
+	}
+	return ""
 }
 
 func (s *server) notify(state string) {

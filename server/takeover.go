@@ -40,8 +40,12 @@ type takeoverTotals struct {
 	DurationMS  int64 `json:"duration_ms"`
 }
 
-// errNobody says that there is no process to take over from.
-var errNobody = errors.New("nobody listens there")
+var (
+	// errNobody says that there is no process to take over from.
+	errNobody = errors.New("nobody listens there")
+	// errNoSocket says that the path cannot be a process's control socket.
+	errNoSocket = errors.New("that is no socket: give the path of the running server's -control socket")
+)
 
 // hello is what this process is to the one that it takes over from.
 func (s *server) hello() handover.Hello {
@@ -65,7 +69,9 @@ func (s *server) hello() handover.Hello {
 // that only the other one may know wait.
 func (s *server) prepareTakeover(path string) (*takeover, error) {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
-	if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
+	if info, e := os.Stat(path); e == nil && info.Mode().Type() != os.ModeSocket {
+		err = errNoSocket
+	} else if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) {
 		err = errNobody
 	}
 	if err != nil {

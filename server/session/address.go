@@ -72,6 +72,9 @@ func (a *Address) addPart(part string, query url.Values) error {
 	if u.Scheme != a.scheme {
 		return fmt.Errorf("must have one scheme for all addresses, got %s:// and %s://", a.scheme, u.Scheme)
 	}
+	if !validPort(u.Port()) {
+		return errors.New("must have a port from 1 to 65535 behind each host, such as redis://host:6379")
+	}
 	if user := u.User; user != nil {
 		password, _ := user.Password()
 		if a.username+a.password == "" && len(a.addrs) > 0 {
@@ -96,18 +99,35 @@ func (a *Address) addPart(part string, query url.Values) error {
 	return nil
 }
 
+// validPort reports whether port is a port, or nothing at all.
+func validPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return port == "" || err == nil && n > 0
+}
+
 // queryKeys are what a URL's query may have, in the order in which a usage
 // text should name them.
 var queryKeys = []struct {
 	name string
-	set  func(a *Address, value string) error
+	set  func(a *Address, value string) error // the error goes on from "must have "
 }{
-	{"db", func(a *Address, value string) (err error) { a.db, err = wholeNumber(value, 1<<20); return err }},
-	{"wait_replicas", func(a *Address, value string) (err error) { a.replicas, err = wholeNumber(value, 100); return err }},
+	{"db", func(a *Address, value string) (err error) {
+		a.db, err = wholeNumber(value, 1<<20, "as the database, behind the host's slash or as db, such as redis://host:6379/0")
+		return err
+	}},
+	{"wait_replicas", func(a *Address, value string) (err error) {
+		a.replicas, err = wholeNumber(value, 100, "as wait_replicas, of replicas that confirm each write")
+		return err
+	}},
 	{"master_name", func(a *Address, value string) error { a.master = value; return nil }},
 	{"sentinel_username", func(a *Address, value string) error { a.sentinelUsername = value; return nil }},
 	{"sentinel_password", func(a *Address, value string) error { a.sentinelPassword = value; return nil }},
-	{"skip_verify", func(a *Address, value string) (err error) { a.skipVerify, err = strconv.ParseBool(value); return err }},
+	{"skip_verify", func(a *Address, value string) (err error) {
+		if a.skipVerify, err = strconv.ParseBool(value); err != nil {
+			err = errors.New("true or false as skip_verify")
+		}
+		return err
+	}},
 }
 
 func (a *Address) setQuery(query url.Values) error {
@@ -115,22 +135,33 @@ func (a *Address) setQuery(query url.Values) error {
 	for _, key := range queryKeys {
 		names = append(names, key.name)
 		if values, ok := query[key.name]; ok {
-			if key.set(a, values[len(values)-1]) != nil {
-				return fmt.Errorf("must have a valid %s", key.name)
+			if err := key.set(a, values[len(values)-1]); err != nil {
+				return fmt.Errorf("must have %w", err)
 			}
 			delete(query, key.name)
 		}
 	}
-	if len(query) > 0 { // which may be the end of a password
-		return fmt.Errorf("must have nothing but %s behind the question mark", strings.Join(names, ", "))
+	for name, values := range query {
+		return fmt.Errorf("must have nothing but %s behind the question mark%s", strings.Join(names, ", "), quotedKey(name, values))
 	}
 	return nil
 }
 
-func wholeNumber(text string, most int) (int, error) {
+// quotedKey is how an error quotes a key that is not known: not at all if it may
+// be the end of a password.
+func quotedKey(name string, values []string) string {
+	isWord := strings.Trim(strings.ToLower(name), "abcdefghijklmnopqrstuvwxyz_") == ""
+	if !isWord || len(values) == 0 || values[0] == "" {
+		return ""
+	}
+	return fmt.Sprintf(", got %q", name)
+}
+
+// wholeNumber reads a number from 0 to most; the error says what it is for.
+func wholeNumber(text string, most int, purpose string) (int, error) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 0 || n > most {
-		return 0, errors.New("not a whole number")
+		return 0, fmt.Errorf("a whole number from 0 to %d %s", most, purpose)
 	}
 	return n, nil
 }

@@ -16,9 +16,16 @@ export CGO_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
 
+# The lines that begin with ##@ name the groups of the list.
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Run
+
+.PHONY: run
+run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS="-workers 4" to add flags)
+	./$(BIN) $(FLAGS)
 
 .PHONY: build
 build: ## Build bin/server
@@ -27,6 +34,134 @@ build: ## Build bin/server
 .PHONY: build-bench
 build-bench: build ## Build bin/bench, the load generator, too
 	$(GO) build -trimpath -o $(BENCH) ./bench
+
+.PHONY: clean
+clean: dev-down ## End the stack; remove what was built, downloaded, stored and measured
+	rm -rf bin .cache .run bench/report
+
+##@ Deploy: two colours behind nginx
+
+.PHONY: setup
+setup: ## Install what the stack needs, or say what is missing: redis-server, nginx, curl
+	@scripts/setup.sh
+
+.PHONY: dev-up
+dev-up: ## Start the whole stack: Redis, a colour, nginx on port 8080, and what watches them
+	@scripts/dev-up.sh
+
+.PHONY: promote
+promote: ## Build and start the other colour, test it, lead clients to it, hand over the live ones
+	@scripts/promote.sh
+
+.PHONY: promote-blue
+promote-blue: ## Promote blue
+	@scripts/promote.sh blue
+
+.PHONY: promote-green
+promote-green: ## Promote green
+	@scripts/promote.sh green
+
+.PHONY: smoke-test
+smoke-test: ## Test the running stack as a client does
+	@scripts/smoke.sh
+
+.PHONY: dev-down
+dev-down: ## End what dev-up has started
+	@scripts/dev-down.sh
+
+##@ Watch
+
+.PHONY: monitor
+monitor: ## Watch both colours in the terminal: connections, rates, latency, errors
+	@scripts/monitor.sh
+
+.PHONY: monitor-30
+monitor-30: ## The same for 30 seconds
+	@scripts/monitor.sh 30
+
+.PHONY: logs
+logs: ## Show what the stack says, until ^C (SERVICE=blue: one part of it)
+	@scripts/logs.sh $(SERVICE)
+
+.PHONY: metrics
+metrics: ## Print the metrics of the colours that run (TEXT=active: the lines with it)
+	@scripts/metrics.sh $(if $(TEXT),"$(TEXT)")
+
+##@ Test
+
+.PHONY: test
+test: deps check race plain test-integration unfenced browser fuzz ## Install what the tests need and run all of them
+
+.PHONY: deps
+deps: ## Install what the tests need: Redis, nginx, Chromium and more from Debian, foreign WebSocket clients
+	@scripts/test-deps.sh
+
+.PHONY: check
+check: ## Check formatting and run go vet
+	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "not formatted, run gofmt -w: $$files"; exit 1; fi
+	$(GO) vet $(PACKAGES)
+
+.PHONY: lint
+lint: check tools ## go vet, staticcheck, shellcheck
+	$(TOOLS)/staticcheck $(PACKAGES)
+	cd deploy && ../$(TOOLS)/staticcheck ./...
+	@if command -v shellcheck >/dev/null; then shellcheck .ci/run scripts/*.sh bench/peers/*.sh; else echo "shellcheck is not installed: scripts are not checked"; fi
+
+.PHONY: race
+race: ## Run the tests under the race detector
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 10m $(PACKAGES)
+
+.PHONY: plain
+plain: ## Run the tests as built for production: allocations, 10,000 clients (but not again those that wait for Redis or a death)
+	$(GO) test -count=1 -timeout 10m -skip 'Redis|TestChaos|Dies' $(PACKAGES)
+
+.PHONY: test-integration
+test-integration: stack-tools ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
+	cd deploy && $(GO) vet ./... && $(GO) test -v -count=1 -timeout 15m ./... # -v: it tells how long the pauses were
+
+.PHONY: browser
+browser: build ## Try the console in a real browser, and its client module under Node
+	@if command -v node >/dev/null; then node --test --test-reporter=spec server/admin/browsertest/*.test.mjs; \
+	else echo "node is not installed: the console is not tried; see make deps"; test "$$CI" != true; fi
+
+.PHONY: unfenced
+unfenced: ## See that the chaos test notices when commits do not look who owns the session
+	$(GO) test -count=1 -tags unfenced -run TestChaos/single -v ./server
+
+.PHONY: fuzz
+fuzz: ## Fuzz each target for FUZZTIME (100000x executions)
+	@for file in $$(git grep -l 'func Fuzz' -- '*_test.go'); do \
+		for target in $$(grep -o 'func Fuzz[A-Za-z]*' $$file | cut -c6-); do \
+			$(GO) test ./$$(dirname $$file) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
+
+.PHONY: chaos
+chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
+	TURNSTILE_CHAOS_SECONDS=$(CHAOS) $(GO) test -count=1 -timeout 0 -run TestChaos -v ./server
+
+.PHONY: handover-10k
+handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice
+	cd deploy && TURNSTILE_HANDOVER_CLIENTS=10000 TURNSTILE_HANDOVER_TIMES=10 $(GO) test -count=1 -timeout 20m -run 'TestHandover$$' -v .
+
+.PHONY: test-peers
+test-peers: ## Build the servers of bench/peers and see that they do the same job
+	bench/peers/build.sh
+	cd bench/peers && $(GO) vet ./... && $(GO) test -count=1 ./...
+
+.PHONY: tools
+tools:
+	@mkdir -p $(TOOLS)
+	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ golang.org/x/perf/cmd/benchstat honnef.co/go/tools/cmd/staticcheck
+
+VICTORIA = github.com/VictoriaMetrics
+
+.PHONY: stack-tools
+stack-tools: ## Build VictoriaMetrics, vmalert, VictoriaLogs and vlagent into .cache/bin (minutes, the first time)
+	@mkdir -p $(TOOLS)
+	cd deploy/tools && $(GO) build -trimpath -o ../../$(TOOLS)/ \
+		$(VICTORIA)/VictoriaMetrics/app/victoria-metrics $(VICTORIA)/VictoriaMetrics/app/vmalert $(VICTORIA)/VictoriaMetrics/app/vmalert-tool \
+		$(VICTORIA)/VictoriaLogs/app/victoria-logs $(VICTORIA)/VictoriaLogs/app/vlagent
+
+##@ Measure
 
 # The server as it is measured: its log says what is wrong and no more.
 MEASURED = 'bin/server -listen {listen} -log-level warn
@@ -52,93 +187,6 @@ bench-peers: build-bench ## The same job on other servers, side by side: a table
 	bench/peers/build.sh
 	$(BENCH) peers
 
-.PHONY: run
-run: build ## Build and run it on port 8000: open http://localhost:8000/ (FLAGS="-workers 4" to add flags)
-	./$(BIN) $(FLAGS)
-
-.PHONY: setup
-setup: ## Install what the stack needs, or say what is missing: redis-server, nginx, curl
-	@scripts/setup.sh
-
-.PHONY: dev-up
-dev-up: ## Start the whole stack: Redis, a colour, nginx on port 8080, and what watches them
-	@scripts/dev-up.sh
-
-.PHONY: dev-down
-dev-down: ## End what dev-up has started
-	@scripts/dev-down.sh
-
-.PHONY: promote
-promote: ## Build and start the other colour, test it, lead clients to it, hand over the live ones
-	@scripts/promote.sh
-
-.PHONY: promote-blue
-promote-blue: ## Promote blue
-	@scripts/promote.sh blue
-
-.PHONY: promote-green
-promote-green: ## Promote green
-	@scripts/promote.sh green
-
-.PHONY: smoke-test
-smoke-test: ## Test the running stack as a client does
-	@scripts/smoke.sh
-
-.PHONY: logs
-logs: ## Show what the stack says, until ^C
-	@scripts/logs.sh
-
-.PHONY: metrics
-metrics: ## Print the metrics of the colours that run (TEXT=active: the lines with it)
-	@scripts/metrics.sh "$(TEXT)"
-
-.PHONY: test
-test: deps check race plain test-integration unfenced browser fuzz ## Install what the tests need and run all of them
-
-.PHONY: deps
-deps: ## Install what the tests need: Redis, nginx, Chromium and more from Debian, foreign WebSocket clients
-	@scripts/test-deps.sh
-
-.PHONY: check
-check: ## Check formatting and run go vet
-	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "not formatted, run gofmt -w: $$files"; exit 1; fi
-	$(GO) vet $(PACKAGES)
-
-.PHONY: race
-race: ## Run the tests under the race detector
-	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 10m $(PACKAGES)
-
-.PHONY: plain
-plain: ## Run the tests as built for production: allocations, 10,000 clients (but not again those that wait for Redis or a death)
-	$(GO) test -count=1 -timeout 10m -skip 'Redis|TestChaos|Dies' $(PACKAGES)
-
-.PHONY: test-integration
-test-integration: stack-tools ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
-	cd deploy && $(GO) vet ./... && $(GO) test -v -count=1 -timeout 15m ./... # -v: it tells how long the pauses were
-
-.PHONY: chaos
-chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
-	TURNSTILE_CHAOS_SECONDS=$(CHAOS) $(GO) test -count=1 -timeout 0 -run TestChaos -v ./server
-
-.PHONY: handover-10k
-handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice
-	cd deploy && TURNSTILE_HANDOVER_CLIENTS=10000 TURNSTILE_HANDOVER_TIMES=10 $(GO) test -count=1 -timeout 20m -run 'TestHandover$$' -v .
-
-.PHONY: unfenced
-unfenced: ## See that the chaos test notices when commits do not look who owns the session
-	$(GO) test -count=1 -tags unfenced -run TestChaos/single -v ./server
-
-.PHONY: browser
-browser: build ## Try the console in a real browser, and its client module under Node
-	@if command -v node >/dev/null; then node --test --test-reporter=spec server/admin/browsertest/*.test.mjs; \
-	else echo "node is not installed: the console is not tried; see make deps"; test "$$CI" != true; fi
-
-.PHONY: fuzz
-fuzz: ## Fuzz each target for FUZZTIME (100000x executions)
-	@for file in $$(git grep -l 'func Fuzz' -- '*_test.go'); do \
-		for target in $$(grep -o 'func Fuzz[A-Za-z]*' $$file | cut -c6-); do \
-			$(GO) test ./$$(dirname $$file) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) || exit 1; done; done
-
 .PHONY: bench
 bench: ## Run the benchmarks: messages, idle memory, upgrade, parser, wheel, embedded store
 	$(GO) test -run '^$$' -bench . -benchtime 300ms ./proto ./netpoll ./server/session
@@ -155,47 +203,12 @@ bench-redis: ## Compare Redis with the embedded store: messages, latency at a fi
 	$(GO) test -run '^$$' -bench RedisRate -benchtime 20000x ./server
 	$(GO) test -run '^$$' -bench RedisResume -benchtime 3x ./server
 
-.PHONY: lint
-lint: check tools ## go vet, staticcheck, shellcheck
-	$(TOOLS)/staticcheck $(PACKAGES)
-	cd deploy && ../$(TOOLS)/staticcheck ./...
-	@if command -v shellcheck >/dev/null; then shellcheck .ci/run scripts/*.sh bench/peers/*.sh; else echo "shellcheck is not installed: scripts are not checked"; fi
-
-.PHONY: tools
-tools:
-	@mkdir -p $(TOOLS)
-	cd deploy/tools && $(GO) build -o ../../$(TOOLS)/ golang.org/x/perf/cmd/benchstat honnef.co/go/tools/cmd/staticcheck
-
-VICTORIA = github.com/VictoriaMetrics
-
-.PHONY: stack-tools
-stack-tools: ## Build VictoriaMetrics, vmalert, VictoriaLogs and vlagent into .cache/bin (minutes, the first time)
-	@mkdir -p $(TOOLS)
-	cd deploy/tools && $(GO) build -trimpath -o ../../$(TOOLS)/ \
-		$(VICTORIA)/VictoriaMetrics/app/victoria-metrics $(VICTORIA)/VictoriaMetrics/app/vmalert $(VICTORIA)/VictoriaMetrics/app/vmalert-tool \
-		$(VICTORIA)/VictoriaLogs/app/victoria-logs $(VICTORIA)/VictoriaLogs/app/vlagent
-
-.PHONY: test-peers
-test-peers: ## Build the servers of bench/peers and see that they do the same job
-	bench/peers/build.sh
-	cd bench/peers && $(GO) vet ./... && $(GO) test -count=1 ./...
+##@ Write anew
 
 .PHONY: readme
 readme: ## Write the table of flags in README.md anew from config.go
 	UPDATE_README=1 $(GO) test -count=1 -run TestReadmeHasTheFlags ./server
 
-.PHONY: monitor
-monitor: ## Watch both colours in the terminal: connections, rates, latency, errors
-	@scripts/monitor.sh
-
-.PHONY: monitor-30
-monitor-30: ## The same for 30 seconds
-	@scripts/monitor.sh 30
-
 .PHONY: observability
 observability: ## Write the tables of deploy/OBSERVABILITY.md and vmui's dashboards anew
 	cd deploy && UPDATE_OBSERVABILITY=1 $(GO) test -count=1 -run 'TestDocumentTables|TestVMUIDashboards' .
-
-.PHONY: clean
-clean: dev-down ## End the stack; remove what was built, downloaded, stored and measured
-	rm -rf bin .cache .run bench/report

@@ -67,7 +67,7 @@ func wantWatched(t *testing.T, s *stack, colour string) {
 }
 
 func isAlive(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	stat, err := os.ReadFile(procPath(pid, "stat"))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
@@ -112,33 +112,5 @@ func TestDevUpMendsTheStack(t *testing.T) {
 	smokeTest(t, nil, "-reaches", "unix:"+s.run+"/green.sock", "http://"+s.site)
 	if s.pid("redis") != redis {
 		t.Error("redis was started anew")
-	}
-}
-
-// A port that somebody else has is told, with the part that wanted it.
-func TestDevUpWithATakenPort(t *testing.T) {
-	t.Parallel()
-	s := newStack(t)
-	s.must("dev-down.sh")
-	taken := startChild(t, t.TempDir(), nil, binaries+"/server", "-listen", s.site)
-	eventually(t, "the port is taken", func() bool { return canConnect(s.site) })
-	out, code := s.try("dev-up.sh")
-	if code != 1 || !strings.Contains(out, "nginx cannot start: something answers in its place that was not started here") {
-		t.Errorf("exit code %d:\n%s", code, out)
-	}
-	taken.kill()
-	s.must("dev-up.sh")
-}
-
-func TestStackVariablesAreChecked(t *testing.T) {
-	for variable, want := range map[string]string{
-		"TURNSTILE_RUN_DIR=/tmp/" + strings.Repeat("x", 100): "TURNSTILE_RUN_DIR must be a path of at most 95",
-		"TURNSTILE_RUN_DIR=/tmp/a b":                         "TURNSTILE_RUN_DIR must be a path of at most 95",
-		"TURNSTILE_BACKEND=cloud":                            `TURNSTILE_BACKEND must be processes or compose, got "cloud"`,
-	} {
-		s := &stack{t: t, run: "/nonexistent"}
-		if out, code := s.try("dev-up.sh", variable); code != 1 || !strings.Contains(out, want) {
-			t.Errorf("%s: exit code %d: %s", variable, code, out)
-		}
 	}
 }

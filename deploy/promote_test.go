@@ -3,12 +3,16 @@ package deploy
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/creack/pty"
 )
 
 // Clients send all the time while blue hands them over to green, and green to
@@ -118,21 +122,23 @@ func TestPromotionOfABrokenColour(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
 	c := newCrowd(t, s.site, 100)
+	ending := programs(t, map[string]string{"server": "#!/bin/sh\necho no server\nexit 3\n"})
 	for _, broken := range []struct {
 		name, step, complaint string
 		env                   []string
 	}{
 		{"it does not start", "step 3", "-workers must be", []string{"TURNSTILE_WORKERS=none"}},
-		{"there is no binary", "step 2", "cannot be started", []string{"TURNSTILE_BIN=/nonexistent"}},
+		{"its binary ends at once", "step 3", "green has ended; its last lines:\n  no server\n", []string{"TURNSTILE_BIN=" + ending}},
 		{"it is not ready", "step 3", "green is not ready", []string{"TURNSTILE_REDIS=unix:///nonexistent", "TURNSTILE_PATIENCE=1"}},
 		{"it fails the smoke test", "step 4", "close 1009", []string{"TURNSTILE_MAX_MESSAGE=4"}},
 		{"clients do not get through", "step 6", "cannot connect", []string{"TURNSTILE_PORT=1"}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
-			out, code := s.try("promote.sh", broken.env...)
-			if code != 1 || !strings.Contains(out, broken.step+" failed: putting everything back") || !strings.Contains(out, broken.complaint) {
-				t.Errorf("exit code %d, want 1, %q and %q in:\n%s", code, broken.step, broken.complaint, out)
+			out, said, code := s.streams("promote.sh", broken.env...)
+			if code != 1 || !strings.Contains(out+said, broken.complaint) {
+				t.Errorf("exit code %d, want 1, and %q in:\n%s%s", code, broken.complaint, out, said)
 			}
+			wantPutBack(t, out, said, broken.step)
 			s.wantServing("blue")
 			c.wantUndisturbed()
 		})
@@ -141,6 +147,115 @@ func TestPromotionOfABrokenColour(t *testing.T) {
 	s.wantServing("green")
 	c.wantAllOnline()
 	c.settle()
+}
+
+// programs is a folder with the server and bench, of which some are replaced by
+// scripts.
+func programs(t *testing.T, scripts map[string]string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, name := range []string{"server", "bench"} {
+		var err error
+		if script, ok := scripts[name]; ok {
+			err = os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755)
+		} else {
+			err = os.Symlink(filepath.Join(binaries, name), filepath.Join(dir, name))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// wantPutBack holds a promotion that failed to one line of error, at the end of
+// the errors and with the step.
+func wantPutBack(t *testing.T, out, said, step string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSuffix(said, "\n"), "\n")
+	last := lines[len(lines)-1]
+	if !strings.HasPrefix(last, "promote.sh: "+step+" failed: ") || !strings.HasSuffix(last, "; putting everything back") {
+		t.Errorf("the last line of the errors is %q", last)
+	}
+	if strings.Count(out+said, "failed") != 1 {
+		t.Errorf("the failure is told more than once, or not at all:\n%s%s", out, said)
+	}
+}
+
+// A promotion whose reader goes away before the handover is put back, and one
+// whose reader goes away later is brought to its end.
+func TestPromotionThatNobodyReads(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	c := newCrowd(t, s.site, 50)
+	for _, way := range []struct {
+		name   string
+		listen func(t *testing.T, cmd *exec.Cmd) io.ReadCloser
+	}{{"a pipe", startOnPipe}, {"a terminal", startOnTerminal}} {
+		t.Run(way.name+", step 6", func(t *testing.T) {
+			readUntilGone(t, s, way.listen, "step 6", "-reaches")
+			s.wantServing("blue")
+			c.wantUndisturbed()
+			if _, err := os.Stat(s.run + "/promotion"); err == nil {
+				t.Error("the note of an unfinished promotion is left")
+			}
+		})
+		t.Run(way.name+", step 7", func(t *testing.T) {
+			readUntilGone(t, s, way.listen, "step 7", "take-over")
+			s.wantServing("green")
+			s.must("promote.sh")
+			s.wantServing("blue")
+			c.wantUndisturbed()
+		})
+	}
+	c.settle()
+}
+
+// readUntilGone reads what a promotion says up to a step and goes away, while
+// the program that is called with an argument in that step waits for it.
+func readUntilGone(t *testing.T, s *stack, listen func(*testing.T, *exec.Cmd) io.ReadCloser, step, argument string) {
+	t.Helper()
+	called, gone := filepath.Join(t.TempDir(), "called"), filepath.Join(t.TempDir(), "gone")
+	waiting := func(program string) string {
+		return fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *%s*) >%s; until [ -e %s ]; do sleep 0.05; done ;; esac\nexec %s/%s \"$@\"\n",
+			argument, called, gone, binaries, program)
+	}
+	bin := programs(t, map[string]string{"bench": waiting("bench"), "server": waiting("server")})
+	cmd := s.script("promote.sh", "TURNSTILE_BIN="+bin)
+	cmd.SysProcAttr = nil // a terminal has its own wishes
+	out := listen(t, cmd)
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.HasPrefix(lines.Text(), step) {
+	}
+	eventually(t, "the program is called", func() bool { _, err := os.Stat(called); return err == nil })
+	out.Close()
+	if err := os.WriteFile(gone, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+}
+
+func startOnPipe(t *testing.T, cmd *exec.Cmd) io.ReadCloser {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// startOnTerminal starts a command whose terminal hangs up when it is closed.
+func startOnTerminal(t *testing.T, cmd *exec.Cmd) io.ReadCloser {
+	t.Helper()
+	terminal, err := pty.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return terminal
 }
 
 // A promotion that was killed is taken up again, wherever it was.
@@ -189,6 +304,7 @@ func startPromotion(t *testing.T, s *stack) (*bufio.Scanner, *exec.Cmd) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cmd.Stderr = cmd.Stdout
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -222,12 +338,6 @@ func TestPromotionIsAskedForAColour(t *testing.T) {
 	}
 	s.must("promote.sh green")
 	s.wantServing("green")
-	for arguments, want := range map[string]string{"red": `a colour is blue or green, got "red"`, "blue green": "usage: promote.sh"} {
-		if out, code := s.try("promote.sh " + arguments); code != 1 || !strings.Contains(out, want) {
-			t.Errorf("promote.sh %s: exit code %d: %s", arguments, code, out)
-		}
-	}
-	s.wantServing("green")
 }
 
 // A colour that has crashed is replaced, and its clients are back.
@@ -257,7 +367,8 @@ func TestPromotionIsInterrupted(t *testing.T) {
 		for lines.Scan() {
 			rest.WriteString(lines.Text() + "\n")
 		}
-		if cmd.Wait(); cmd.ProcessState.ExitCode() == 0 || !strings.Contains(rest.String(), "putting everything back") {
+		want := fmt.Sprintf("promote.sh: step %d failed: it was interrupted; putting everything back", step)
+		if cmd.Wait(); cmd.ProcessState.ExitCode() != 130 || !strings.Contains(rest.String(), want) {
 			t.Errorf("interrupted at step %d: exit code %d:\n%s", step, cmd.ProcessState.ExitCode(), rest.String())
 		}
 		s.wantServing("blue")

@@ -130,6 +130,19 @@ func (s *stack) try(name string, env ...string) (out string, code int) {
 	return string(text), code
 }
 
+// streams is try, with the errors apart from the output.
+func (s *stack) streams(name string, env ...string) (out, said string, code int) {
+	s.t.Helper()
+	var output, errs bytes.Buffer
+	cmd := s.script(name, env...)
+	cmd.Stdout, cmd.Stderr = &output, &errs
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		s.t.Fatal(err)
+	}
+	return output.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
 // must runs a script that has to end well.
 func (s *stack) must(name string, env ...string) (out string) {
 	s.t.Helper()
@@ -164,13 +177,16 @@ func (s *stack) pid(name string) int {
 	return pid
 }
 
+// procPath is a file that tells of a process: see proc(5).
+func procPath(pid int, file string) string { return fmt.Sprintf("/proc/%d/%s", pid, file) }
+
 // runs reports whether a process of the stack runs.
 func (s *stack) runs(name string) bool {
 	pid := s.pid(name)
 	if pid == 0 {
 		return false
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	stat, err := os.ReadFile(procPath(pid, "stat"))
 	return err == nil && !bytes.Contains(stat, []byte(") Z "))
 }
 

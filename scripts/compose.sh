@@ -2,17 +2,29 @@
 # The stack as containers: deploy/compose.yml; sourced by stack.sh.
 
 # shellcheck disable=SC2034 # for the scripts
-SOCKETS=/run/turnstile WATCHERS=(victoriametrics vmalert loki alloy grafana)
+SOCKETS=/run/turnstile PARTS=(redis nginx) WATCHERS=(victoriametrics vmalert loki alloy grafana)
 
+# What the colours find in their environment: the server's flags.
+COLOUR_ENVIRONMENT=$(env | grep '^TURNSTILE_' || true)
+
+# What deploy/compose.yml refers to.
+for name in "${SETTINGS[@]}"; do
+	export "TURNSTILE_$name=${SETTING[$name]}"
+done
 export TURNSTILE_RUN_DIR=$RUN TURNSTILE_USER
 if ((EUID == 0)); then TURNSTILE_USER=65532:65532; else TURNSTILE_USER=$(id -u):$(id -g); fi
+
+want_programs() {
+	docker compose version &>/dev/null || die "the Docker engine has no compose plugin: install docker-compose-plugin"
+	command -v curl >/dev/null || die "curl is not installed: install it (as root: apt-get install curl)"
+}
 
 compose() { docker compose --file "$ROOT/deploy/compose.yml" --progress quiet "$@"; }
 
 # prepare makes what the containers find in the folder that they share.
 prepare() {
 	mkdir -p "$RUN"/{log,redis,nginx/temp,victoria-metrics,loki,grafana}
-	(umask 077 && env | grep '^TURNSTILE_' >"$RUN/colour.env")
+	(umask 077 && echo "$COLOUR_ENVIRONMENT" >"$RUN/colour.env")
 	((EUID != 0)) || chown -R "$TURNSTILE_USER" "$RUN"
 }
 
@@ -29,7 +41,7 @@ stop_colour() {
 	[[ $(compose ps --all --format '{{.ExitCode}}' "$1") != 137 ]]
 }
 
-colour_runs() { [[ -n $(compose ps --quiet --status running "$1") ]]; }
+part_runs() { [[ -n $(compose ps --quiet --status running "$1") ]]; }
 colour_log() { compose logs --no-color --no-log-prefix --tail 10 "$1" | sed 's/^/  /'; }
 
 # colour_tool runs a program of the image in the colour's own container, which
@@ -56,7 +68,7 @@ answers() {
 	nginx) compose exec --no-TTY nginx wget -q -O /dev/null http://127.0.0.1:8080/healthz/ ;;
 	victoriametrics) colour_tool "$(active_colour)" server -healthcheck http://victoriametrics:8428/health ;;
 	vmalert) colour_tool "$(active_colour)" server -healthcheck http://vmalert:8880/health ;;
-	*) colour_runs "$1" ;;
+	*) part_runs "$1" ;;
 	esac
 }
 
@@ -64,9 +76,10 @@ prepare_watchers() { :; } # their images come when they are started
 
 stop_parts() { compose down --timeout 10; }
 watchers_say() {
-	look_at grafana "http://$HOST:3000/" "dashboards and logs: Grafana"
-	look_at victoriametrics "http://$HOST:$METRICS_PORT/vmui/" "metrics, one by one"
-	look_at vmalert "http://$HOST:$ALERTS_PORT/" alerts
+	look_at grafana "http://$(address_of grafana)/" "dashboards and logs: Grafana"
+	look_at victoriametrics "http://$(address_of victoriametrics)/vmui/" "metrics, one by one"
+	look_at vmalert "http://$(address_of vmalert)/" alerts
 }
 
-show_logs() { compose logs --follow --tail 20; }
+has_logs() { [[ -n $(compose logs --no-color --tail 1 "$1" 2>/dev/null) ]]; }
+show_logs() { compose logs --follow --tail 20 "$@"; }

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
+# Usage: scripts/dev-down.sh
+#
 # Ends what dev-up.sh and promote.sh have started, and nothing else: clients get
 # their goodbye. The data stay in the run folder; make clean removes them.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
+no_arguments "$@"
 
 one_at_a_time
 echo "dev-down: the stack in $RUN"

@@ -1,29 +1,36 @@
 #!/usr/bin/env bash
+# Usage: scripts/dev-up.sh
+#
 # Starts the whole stack: Redis, a colour, nginx before it, and what watches
 # them. What runs already stays as it is. dev-down.sh ends it.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
+no_arguments "$@"
+check_flags
 
 one_at_a_time
+want_programs
 colour=$(active_colour) || colour=blue
+[[ ${SETTING[MONITORING]} == on ]] || WATCHERS=()
+want_ports "$colour" nginx "${WATCHERS[@]}"
 echo "dev-up: the stack as $BACKEND, in $RUN"
 build
 start_part redis
-if colour_runs "$colour"; then
+if part_runs "$colour"; then
 	echo "  $colour runs already"
 else
 	start_colour "$colour"
-	await_colour "$colour" /readyz/ 15 >&2 || die "$colour does not start"
+	await_colour "$colour" /readyz/ 15 || die "$colour does not start"
 	echo "  $colour runs"
 fi
 activate "$colour"
 start_part nginx
 smoke "$colour" -reaches "unix:$SOCKETS/$colour.sock" "$SITE" >"$RUN/log/smoke.log" ||
 	die "clients do not get through to $colour: $(cat "$RUN/log/smoke.log")"
-if [[ $MONITORING != off ]] && ! prepare_watchers; then
+if ((${#WATCHERS[@]} > 0)) && ! prepare_watchers; then
 	unwatched=("${WATCHERS[@]}")
-elif [[ $MONITORING != off ]]; then
+else
 	for watcher in "${WATCHERS[@]}"; do
 		start_part "$watcher" || unwatched+=("$watcher")
 	done
@@ -33,13 +40,13 @@ fi
 
 echo
 look "$SITE/" "the console; WebSockets at ${SITE/http/ws}/ws/chat/"
-look "http://$HOST:${COLOUR_PORT[$colour]}/metrics/" "the metrics of $colour, which serves"
-[[ $MONITORING == off ]] || watchers_say
+look "http://$(address_of "$colour")/metrics/" "the metrics of $colour, which serves"
+((${#WATCHERS[@]} == 0)) || watchers_say
 cat <<END
 
   make promote      start the other colour, lead clients to it, take over the live ones of $colour
   make smoke-test   a WebSocket, a count, a resume
-  make logs         what all of it says
+  make logs         what all of it says (SERVICE=blue: one part)
   make monitor      both colours, live
   make dev-down     end it
 END

@@ -1,7 +1,24 @@
 #!/usr/bin/env bash
-# Shows the last lines of the stack's logs, and those that come, until ^C.
+# Usage: scripts/logs.sh [SERVICE...]
+#
+# Shows the last lines of the logs of these services, or of the whole stack, and
+# the lines that come, until ^C. A service is blue, green, redis, nginx, or one of
+# those that watch the stack.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
+no_options "$@"
 
-show_logs
+services=(blue green "${PARTS[@]}" "${WATCHERS[@]}")
+for service; do
+	[[ " ${services[*]} " == *" $service "* ]] || refuse "there is no service \"$service\", but: ${services[*]}"
+done
+(($# == 0)) || services=("$@")
+logged=
+for service in "${services[@]}"; do
+	! has_logs "$service" || logged=yes
+done
+[[ -n $logged ]] || die "${*:-the stack} has logged nothing yet: make dev-up starts the stack"
+
+trap 'exit 0' INT TERM
+show_logs "${services[@]}"

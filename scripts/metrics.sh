@@ -1,14 +1,23 @@
 #!/usr/bin/env bash
-# Prints the metrics of the colours that run, past nginx, in Prometheus's format.
+# Usage: scripts/metrics.sh [TEXT]
 #
-#   metrics.sh [TEXT]     only the lines with this text
+# Prints the metrics of the colours that run, past nginx, in Prometheus's format;
+# with a text, only the lines that have it in them.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
+no_options "$@"
+(($# <= 1)) || refuse_argument "$2" "it takes one text"
 
+running=() found=
 for colour in blue green; do
-	if colour_runs "$colour"; then
-		echo "# $colour"
-		curl --silent --show-error --fail "http://$HOST:${COLOUR_PORT[$colour]}/metrics/" | grep -F -- "${1:-}"
+	part_runs "$colour" || continue
+	running+=("$colour")
+	page=$(curl --silent --show-error --fail "http://$(address_of "$colour")/metrics/") || die "$colour does not answer"
+	if lines=$(grep -F -- "${1:-}" <<<"$page"); then
+		found=yes
+		printf '# %s\n%s\n' "$colour" "$lines"
 	fi
 done
+((${#running[@]} > 0)) || die "no colour runs: make dev-up starts the stack"
+[[ -n $found ]] || die "no line of the metrics of ${running[*]} has \"$1\" in it"

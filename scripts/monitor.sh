@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
+# Usage: scripts/monitor.sh [SECONDS]
+#
 # Shows both colours live in the terminal: connections, rates, latency, errors,
 # and the last warnings and errors of their logs. Rates and percentiles are of
 # the time since the last view.
 #
-#   monitor.sh [SECONDS]     ends after so many seconds; without, at ^C
+# It ends after so many seconds; without, at ^C.
 #
 # It reads /metrics/ and the logs itself, so that it shows something where
 # VictoriaMetrics and Grafana do not.
@@ -13,11 +15,11 @@ set -euo pipefail
 source "$(dirname "$0")/stack.sh"
 
 readonly every=1 # seconds from view to view
-duration=${1:-}
-[[ -z $duration || $duration =~ ^[1-9][0-9]*$ ]] || {
-	echo "monitor: the time must be a whole number of seconds from 1, got \"$duration\"" >&2
-	exit 2
-}
+no_options "$@"
+(($# <= 1)) || refuse_argument "$2" "it takes a number of seconds"
+readonly duration=${1:-}
+[[ -z $duration || $duration =~ ^[1-9][0-9]{0,8}$ ]] ||
+	refuse_argument "$duration" "the time must be a whole number of seconds from 1"
 
 pages=$(mktemp -d)
 leave() {
@@ -41,7 +43,7 @@ scrape() {
 	local page=$pages/$1
 	if [[ -f $page ]]; then mv "$page" "$page.before"; else rm -f "$page.before"; fi
 	echo "# at $EPOCHREALTIME" >"$page.new"
-	if curl --silent --fail --max-time 2 "http://$HOST:${COLOUR_PORT[$1]}/metrics/" >>"$page.new"; then
+	if curl --silent --fail --max-time 2 "http://$(address_of "$1")/metrics/" >>"$page.new"; then
 		mv "$page.new" "$page"
 	fi
 }
@@ -176,9 +178,9 @@ view() {
 	local -a blue green
 	mapfile -t blue < <(column blue)
 	mapfile -t green < <(column green)
-	printf 'Turnstile at %(%H:%M:%S)T, both colours at %s; ^C ends\n\n%-24s' -1 "$HOST" ''
+	printf 'Turnstile at %(%H:%M:%S)T, both colours at %s; ^C ends\n\n%-24s' -1 "${SETTING[HOST]}" ''
 	for colour in blue green; do
-		printf '%-26s' "$colour:${COLOUR_PORT[$colour]}$([[ $colour != "$active" ]] || echo ', serves')"
+		printf '%-26s' "$colour:${SETTING[${PORT_OF[$colour]}]}$([[ $colour != "$active" ]] || echo ', serves')"
 	done
 	echo
 	for ((i = 0; i < ${#rows[@]}; i++)); do

@@ -4,20 +4,12 @@
 
 # shellcheck disable=SC2034 # for the scripts
 SOCKETS=$RUN
-BIN=${TURNSTILE_BIN:-$ROOT/bin}
+BIN=${SETTING[BIN]:-$ROOT/bin}
 TOOLS=$ROOT/.cache/bin
-
-# What the arguments of the watchers refer to: deploy/*/*.args.
-export TURNSTILE_RUN_DIR=$RUN TURNSTILE_DEPLOY=$ROOT/deploy
-export TURNSTILE_BLUE=$HOST:${COLOUR_PORT[blue]} TURNSTILE_GREEN=$HOST:${COLOUR_PORT[green]}
-export TURNSTILE_VICTORIAMETRICS=$HOST:$METRICS_PORT TURNSTILE_VMALERT=$HOST:$ALERTS_PORT
-export TURNSTILE_VICTORIALOGS=$HOST:$LOGS_PORT TURNSTILE_VLAGENT=$HOST:$SHIPPER_PORT
 
 # In the order in which they start.
 PARTS=(redis nginx)
 WATCHERS=(victoria-metrics vmalert victoria-logs vlagent)
-declare -A ADDRESS=(["victoria-metrics"]=$TURNSTILE_VICTORIAMETRICS [vmalert]=$TURNSTILE_VMALERT
-	["victoria-logs"]=$TURNSTILE_VICTORIALOGS [vlagent]=$TURNSTILE_VLAGENT)
 
 # since PID is when a process started, in clock ticks since the boot: with its
 # number, that is a process's name. Nothing for one that has ended, also if
@@ -37,7 +29,8 @@ pid_of() {
 	[[ -n $started && $started == "$(since "$pid")" ]] && echo "$pid"
 }
 
-runs() { pid_of "$1" >/dev/null; }
+# part_runs NAME succeeds if what start has started under this name still runs.
+part_runs() { pid_of "$1" >/dev/null; }
 
 # start NAME COMMAND... runs a command in the background, in a session of its
 # own, with its output in .run/log/NAME.log. The process writes its pid file
@@ -73,7 +66,7 @@ stop() {
 	rm -f "$RUN/pid/$1"
 }
 
-has_ended() { ! runs "$1"; }
+has_ended() { ! part_runs "$1"; }
 
 # log_end NAME is the last of what a process has said since it was started.
 log_end() {
@@ -82,8 +75,17 @@ log_end() {
 	tail -c "+$((from + 1))" "$RUN/log/$1.log" | tail -n 10 | sed 's/^/  /'
 }
 
+want_programs() {
+	local program
+	for program in redis-server redis-cli nginx curl; do
+		command -v "$program" >/dev/null || die "$program is not installed: make setup installs it"
+	done
+	[[ -n ${SETTING[BIN]} ]] || command -v go >/dev/null ||
+		die "go is not installed: install Go 1.26 or later (https://go.dev/dl/), or name a folder with server and bench in TURNSTILE_BIN"
+}
+
 build() {
-	[[ -n ${TURNSTILE_BIN:-} ]] || make --silent -C "$ROOT" build-bench
+	[[ -n ${SETTING[BIN]} ]] || make --silent -C "$ROOT" build-bench
 }
 
 # start_colour runs a copy of the server: the next build replaces bin/server
@@ -92,12 +94,11 @@ start_colour() {
 	mkdir -p "$RUN/bin"
 	cp "$BIN/server" "$RUN/bin/$1.new" || return
 	mv "$RUN/bin/$1.new" "$RUN/bin/$1"
-	start "$1" "$RUN/bin/$1" -listen "$HOST:${COLOUR_PORT[$1]},unix:$RUN/$1.sock" -control "$RUN/$1.control" \
+	start "$1" "$RUN/bin/$1" -listen "$(address_of "$1"),unix:$RUN/$1.sock" -control "$RUN/$1.control" \
 		-redis "${TURNSTILE_REDIS:-unix://$RUN/redis.sock}"
 }
 
 stop_colour() { stop "$1" "$2"; }
-colour_runs() { runs "$1"; }
 colour_log() { log_end "$1"; }
 colour_tool() {
 	local program=$2
@@ -107,12 +108,12 @@ colour_tool() {
 
 # start_part fails, and says why, if the part does not start.
 start_part() {
-	if runs "$1"; then
+	if part_runs "$1"; then
 		echo "  $1 runs already"
 		return
 	fi
 	if answers "$1" &>/dev/null; then
-		complain "$1 cannot start: something answers in its place that was not started here"
+		complain "$1 cannot start: another one, which was not started here, answers in its place"
 		return 1
 	fi
 	case $1 in
@@ -131,7 +132,7 @@ answers() {
 	case $1 in
 	redis) [[ $(redis-cli -s "$RUN/redis.sock" ping) == PONG ]] ;;
 	nginx) "$BIN/server" -healthcheck "$SITE/healthz/" ;;
-	*) "$BIN/server" -healthcheck "http://${ADDRESS[$1]}/health" ;;
+	*) "$BIN/server" -healthcheck "http://$(address_of "$1")/health" ;;
 	esac
 }
 
@@ -148,7 +149,7 @@ start_nginx() {
 	mkdir -p "$RUN/nginx/temp"
 	cp "$ROOT"/deploy/nginx/*.conf "$RUN/nginx/"
 	sed -i "s|/run/turnstile/|$RUN/|" "$RUN/nginx/upstream.conf"
-	sed -i "s|listen 8080|listen $HOST:$NGINX_PORT|" "$RUN/nginx/server.conf"
+	sed -i "s|listen 8080|listen $(address_of nginx)|" "$RUN/nginx/server.conf"
 	sed -i "s|^worker_rlimit_nofile .*|worker_rlimit_nofile $(ulimit -Hn);|" "$RUN/nginx/nginx.conf"
 	# As root, workers would be nobody, who may not see into this folder.
 	((EUID != 0)) || directives+=' user root;'
@@ -168,12 +169,16 @@ prepare_watchers() {
 }
 
 # start_watcher NAME runs one of VictoriaMetrics's programs on the arguments in
-# deploy/, a line each, in which it replaces %{NAME} by what is exported above.
+# deploy/, a line each, in which it replaces %{NAME} by these variables.
 start_watcher() {
 	local args
 	touch "$RUN"/log/{blue,green}.log # vlagent complains about a file that is not there yet
 	mapfile -t args < <(grep -h '^-' "$ROOT"/deploy/*/"$1.args")
-	start "$1" "$TOOLS/$1" "${args[@]}"
+	start "$1" env "TURNSTILE_RUN_DIR=$RUN" "TURNSTILE_DEPLOY=$ROOT/deploy" \
+		"TURNSTILE_BLUE=$(address_of blue)" "TURNSTILE_GREEN=$(address_of green)" \
+		"TURNSTILE_VICTORIAMETRICS=$(address_of victoria-metrics)" "TURNSTILE_VMALERT=$(address_of vmalert)" \
+		"TURNSTILE_VICTORIALOGS=$(address_of victoria-logs)" "TURNSTILE_VLAGENT=$(address_of vlagent)" \
+		"$TOOLS/$1" "${args[@]}"
 }
 
 stop_parts() {
@@ -185,9 +190,18 @@ stop_parts() {
 
 # watchers_say tells where to look at what they have seen.
 watchers_say() {
-	look_at victoria-metrics "http://$TURNSTILE_VICTORIAMETRICS/vmui/#/dashboards" dashboards
-	look_at vmalert "http://$TURNSTILE_VMALERT/" alerts
-	look_at victoria-logs "http://$TURNSTILE_VICTORIALOGS/select/vmui/" logs
+	look_at victoria-metrics "http://$(address_of victoria-metrics)/vmui/#/dashboards" dashboards
+	look_at vmalert "http://$(address_of vmalert)/" alerts
+	look_at victoria-logs "http://$(address_of victoria-logs)/select/vmui/" logs
 }
 
-show_logs() { exec tail -n 20 -F "$RUN"/log/*.log; }
+has_logs() { [[ -s $RUN/log/$1.log ]]; }
+
+# show_logs PART... follows their logs, also those that are still to come.
+show_logs() {
+	local part files=()
+	for part; do
+		files+=("$RUN/log/$part.log")
+	done
+	tail -n 20 -F "${files[@]}" 2>/dev/null
+}

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
+# Usage: scripts/promote.sh [--drain] [blue|green]
+#
 # Promotes a colour: starts the one that does not serve, tests it, leads nginx
 # to it and has it take over the other one's live connections: no client notices.
 #
-#   promote.sh [--drain] [blue|green]     the colour to serve next (the one that does not)
-#
+# The colour is the one to serve next; without it, the one that does not now.
 # With --drain, or where the one cannot take over from the other, clients get a
 # goodbye instead, and come back.
 #
@@ -13,8 +14,9 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
 
-readonly PATIENCE=${TURNSTILE_PATIENCE:-15} # seconds until a colour has to be ready
-readonly DRAIN=10                           # seconds at most, of a handover's rest too
+readonly PATIENCE=${SETTING[PATIENCE]}
+readonly DRAIN=10 # seconds at most, of a handover's rest too
+readonly GONE="its terminal, or the pipe that it writes to, has gone"
 
 began=$(now)
 step_began=$began
@@ -22,6 +24,7 @@ number=0
 timings=
 started=  # the colour that a failure has to stop
 previous= # the colour that a failure has to lead back to
+reason=   # of a failure
 drain=    # whether the old colour is to be drained, not handed over
 
 seconds_since() {
@@ -29,37 +32,49 @@ seconds_since() {
 	printf '%d.%02d' $((took / 1000000)) $((took / 10000 % 100))
 }
 
+# say prints a line. While the promotion can be put back, it fails if nobody can
+# read it any more: the terminal, or the pipe, has gone.
+say() { printf '%s\n' "$*" 2>/dev/null || [[ -z $started ]] || fail "$GONE"; }
+
 # step NUMBER TEXT says what begins.
 step() {
 	((number == 0)) || timings+="${timings:+, }step $number $(seconds_since "$step_began") s"
 	step_began=$(now)
 	number=$1
-	printf 'step %d  %s\n' "$1" "$2"
+	say "step $1  $2"
 }
 
+# fail ends the promotion; put_back says why.
 fail() {
-	printf '%s\n' "$*" >&2
+	reason=$*
 	exit 1
 }
 
-# put_back undoes what was done before a failure, or before ^C: unless nobody is
-# left to lead back to.
+# put_back undoes what was done before a failure or a signal: unless nobody is
+# left to lead back to. Nothing interrupts it, and nobody has to read what it says.
 put_back() {
-	local code=$?
+	local code=$? colour=$started
 	trap - EXIT
-	[[ -n $started ]] || exit "$code"
-	((code != 0)) || code=1
-	if [[ -n $previous ]] && ! is_ready "$previous"; then
-		echo "step $number failed, but $previous cannot serve either: $started stays"
+	trap '' INT TERM HUP PIPE
+	set +e
+	if [[ -z $colour ]]; then
+		[[ -z $reason ]] || complain "step $number failed: $reason; run it again to go on"
 		exit "$code"
 	fi
-	echo "step $number failed: putting everything back"
+	started=
+	((code != 0)) || code=1
+	reason="step $number failed: ${reason:-a command failed, see above}"
+	if [[ -n $previous ]] && ! is_ready "$previous"; then
+		complain "$reason; $previous cannot serve either, so $colour stays"
+		exit "$code"
+	fi
+	complain "$reason; putting everything back"
 	if [[ -n $previous ]]; then
 		activate "$previous"
-		echo "  nginx leads to $previous, as before"
+		say "  nginx leads to $previous, as before"
 	fi
-	stop_colour "$started" "$DRAIN" || true
-	echo "  $started is stopped"
+	stop_colour "$colour" "$DRAIN"
+	say "  $colour is stopped"
 	rm -f "$RUN/promotion"
 	exit "$code"
 }
@@ -82,17 +97,17 @@ bring_up() {
 	step 2 "build and start $next"
 	echo "$next" >"$RUN/promotion"
 	started=$next
-	colour_runs "$next" && echo "  $next still runs from before: it is stopped first"
+	! part_runs "$next" || say "  $next still runs from before: it is stopped first"
 	stop_colour "$next" "$DRAIN" || true
-	build || fail "  it cannot be built"
-	start_colour "$next" || fail "  $next cannot be started"
+	build || fail "it cannot be built"
+	start_colour "$next" || fail "$next cannot be started"
 
 	step 3 "wait until $next lives and is ready"
-	await_colour "$next" /healthz/ "$PATIENCE" || fail "  $next does not live"
-	await_colour "$next" /readyz/ "$PATIENCE" || fail "  $next is not ready"
+	await_colour "$next" /healthz/ "$PATIENCE" || fail "$next does not live"
+	await_colour "$next" /readyz/ "$PATIENCE" || fail "$next is not ready"
 
 	step 4 "smoke test of $next itself"
-	smoke "$next" "unix:$SOCKETS/$next.sock" || fail "  $next is not fit to serve"
+	smoke "$next" "unix:$SOCKETS/$next.sock" || fail "$next is not fit to serve"
 
 	[[ -n $drain ]] || prepare_handover
 
@@ -103,7 +118,7 @@ bring_up() {
 
 check_through_nginx() {
 	step 6 "smoke test through nginx"
-	smoke "$next" -reaches "unix:$SOCKETS/$next.sock" "$SITE" || fail "  clients do not get through to $next"
+	smoke "$next" -reaches "unix:$SOCKETS/$next.sock" "$SITE" || fail "clients do not get through to $next"
 }
 
 # prepare_handover asks whether the connections can be handed over.
@@ -111,26 +126,26 @@ prepare_handover() {
 	local said
 	! said=$(tell "$next" "prepare $SOCKETS/$old.control") || return 0
 	drain=yes
-	echo "  $old will be drained, since it cannot hand over: ${said#server: }"
+	say "  $old will be drained, since it cannot hand over: ${said#server: }"
 }
 
 # hand_over has the new colour take over from the old one, which then ends.
 hand_over() {
 	local said
 	until said=$(tell "$next" "take-over $SOCKETS/$old.control"); do
-		if [[ $said == *"(busy)"* ]] && colour_runs "$old"; then
+		if [[ $said == *"(busy)"* ]] && part_runs "$old"; then
 			sleep 0.1 # a promotion that was killed has begun it
 			continue
 		fi
-		echo "  not handed over: ${said#server: }"
+		say "  not handed over: ${said#server: }"
 		return 1
 	done
 	[[ $said =~ \"connections\":([0-9]+).*\"duration_ms\":([0-9]+) ]] || true
-	echo "  $next took over ${BASH_REMATCH[1]} connections in ${BASH_REMATCH[2]} ms"
+	say "  $next took over ${BASH_REMATCH[1]} connections in ${BASH_REMATCH[2]} ms"
 	await "$DRAIN" colour_has_ended "$old"
 }
 
-colour_has_ended() { ! colour_runs "$1"; }
+colour_has_ended() { ! part_runs "$1"; }
 
 # retire lets the old colour go. From here on there is no way back.
 retire() {
@@ -140,47 +155,57 @@ retire() {
 		step 7 "hand the connections of $old over to $next"
 	fi
 	started='' previous=''
-	if ! colour_runs "$old"; then
-		echo "  $old does not run"
+	trap '' HUP PIPE # it goes on to the end, whether or not somebody reads
+	if ! part_runs "$old"; then
+		say "  $old does not run"
 	elif [[ -z $drain ]] && hand_over; then
 		stop_colour "$old" 1 # it has ended: this forgets it
 	elif ! stop_colour "$old" "$DRAIN"; then
-		echo "  $old was killed: it did not end within $DRAIN s"
+		say "  $old was killed: it did not end within $DRAIN s"
 	fi
 }
 
-if [[ ${1:-} == --drain ]]; then
-	drain=yes
-	shift
-fi
-(($# <= 1)) || die "usage: promote.sh [--drain] [blue|green]"
-wanted=${1:-}
-[[ -z $wanted ]] || is_colour "$wanted" || die "a colour is blue or green, got \"$wanted\""
+wanted=
+for argument; do
+	if [[ $argument == --drain ]]; then
+		drain=yes
+	elif [[ -z $wanted ]] && is_colour "$argument"; then
+		wanted=$argument
+	else
+		refuse_argument "$argument" "a colour is blue or green, and one is enough"
+	fi
+done
+check_flags
 
 one_at_a_time
 trap put_back EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
+trap 'reason="it was interrupted"; exit 130' INT
+trap 'reason="it was told to end"; exit 143' TERM
+trap 'fail "$GONE"' HUP PIPE
 
 active=$(active_colour) || die "no colour serves yet: make dev-up starts the first one"
+for part in redis nginx; do
+	part_runs "$part" || die "the stack is down, $part does not run: make dev-up starts it"
+done
 next=$(next_colour "$wanted")
 old=$(other_colour "$next")
 
 if [[ $active != "$next" ]]; then
+	want_ports "$next"
 	step 1 "$old serves, $next is next"
 	bring_up
-elif ! colour_runs "$next"; then
+elif ! part_runs "$next"; then
 	die "$next should serve, but does not run: make dev-up starts it"
-elif colour_runs "$old"; then
+elif part_runs "$old"; then
 	step 1 "$next serves already, but $old has not ended: going on with step 6"
 	started=$next previous=$old
 else
 	rm -f "$RUN/promotion"
-	echo "$next serves already, alone: nothing to do"
+	say "$next serves already, alone: nothing to do"
 	exit 0
 fi
 check_through_nginx
 retire
 step 8 "$next serves, after $(seconds_since "$began") s"
-echo "  $timings"
+say "  $timings"
 rm -f "$RUN/promotion"

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# Usage: scripts/setup.sh
+#
 # Sees that this machine has what the stack needs, and installs what it has not
 # from Debian or Ubuntu where it may. Where a Docker engine runs, that is all.
 set -euo pipefail
@@ -7,6 +9,7 @@ cd "$(dirname "$0")/.."
 source scripts/debian.sh
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source scripts/stack.sh
+no_arguments "$@"
 
 missing_packages() {
 	have_command redis-server || echo redis-server
@@ -20,7 +23,7 @@ if [[ $BACKEND == compose ]]; then
 	echo "setup: a Docker engine runs: the stack will be containers, and needs nothing else"
 	exit 0
 fi
-[[ -n ${TURNSTILE_BIN:-} ]] || have_command go || die "install Go 1.26 or later (https://go.dev/dl/)"
+[[ -n ${SETTING[BIN]} ]] || have_command go || die "install Go 1.26 or later (https://go.dev/dl/)"
 mapfile -t packages < <(missing_packages)
 if ((${#packages[@]} > 0)) && can_install; then
 	echo "setup: installing ${packages[*]}"

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
+# Usage: scripts/smoke.sh
+#
 # Tests the running stack as a client does: every colour that runs, and the way
 # through nginx to the one that serves.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
+no_arguments "$@"
 
 active=$(active_colour) || die "no colour serves: make dev-up starts the stack"
+part_runs "$active" || die "$active should serve, but does not run: make dev-up starts it"
 for colour in blue green; do
-	if colour_runs "$colour"; then
+	if part_runs "$colour"; then
 		smoke "$colour" "unix:$SOCKETS/$colour.sock"
 	fi
 done

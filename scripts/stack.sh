@@ -1,45 +1,27 @@
 # shellcheck shell=bash
-# The stack's paths, ports and colours, for the scripts beside it to source.
-# These variables move it, so that several can run on one machine:
-#
-#   TURNSTILE_RUN_DIR     sockets, pid files, logs and data (.run)
-#   TURNSTILE_HOST        the address of every port below (127.0.0.1)
-#   TURNSTILE_PORT        nginx (8080)
-#   TURNSTILE_BLUE_PORT, TURNSTILE_GREEN_PORT     the colours, past nginx (8001, 8002)
-#   TURNSTILE_VICTORIAMETRICS_PORT, TURNSTILE_VMALERT_PORT,
-#   TURNSTILE_VICTORIALOGS_PORT, TURNSTILE_VLAGENT_PORT     (8428, 8880, 9428, 9429)
-#   TURNSTILE_BIN         a folder with server and bench, instead of building them
-#   TURNSTILE_MONITORING  off: without those four, which watch
-#   TURNSTILE_PATIENCE    seconds that promote.sh gives a colour to get ready (15)
-#   TURNSTILE_BACKEND     processes or compose (compose where a Docker engine is)
-#   TURNSTILE_NOFILE      compose: files that a container may open (65536); an engine
-#                         without privilege cannot give more than it has
-#
-# Every flag of the server is a variable too: TURNSTILE_MAX_MESSAGE for
-# -max-message. The colours take what is set when they are started.
+# The stack's paths, colours and parts, for the scripts beside it to source.
 set -euo pipefail
 
 PATH=$PATH:/usr/sbin # where Debian keeps nginx
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-RUN=$(realpath -m "${TURNSTILE_RUN_DIR:-$ROOT/.run}")
-HOST=${TURNSTILE_HOST:-127.0.0.1}
-NGINX_PORT=${TURNSTILE_PORT:-8080}
-# shellcheck disable=SC2034 # for the file sourced below
-METRICS_PORT=${TURNSTILE_VICTORIAMETRICS_PORT:-8428} ALERTS_PORT=${TURNSTILE_VMALERT_PORT:-8880} \
-	LOGS_PORT=${TURNSTILE_VICTORIALOGS_PORT:-9428} SHIPPER_PORT=${TURNSTILE_VLAGENT_PORT:-9429} \
-	MONITORING=${TURNSTILE_MONITORING:-on}
-declare -A COLOUR_PORT=([blue]=${TURNSTILE_BLUE_PORT:-8001} [green]=${TURNSTILE_GREEN_PORT:-8002})
-SITE=http://$HOST:$NGINX_PORT
+# shellcheck source-path=SCRIPTDIR source=args.sh
+source "$ROOT/scripts/args.sh"
+
+# shellcheck source-path=SCRIPTDIR source=settings.sh
+source "$ROOT/scripts/settings.sh"
+if wants_help "$@"; then
+	show_help
+	show_settings
+	exit 0
+fi
+check_settings
+
+RUN=$(realpath -m -- "${SETTING[RUN_DIR]}")
+SITE=http://$(address_of nginx)
 
 # LOCK is the file descriptor of the lock, which no process of the stack may
 # inherit: it would hold the lock for as long as it lives.
 LOCK=
-
-complain() { echo "${0##*/}: $*" >&2; }
-die() {
-	complain "$@"
-	exit 1
-}
 
 is_colour() { [[ $1 == blue || $1 == green ]]; }
 other_colour() { [[ $1 == blue ]] && echo green || echo blue; }
@@ -84,16 +66,17 @@ colour_answers() { colour_tool "$1" server -healthcheck "unix:$SOCKETS/$1.sock:$
 is_ready() { colour_answers "$1" /readyz/ &>/dev/null; }
 
 # await_colour COLOUR PAGE SECONDS waits until the page answers; fails at once
-# when the colour has ended, and says why.
+# when the colour has ended, and shows its last lines.
 await_colour() {
 	local end=$(($(now) + $3 * 1000000)) said
 	until said=$(colour_answers "$1" "$2" 2>&1); do
-		if colour_runs "$1" && (($(now) < end)); then
+		if part_runs "$1" && (($(now) < end)); then
 			sleep 0.05
 			continue
 		fi
-		echo "  ${said:-no answer}; the last lines of $1:"
-		colour_log "$1"
+		part_runs "$1" || said="$1 has ended"
+		echo "  $said; its last lines:" >&2
+		colour_log "$1" >&2
 		return 1
 	done
 }
@@ -119,25 +102,19 @@ look_at() {
 	[[ " ${unwatched[*]} " == *" $1 "* ]] || look "$2" "$3"
 }
 
-# The path becomes part of nginx's configuration, and of sockets' addresses, which
-# have 107 bytes at the most.
-[[ $RUN =~ ^[[:alnum:]/._+-]{1,95}$ ]] ||
-	die "TURNSTILE_RUN_DIR must be a path of at most 95 letters, digits and any of /._+-, got \"$RUN\""
-
 # What differs between processes and containers. Both define SOCKETS, the folder
 # of the sockets as a colour sees it, WATCHERS, the parts that watch, and
 #   build               what the colours run
-#   start_colour COLOUR, stop_colour COLOUR SECONDS, colour_runs COLOUR
+#   start_colour COLOUR, stop_colour COLOUR SECONDS
 #   colour_log COLOUR   the last lines
 #   colour_tool COLOUR server|bench ARGS...     runs a program beside the colour
 #   prepare_watchers    makes that those can be started
-#   start_part PART, stop_parts, show_logs, watchers_say
+#   start_part PART, part_runs PART, stop_parts, watchers_say
+#   want_programs       ends the script if one that the stack needs is missing
+#   has_logs PART, show_logs PART...
 have_docker() { command -v docker >/dev/null && docker info &>/dev/null; }
 
-case ${TURNSTILE_BACKEND:-} in
-processes | compose) BACKEND=$TURNSTILE_BACKEND ;;
-'') if have_docker; then BACKEND=compose; else BACKEND=processes; fi ;;
-*) die "TURNSTILE_BACKEND must be processes or compose, got \"$TURNSTILE_BACKEND\"" ;;
-esac
+BACKEND=${SETTING[BACKEND]}
+[[ -n $BACKEND ]] || if have_docker; then BACKEND=compose; else BACKEND=processes; fi
 # shellcheck source-path=SCRIPTDIR source=processes.sh
 source "$ROOT/scripts/$BACKEND.sh"

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# Usage: scripts/test-deps.sh
+#
 # Makes sure that what the tests need beside Go is there, and installs what is
 # not: Debian packages where it may (as root, or with a sudo that asks no
 # password), npm packages into .cache/. What cannot be had is told in one line.
@@ -7,6 +9,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source-path=SCRIPTDIR source=debian.sh
 source scripts/debian.sh
+# shellcheck source-path=SCRIPTDIR source=args.sh
+source scripts/args.sh
+if wants_help "$@"; then
+	show_help
+	exit 0
+fi
+no_arguments "$@"
 
 readonly log=.cache/test-deps.log
 readonly clients=.cache/clients

@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
+# Usage: scripts/test_loki.sh [SECONDS]
+#
 # Tests that logs arrive: connects a client with a session of its own, and
 # waits until Loki, or VictoriaLogs where that runs instead, finds its lines by
 # the labels service, level and colour and by its session_id, which must be no
 # label itself.
 #
-#   test_loki.sh [SECONDS]     how long the lines may take (30)
-#
+#   SECONDS            how long the lines may take (30)
 #   TURNSTILE_URL      where clients connect (nginx)
-#   LOKI_URL, VICTORIALOGS_URL     (those of the stack: ports 3100 and 9428)
+#   LOKI_URL, VICTORIALOGS_URL     (those of the stack)
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
+no_options "$@"
+(($# <= 1)) || refuse_argument "$2" "it takes a number of seconds"
 
 readonly patience=${1:-30}
 readonly site=${TURNSTILE_URL:-$SITE}
-readonly loki=${LOKI_URL:-http://$HOST:${TURNSTILE_LOKI_PORT:-3100}}
-readonly victorialogs=${VICTORIALOGS_URL:-http://$HOST:${TURNSTILE_VICTORIALOGS_PORT:-9428}}
+readonly loki=${LOKI_URL:-http://$(address_of loki)}
+readonly victorialogs=${VICTORIALOGS_URL:-http://$(address_of victoria-logs)}
 readonly labels='service="websocket-message-counter",level="INFO",colour=~"blue|green"'
 
-[[ $patience =~ ^[0-9]+$ ]] || die "the time must be a whole number of seconds, got \"$patience\""
+is_seconds "$patience" || refuse_argument "$patience" "the time must be ${ALLOWED[seconds]}"
 
 get() { curl --silent --fail --max-time 5 --get "$@"; }
 

@@ -1,0 +1,277 @@
+package deploy
+
+import (
+	"bufio"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// userScripts are those that somebody may run, by their names; the others are
+// sourced.
+func userScripts(t testing.TB) (names []string) {
+	t.Helper()
+	for _, path := range shellScripts(t) {
+		if info, err := os.Stat(path); err == nil && info.Mode()&0o111 != 0 && filepath.Dir(path) == "../scripts" {
+			names = append(names, filepath.Base(path))
+		}
+	}
+	if len(names) < 11 {
+		t.Fatalf("the scripts are %q", names)
+	}
+	return names
+}
+
+// harmless is a PATH on which nothing can be built or installed, for scripts
+// that should not come to that.
+func harmless(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"make", "go", "npm", "apt-get", "docker"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\necho \"$0 was run\" >&2\nexit 99\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return "PATH=" + dir + ":" + os.Getenv("PATH")
+}
+
+// wantRefused holds a script to a refusal in one line, before it does anything.
+func wantRefused(t *testing.T, s *stack, script string, want string, env ...string) {
+	t.Helper()
+	out, said, code := s.streams(script, append(env, harmless(t))...)
+	if code != 2 || out != "" || strings.Count(said, "\n") != 1 || !strings.Contains(said, want) {
+		t.Errorf("%s %s: exit code %d, want 2, and one line with %q; output %q, errors %q", script, strings.Join(env, " "), code, want, out, said)
+	}
+	if entries, _ := os.ReadDir(s.run); len(entries) != 0 {
+		t.Errorf("%s %s has made %v", script, strings.Join(env, " "), entries)
+	}
+}
+
+// Help is had from every script, and does nothing else, whatever the variables.
+func TestScriptsHaveHelp(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	for _, name := range userScripts(t) {
+		for _, arguments := range []string{" --help", " -h", " blue --help"} {
+			out, said, code := s.streams(name+arguments, "TURNSTILE_PORT=abc", harmless(t))
+			if code != 0 || said != "" || !strings.HasPrefix(out, "Usage: scripts/"+name) || strings.Count(out, "\n") < 3 {
+				t.Errorf("%s%s: exit code %d, output %q, errors %q", name, arguments, code, out, said)
+			}
+		}
+	}
+	if entries, _ := os.ReadDir(s.run); len(entries) != 0 {
+		t.Errorf("it has made %v", entries)
+	}
+}
+
+func TestScriptsRefuseArguments(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	for _, name := range userScripts(t) {
+		wantRefused(t, s, name+" --nonsense", `unexpected argument "--nonsense"`)
+		wantRefused(t, s, name+" --nonsense", "see scripts/"+name+" --help")
+	}
+	for arguments, want := range map[string]string{
+		"dev-up.sh blue":         `unexpected argument "blue": this script takes none`,
+		"dev-down.sh blue":       `unexpected argument "blue": this script takes none`,
+		"smoke.sh blue":          `unexpected argument "blue": this script takes none`,
+		"setup.sh blue":          `unexpected argument "blue": this script takes none`,
+		"test.sh blue":           `unexpected argument "blue": this script takes none`,
+		"promote.sh red":         `unexpected argument "red": a colour is blue or green`,
+		"promote.sh blue green":  `unexpected argument "green": a colour is blue or green, and one is enough`,
+		"promote.sh --drain red": `unexpected argument "red"`,
+		"logs.sh blue apache":    `there is no service "apache", but: blue green redis nginx`,
+		"metrics.sh a b":         `unexpected argument "b": it takes one text`,
+		"monitor.sh 1m":          `unexpected argument "1m": the time must be a whole number of seconds from 1`,
+		"monitor.sh 0":           `unexpected argument "0"`,
+		"monitor.sh 1 2":         `unexpected argument "2"`,
+		"test_loki.sh soon":      `unexpected argument "soon": the time must be whole seconds from 1 to 3600`,
+	} {
+		wantRefused(t, s, arguments, want)
+	}
+}
+
+// A variable that cannot be heeded ends a script before it starts anything.
+func TestScriptsCheckVariables(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	for variable, want := range map[string]string{
+		"TURNSTILE_RUN_DIR=" + s.run + strings.Repeat("x", 100): "TURNSTILE_RUN_DIR must be a path of at most 95",
+		"TURNSTILE_RUN_DIR=/tmp/a b":                            "TURNSTILE_RUN_DIR must be a path of at most 95",
+		"TURNSTILE_HOST=localhost":                              `TURNSTILE_HOST must be an IPv4 address, such as 127.0.0.1, got "localhost"`,
+		"TURNSTILE_HOST=127.0.0.256":                            "TURNSTILE_HOST must be an IPv4 address",
+		"TURNSTILE_PORT=abc":                                    `TURNSTILE_PORT must be a port from 1 to 65535, got "abc"`,
+		"TURNSTILE_BLUE_PORT=0":                                 `TURNSTILE_BLUE_PORT must be a port from 1 to 65535, got "0"`,
+		"TURNSTILE_GREEN_PORT=65536":                            `TURNSTILE_GREEN_PORT must be a port from 1 to 65535, got "65536"`,
+		"TURNSTILE_VLAGENT_PORT=80 81":                          "TURNSTILE_VLAGENT_PORT must be a port",
+		"TURNSTILE_BIN=/nope":                                   `TURNSTILE_BIN must be a folder with the programs server and bench, got "/nope"`,
+		"TURNSTILE_MONITORING=maybe":                            `TURNSTILE_MONITORING must be on or off, got "maybe"`,
+		"TURNSTILE_PATIENCE=abc":                                `TURNSTILE_PATIENCE must be whole seconds from 1 to 3600, got "abc"`,
+		"TURNSTILE_BACKEND=cloud":                               `TURNSTILE_BACKEND must be processes or compose, got "cloud"`,
+		"TURNSTILE_LISTEN=:80":                                  "TURNSTILE_LISTEN must not be set: -listen of a colour is for the scripts to give; unset it; TURNSTILE_HOST,",
+		"TURNSTILE_CONTROL=/tmp/c":                              "TURNSTILE_CONTROL must not be set: -control of a colour is for the scripts to give; unset it\n",
+		"TURNSTILE_TAKE_OVER_FROM=/tmp/c":                       "TURNSTILE_TAKE_OVER_FROM must not be set",
+		"TURNSTILE_HEALTHCHECK=unix:/a:/healthz/":               "TURNSTILE_HEALTHCHECK must not be set",
+		"TURNSTILE_TELL=drain":                                  "TURNSTILE_TELL must not be set",
+	} {
+		for _, script := range []string{"dev-up.sh", "promote.sh"} {
+			wantRefused(t, s, script, want, variable)
+		}
+	}
+}
+
+// White space around a value is no part of it, and what moves the stack is not
+// in the environment of its programs.
+func TestVariablesOfTheStackStayWithTheScripts(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	s.must("dev-up.sh", "TURNSTILE_PORT= 8090 ", "TURNSTILE_HEARTBEAT=20s")
+	s.must("smoke.sh", "TURNSTILE_PORT=8090")
+	environment, err := os.ReadFile(procPath(s.pid("blue"), "environ"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for variable := range strings.SplitSeq(string(environment), "\x00") {
+		if strings.HasPrefix(variable, "TURNSTILE_") && !strings.HasPrefix(variable, "TURNSTILE_HANDOVER_") {
+			found = append(found, variable)
+		}
+	}
+	if len(found) != 1 || found[0] != "TURNSTILE_HEARTBEAT=20s" {
+		t.Errorf("blue has %q", found)
+	}
+}
+
+// A port that another program has is told with the variable that chooses
+// another one, and nothing is started.
+func TestTakenPorts(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	take := func(port string) (release func()) {
+		t.Helper()
+		l, err := net.Listen("tcp", s.host+":"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return func() { l.Close() }
+	}
+	want := func(script, text string, env ...string) {
+		t.Helper()
+		if _, said, code := s.streams(script, env...); code != 1 || strings.Count(said, "\n") != 1 || !strings.Contains(said, text) {
+			t.Errorf("%s: exit code %d, want 1, and one line with %q: %s", script, code, text, said)
+		}
+	}
+	for port, text := range map[string]string{
+		"8080": "port 8080, for nginx, is taken by another program: end that one, or choose another port: TURNSTILE_PORT=8081 make dev-up",
+		"8001": "TURNSTILE_BLUE_PORT=8003 make dev-up", // 8002 is green's
+		"9428": "TURNSTILE_VICTORIALOGS_PORT=9430 make dev-up",
+	} {
+		release := take(port)
+		want("dev-up.sh", text, "TURNSTILE_MONITORING=on")
+		release()
+		if _, err := os.Stat(s.run + "/pid"); err == nil {
+			t.Errorf("with port %s taken, something was started", port)
+		}
+	}
+	s.must("dev-up.sh")
+	release := take("8002")
+	want("promote.sh", "port 8002, for green, is taken by another program: end that one, or choose another port: TURNSTILE_GREEN_PORT=8003 make promote")
+	s.wantServing("blue")
+	release()
+	s.must("promote.sh")
+}
+
+// Without one of the programs that it needs, dev-up says what installs it.
+func TestDevUpWithoutRedis(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	farm := t.TempDir()
+	programs, err := filepath.Glob("/usr/bin/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range programs {
+		if name := filepath.Base(path); name != "redis-server" {
+			if err := os.Symlink(path, filepath.Join(farm, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	out, said, code := s.streams("dev-up.sh", "PATH="+farm)
+	if code != 1 || out != "" || said != "dev-up.sh: redis-server is not installed: make setup installs it\n" {
+		t.Errorf("exit code %d, output %q, errors %q", code, out, said)
+	}
+}
+
+// Where nothing runs, each script says so at once, and what starts the stack:
+// where it never ran, and where it was ended.
+func TestScriptsWithoutAStack(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	check := func(want map[string]string) {
+		t.Helper()
+		for script, text := range want {
+			out, said, code := s.streams(script)
+			if code != 1 || out != "" || strings.Count(said, "\n") != 1 || !strings.Contains(said, text) || !strings.Contains(said, "make dev-up") {
+				t.Errorf("%s: exit code %d, want 1, and one line with %q; output %q, errors %q", script, code, text, out, said)
+			}
+		}
+	}
+	check(map[string]string{
+		"logs.sh": "the stack has logged nothing yet", "logs.sh green": "green has logged nothing yet", "metrics.sh": "no colour runs",
+		"smoke.sh": "no colour serves", "promote.sh": "no colour serves yet",
+	})
+	s.must("dev-up.sh")
+	s.must("dev-down.sh")
+	check(map[string]string{
+		"logs.sh green": "green has logged nothing yet", "metrics.sh": "no colour runs", "smoke.sh": "blue should serve, but does not run",
+		"promote.sh": "the stack is down", "promote.sh blue": "the stack is down",
+	})
+}
+
+func TestMetricsWithoutTheText(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	out, said, code := s.streams("metrics.sh nothing_like_it")
+	if code != 1 || out != "" || said != "metrics.sh: no line of the metrics of blue has \"nothing_like_it\" in it\n" {
+		t.Errorf("exit code %d, output %q, errors %q", code, out, said)
+	}
+}
+
+// The log of one service is shown, as it comes, until ^C, which is no failure:
+// make would tell of one.
+func TestLogsOfOneService(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	s.must("promote.sh")
+	cmd := s.script("logs.sh green")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	lines := bufio.NewScanner(out)
+	for _, client := range []string{"first", "second"} {
+		dialWebSocket(t, s.site)
+		for lines.Scan() && !strings.Contains(lines.Text(), "websocket_connected") {
+			if strings.Contains(lines.Text(), "==>") { // which tail says of several files
+				t.Errorf("it is not the log of green alone: %s", lines.Text())
+			}
+		}
+		if lines.Err() != nil || !strings.Contains(lines.Text(), "websocket_connected") {
+			t.Fatalf("the %s client is not in the log", client)
+		}
+	}
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+	for lines.Scan() {
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("at ^C: %v", err)
+	}
+}

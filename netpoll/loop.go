@@ -108,16 +108,25 @@ func (l *Loop) start() (err error) {
 	return l.Add(l.timerFD, Readable, l.onTimerFD)
 }
 
-// newTicker returns a timerfd that expires every period (timerfd_create(2)).
+// newTicker returns a timerfd that expires every period.
 func newTicker(period time.Duration) (int, error) {
-	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	fd, err := newTimerFD()
 	if err != nil {
-		return -1, fmt.Errorf("cannot create a timerfd: %w", err)
+		return -1, err
 	}
 	every := unix.NsecToTimespec(int64(period))
 	if err := unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Interval: every, Value: every}, nil); err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("cannot arm a timerfd: %w", err)
+	}
+	return fd, nil
+}
+
+// newTimerFD returns a timerfd that is not armed (timerfd_create(2)).
+func newTimerFD() (int, error) {
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("cannot create a timerfd: %w", err)
 	}
 	return fd, nil
 }

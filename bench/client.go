@@ -52,7 +52,7 @@ func (c *client) connect(resume bool) {
 	}
 	c.began = netpoll.Monotonic()
 	c.parser, c.due = proto.Parser{Rules: &clientRules}, c.due[:0]
-	fd, err := c.lane.fleet.target.dial(c.index)
+	fd, err := c.lane.generator.target.dial(c.index)
 	if err != nil {
 		c.lane.failedToOpen(fmt.Sprintf("connect: %v", err))
 		return
@@ -85,7 +85,7 @@ func (c *client) onConnected() {
 	}
 	c.state = clientUpgrading
 	c.lane.loop.Mod(c.fd, netpoll.Readable)
-	t := c.lane.fleet.target
+	t := c.lane.generator.target
 	path := t.path
 	if c.session != "" {
 		path += "?session_id=" + c.session
@@ -109,8 +109,7 @@ func (c *client) onReadable() {
 		c.fail("lost: closed by the server")
 		return
 	}
-	l.bytesIn += int64(n)
-	rest := c.take(l.in[:seen+n])
+	rest := c.consume(l.in[:seen+n])
 	c.spill = append(c.spill[:0], rest...)
 	if c.state == clientOpen && len(l.out) > 0 {
 		c.write(l.out)
@@ -118,8 +117,8 @@ func (c *client) onReadable() {
 	l.out = l.out[:0]
 }
 
-// take handles what was read and returns what is unfinished of it.
-func (c *client) take(buf []byte) (rest []byte) {
+// consume handles what was read and returns what is unfinished of it.
+func (c *client) consume(buf []byte) (rest []byte) {
 	if c.state == clientUpgrading {
 		end := proto.HeaderEnd(buf, 0)
 		if end == 0 {
@@ -171,7 +170,7 @@ func (c *client) onFrame(m proto.Message) {
 // onAnswer takes the answer to the first message that has none.
 func (c *client) onAnswer(payload []byte) {
 	l := c.lane
-	if l.fleet.target.counted && !c.checkCount(payload) {
+	if l.generator.target.counted && !c.checkCount(payload) {
 		return
 	}
 	if len(c.due) == 0 {
@@ -179,7 +178,8 @@ func (c *client) onAnswer(payload []byte) {
 		return
 	}
 	now := netpoll.Monotonic()
-	l.record(now - c.due[0])
+	l.seen.Latency.record(now - c.due[0])
+	l.answers.Add(1)
 	c.due = c.due[:copy(c.due, c.due[1:])]
 	if len(c.due) == 0 {
 		l.settled.Add(1)
@@ -214,7 +214,7 @@ func (c *client) checkCount(payload []byte) bool {
 func (c *client) onHeartbeat() {
 	now := netpoll.Monotonic()
 	if c.lastBeat != 0 {
-		c.lane.recordBeat(now - c.lastBeat)
+		c.lane.seen.Beat.record(now - c.lastBeat)
 	}
 	c.lastBeat = now
 	c.lane.beats.Add(1)
@@ -226,7 +226,16 @@ func (c *client) ask(due time.Duration) {
 		c.lane.settled.Add(-1)
 	}
 	c.due = append(c.due, due)
-	c.lane.out = append(c.lane.out, c.lane.fleet.message...)
+	c.lane.out = append(c.lane.out, c.lane.generator.message...)
+}
+
+// askTimes sends so many messages, which are due now.
+func (c *client) askTimes(n int) {
+	now := netpoll.Monotonic()
+	for range n {
+		c.ask(now)
+	}
+	c.send()
 }
 
 // send sends what is in the lane's out.

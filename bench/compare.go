@@ -30,7 +30,7 @@ func (s *screen) difference(before, after *report) {
 	for _, p := range after.Parts {
 		for _, f := range p.Figures {
 			old := before.find(p.Name, f.Name)
-			if old == nil {
+			if old == nil || old.Note != "" || f.Note != "" {
 				continue
 			}
 			fmt.Fprintf(s.out, "%-10s %-41s %-3s %12s %12s %s\n", p.Name, f.Name, f.Unit, number(old.Value), number(f.Value), s.change(old.Value, &f))

@@ -43,7 +43,7 @@ func killWhenBusy(ctx context.Context, pidFile string) error {
 		text, _ := os.ReadFile(pidFile)
 		pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
 		u, err := usageOf(pid)
-		return err == nil && u.CPU() > 300*time.Millisecond
+		return err == nil && u.CPU > 300*time.Millisecond
 	})
 	if !busy {
 		return fmt.Errorf("process %d is not busy", pid)
@@ -119,19 +119,25 @@ func TestRateBeyondReach(t *testing.T) {
 	}
 }
 
-// TestLimits: the report says where the generator or the machine was measured.
+// TestLimits: the report says where the generator, the machine or somebody else
+// was measured.
 func TestLimits(t *testing.T) {
 	r := &run{ctx: t.Context(), options: &options{Loops: 2, Processes: 1}, report: &report{Machine: machine{Cores: 4}}}
-	f := func(want string, busy time.Duration, idle float64) {
+	f := func(want string, generator, server, others time.Duration, late time.Duration) {
 		t.Helper()
-		o := newOutcome()
-		o.Elapsed, o.Busy = time.Second, busy
-		got := strings.Join(r.limits(step{Kind: stepEcho}, o, idle), "; ")
+		o := &Outcome{Seen: newSeen(), Counters: Counters{At: time.Second, CPU: generator}}
+		o.Latency.record(10 * time.Millisecond)
+		o.Late.record(late)
+		u := usage{Known: true, CPU: server}
+		got := strings.Join(r.limits(Step{Kind: stepEcho}, o, u, generator+server+others), "; ")
 		if (want == "") != (got == "") || !strings.Contains(got, want) {
-			t.Errorf("busy for %v, %v idle: %q, want %q", busy, idle, got, want)
+			t.Errorf("generator %v, server %v, others %v, late %v: %q, want %q", generator, server, others, late, got, want)
 		}
 	}
-	f("", 1700*time.Millisecond, 0.5)
-	f("the generator was busy all the time", 1900*time.Millisecond, 0.5)
-	f("none of 4 processors was idle", 100*time.Millisecond, 0.1)
+	const none, ms = time.Duration(0), time.Millisecond
+	f("", 1700*ms, 1900*ms, 300*ms, ms)
+	f("the generator was busy all the time", 1900*ms, none, none, none)
+	f("server and generator together used 3.90 of 4 processors", 1700*ms, 2200*ms, none, none)
+	f("other programs used 0.50 of 4 processors meanwhile", 1700*ms, 100*ms, 500*ms, none)
+	f("the generator's own lateness is 6.00 of the 10.0 ms", none, none, none, 6*ms)
 }

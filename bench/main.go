@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,10 +31,8 @@ func start(args []string) int {
 	if _, err := netpoll.RaiseFDLimit(); err != nil {
 		return complain(fmt.Errorf("cannot raise the limit of open files: %w", err), exitFellShort)
 	}
-	if len(args) == 1 && args[0] == memberArgument {
-		if runMember(os.Stdin, os.Stdout) != nil {
-			return exitFellShort // which the first process tells
-		}
+	if len(args) == 1 && args[0] == generatorArgument {
+		serve()
 		return exitOK
 	}
 	if len(args) > 0 {
@@ -88,7 +87,7 @@ func measure(ctx context.Context, o *options) int {
 	return exitOK
 }
 
-// all opens the server and the squad, and closes them when the scenarios are
+// all opens the server and the fleet, and closes them when the scenarios are
 // over.
 func (r *run) all() (err error) {
 	if r.server, err = openServer(r.ctx, r.options); err != nil {
@@ -100,28 +99,27 @@ func (r *run) all() (err error) {
 		if r.server.cmd != nil && err == nil {
 			r.addDrain(open, took, ok)
 		}
-		if r.squad != nil {
-			r.squad.close()
-		}
+		r.fleet.close()
 	}()
 	r.report.URL = r.options.URL
-	if r.squad, err = newSquad(r.options); err != nil {
+	if r.fleet, err = startFleet(r.options); err != nil {
 		return err
 	}
 	return r.do()
 }
 
 func (r *run) openConnections() int64 {
-	if r.squad == nil || r.ctx.Err() != nil {
+	now, err := r.fleet.counters()
+	if err != nil {
 		return 0
 	}
-	o, _ := r.squad.run(r.ctx, step{Kind: stepWatch, Duration: time.Millisecond}, func(counters) {})
-	return o.Open
+	return sumSince(make([]Counters, len(now)), now).Open
 }
 
 // addDrain reports how the server has ended.
 func (r *run) addDrain(open int64, took time.Duration, ok bool) {
-	p := &part{Name: "drain", Seconds: took.Seconds(), Errors: make(map[string]int64)}
+	p := newPart("drain")
+	p.Seconds = took.Seconds()
 	p.add("connections at its begin", "", "", float64(open))
 	p.add("drain time", "s", "less", took.Seconds())
 	if !ok {
@@ -136,28 +134,38 @@ func (r *report) judge() {
 	for _, p := range r.Parts {
 		for i := range p.Figures {
 			if f := &p.Figures[i]; !f.OK() {
-				r.FellShort = append(r.FellShort, fmt.Sprintf("%s: %s is %s %s", p.Name, f.Name, number(f.Value), f.Unit))
+				r.FellShort = append(r.FellShort, strings.TrimSpace(fmt.Sprintf("%s: %s is %s %s", p.Name, f.Name, f.Shown(), f.Unit)))
 			}
 		}
 	}
 }
 
+// A heldFigure is one of the figures of the first rank, and what the project holds it to.
+type heldFigure struct {
+	part, figure string
+	most         float64
+}
+
+// firstRank is what users notice first, and pay for.
+var firstRank = []heldFigure{
+	{"sparse", "server CPU a message", 90},
+	{"sparse", "answer p99", 5},
+	{"sparse", "generator's own lateness p99", 0.3},
+	{"rate", "answer p99", 10},
+	{"rate", "generator's own lateness p99", 1},
+	{"idle", "resident memory a connection", 1000},
+	{"churn", "of it for each connection that was", 1000}, // its session is kept
+	{"drain", "drain time", 10},
+}
+
 // hold sets the project's targets for the scenarios that were run.
 func (r *report) hold() {
-	for _, target := range []struct {
-		part, figure string
-		most         float64
-	}{
-		{"idle", "resident memory a connection", 1000},
-		{"rate", "answer p99", 10},
-		{"drain", "drain time", 10},
-		{"churn", "of it for each connection that was", 1000}, // its session is kept
-	} {
-		switch f := r.find(target.part, target.figure); {
+	for _, held := range firstRank {
+		switch f := r.find(held.part, held.figure); {
 		case f != nil:
-			f.Most = &target.most
-		case slices.ContainsFunc(r.Parts, func(p *part) bool { return p.Name == target.part }):
-			r.FellShort = append(r.FellShort, fmt.Sprintf("%s: %s is not known", target.part, target.figure))
+			f.Most = &held.most
+		case slices.ContainsFunc(r.Parts, func(p *part) bool { return p.Name == held.part }):
+			r.FellShort = append(r.FellShort, fmt.Sprintf("%s: %s is not known", held.part, held.figure))
 		}
 	}
 }

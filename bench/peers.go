@@ -46,15 +46,16 @@ var columns = []column{
 	{"upgrades", "/s", "connect", "upgrades a second", "more"},
 	{"CPU an upgrade", "µs", "connect", "server CPU an upgrade", "less"},
 	{"idle connection", "B", "idle", "resident memory a connection", "less"},
+	{"sparse: CPU", "µs", "sparse", "server CPU a message", "less"},
 	{"many × 1: messages", "/s", "many × 1", "messages a second", "more"},
 	{"many × 1: CPU", "µs", "many × 1", "server CPU a message", "less"},
 	{"of it user", "µs", "many × 1", "of it user", "less"},
 	{"100 × 1: CPU", "µs", "100 × 1", "server CPU a message", "less"},
 	{"100 × 16: messages", "/s", "100 × 16", "messages a second", "more"},
 	{"100 × 16: CPU", "µs", "100 × 16", "server CPU a message", "less"},
-	{"2,000/s: p50", "ms", "rate", "answer p50", "less"},
-	{"p99", "ms", "rate", "answer p99", "less"},
-	{"p99.9", "ms", "rate", "answer p99.9", "less"},
+	{"sparse: p50", "ms", "sparse", "answer p50", "less"},
+	{"sparse: p99", "ms", "sparse", "answer p99", "less"},
+	{"sparse: p99.9", "ms", "sparse", "answer p99.9", "less"},
 }
 
 // A bout is the whole comparison: peers.json of the report.
@@ -224,7 +225,7 @@ func (b *bout) fight() {
 func (r *peerResult) add(parts []*part) {
 	all := &report{Parts: parts}
 	for _, c := range columns {
-		if f := all.find(c.part, c.figure); f != nil {
+		if f := all.find(c.part, c.figure); f != nil && f.Note == "" {
 			r.Values[c.Title] = append(r.Values[c.Title], f.Value)
 		}
 	}
@@ -245,7 +246,7 @@ const (
 // measure runs one server through all loads.
 func (b *bout) measure(p peer) ([]*part, error) {
 	o := &options{
-		Conns: b.Conns, Size: peerMessage, Loops: 2, Rate: 2000, InFlight: 1, Check: checkCounter,
+		Conns: b.Conns, Size: peerMessage, Loops: 2, InFlight: 1, Check: checkCounter,
 		Duration: b.Duration, Processes: processesFor(b.Conns), folder: b.folder,
 	}
 	if p.Name == floorName {
@@ -264,7 +265,7 @@ func (b *bout) measure(p peer) ([]*part, error) {
 		{b.Conns, 1, "connect", (*run).connect},
 		{b.Conns, 1, "idle", (*run).idle},
 		{b.Conns, 1, "many × 1", (*run).echo},
-		{b.Conns, 1, "rate", (*run).rate},
+		{b.Conns, 1, "sparse", (*run).sparse},
 		{100, 1, "100 × 1", (*run).echo},
 		{100, 16, "100 × 16", (*run).echo},
 	})
@@ -284,23 +285,17 @@ func (r *run) loads(loads []load) (err error) {
 	if r.empty, err = usageOfTree(r.server.pid); err != nil {
 		return err
 	}
-	defer func() {
-		if r.squad != nil {
-			r.squad.close()
-		}
-	}()
+	defer func() { r.fleet.close() }()
 	for _, l := range loads {
-		if r.squad == nil || l.conns != r.options.Conns {
-			if r.squad != nil {
-				r.squad.close()
-			}
+		if r.fleet == nil || l.conns != r.options.Conns {
+			r.fleet.close()
 			r.options.Conns = l.conns
-			if r.squad, err = newSquad(r.options); err != nil {
+			if r.fleet, err = startFleet(r.options); err != nil {
 				return err
 			}
 		}
 		r.options.InFlight = l.inFlight
-		p := &part{Name: l.name, Errors: make(map[string]int64)}
+		p := newPart(l.name)
 		r.report.Parts = append(r.report.Parts, p)
 		if err := l.scenario(r, p); err != nil {
 			return fmt.Errorf("%s: %w", l.name, err)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -11,38 +12,46 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"turnstile/netpoll"
 )
 
 // usage is what a process uses, as proc(5) tells.
 type usage struct {
-	Known        bool // there is a process, and it can be read
-	User, System time.Duration
-	Resident     int64 // bytes
-	Anonymous    int64 // bytes of it that are no file's
+	Known        bool          // there is a process, and it can be read
+	At           time.Duration // on netpoll.Clock
+	CPU          time.Duration // to the nanosecond
+	User, System time.Duration // to the hundredth of a second
+	Resident     int64         // bytes
+	Anonymous    int64         // bytes of it that are no file's
 	Threads      int64
 }
-
-// CPU is user and system time together.
-func (u usage) CPU() time.Duration { return u.User + u.System }
 
 // userHZ is the unit of /proc/PID/stat on every Linux port.
 const userHZ = 100
 
 // usageOf reads what a process uses; all is zero without a pid.
 func usageOf(pid int) (usage, error) {
+	u := usage{Known: pid != 0, At: netpoll.Clock()}
 	if pid == 0 {
-		return usage{}, nil
+		return u, nil
 	}
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if errors.Is(err, os.ErrNotExist) {
+		return usage{}, fmt.Errorf("cannot measure the server: process %d does not run", pid)
+	}
+	if err == nil {
+		u.CPU, err = cpuOf(pid)
+	}
 	if err != nil {
-		return usage{}, fmt.Errorf("cannot measure the server: %w", err)
+		return usage{}, fmt.Errorf("cannot measure the server, process %d: %w", pid, err)
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // the first is the third of proc(5)
 	ticks := func(i int) time.Duration {
 		n, _ := strconv.ParseInt(fields[i-3], 10, 64)
 		return time.Duration(n) * time.Second / userHZ
 	}
-	u := usage{Known: true, User: ticks(14), System: ticks(15)}
+	u.User, u.System = ticks(14), ticks(15)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return usage{}, fmt.Errorf("cannot measure the server: %w", err)
@@ -51,6 +60,25 @@ func usageOf(pid int) (usage, error) {
 	u.Anonymous = kilobytes(status, "RssAnon:") << 10
 	u.Threads = kilobytes(status, "Threads:")
 	return u, nil
+}
+
+// cpuOf is the processor time of all threads of a process, by the clock that
+// clock_getcpuclockid(3) makes of its id.
+func cpuOf(pid int) (time.Duration, error) {
+	const ofTheScheduler = 2 // CPUCLOCK_SCHED
+	var t unix.Timespec
+	err := unix.ClockGettime(int32(^pid<<3|ofTheScheduler), &t)
+	return time.Duration(t.Nano()), err
+}
+
+// since is what was used after an earlier look; memory and threads stay what
+// they are.
+func (u usage) since(before usage) usage {
+	u.At -= before.At
+	u.CPU -= before.CPU
+	u.User -= before.User
+	u.System -= before.System
+	return u
 }
 
 // usageOfTree adds up a process and its children, such as a server's workers.
@@ -65,6 +93,7 @@ func usageOfTree(pid int) (usage, error) {
 		for _, child := range strings.Fields(string(children)) {
 			n, _ := strconv.Atoi(child)
 			if u, err := usageOfTree(n); err == nil {
+				sum.CPU += u.CPU
 				sum.User += u.User
 				sum.System += u.System
 				sum.Resident += u.Resident
@@ -123,16 +152,18 @@ func slabBytes(names ...string) (bytes int64) {
 	return bytes
 }
 
-// idleCPU is the time that all processors together have been idle, of which
-// the first line of /proc/stat tells. Waiting for a disk is idle.
-func idleCPU() time.Duration {
+// machineCPU is the time that all processors together have worked, for anybody,
+// of which the first line of /proc/stat tells. Waiting for a disk is no work.
+func machineCPU() time.Duration {
 	data, _ := os.ReadFile("/proc/stat")
 	line, _, _ := strings.Cut(string(data), "\n")
-	fields := strings.Fields(line)
 	var ticks int64
-	for i := 4; i < min(6, len(fields)); i++ {
-		n, _ := strconv.ParseInt(fields[i], 10, 64)
-		ticks += n
+	for i, field := range strings.Fields(line) {
+		// cpu user nice system idle iowait irq softirq steal; guests are users.
+		if i >= 1 && i <= 8 && i != 4 && i != 5 {
+			n, _ := strconv.ParseInt(field, 10, 64)
+			ticks += n
+		}
 	}
 	return time.Duration(ticks) * time.Second / userHZ
 }

@@ -3,12 +3,11 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
-
-	"github.com/HdrHistogram/hdrhistogram-go"
 )
 
 // A report is all that was measured in one run: report.json.
@@ -44,11 +43,21 @@ type figure struct {
 	Least  *float64 `json:"least,omitempty"`
 	Most   *float64 `json:"most,omitempty"`
 	Better string   `json:"better,omitempty"` // "less" or "more", for comparisons
+	Note   string   `json:"note,omitempty"`   // why there is no value
 }
 
 // OK reports whether the figure is what it is held to.
 func (f figure) OK() bool {
-	return (f.Least == nil || f.Value >= *f.Least) && (f.Most == nil || f.Value <= *f.Most)
+	held := f.Least != nil || f.Most != nil
+	return (f.Note == "" || !held) && (f.Least == nil || f.Value >= *f.Least) && (f.Most == nil || f.Value <= *f.Most)
+}
+
+// Shown is the value as a reader sees it.
+func (f figure) Shown() string {
+	if f.Note != "" {
+		return f.Note
+	}
+	return number(f.Value)
 }
 
 // Held is what the figure is held to, 0 if it is not.
@@ -79,13 +88,25 @@ type sample struct {
 	BenchCPU    float64 `json:"generator"` // processors
 }
 
+func newPart(name string) *part { return &part{Name: name, Errors: make(map[string]int64)} }
+
+// mostFrequentError is the error that came most often.
+func (p *part) mostFrequentError() (what string) {
+	for _, error := range slices.Sorted(maps.Keys(p.Errors)) {
+		if p.Errors[error] > p.Errors[what] {
+			what = error
+		}
+	}
+	return what
+}
+
 func (p *part) add(name, unit, better string, value float64) *figure {
 	p.Figures = append(p.Figures, figure{Name: name, Unit: unit, Better: better, Value: value})
 	return &p.Figures[len(p.Figures)-1]
 }
 
 // addLatency adds the percentiles of a histogram in microseconds.
-func (p *part) addLatency(what string, h *hdrhistogram.Histogram) {
+func (p *part) addLatency(what string, h *Histogram) {
 	if h.TotalCount() == 0 {
 		return
 	}

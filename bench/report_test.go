@@ -112,6 +112,7 @@ func TestTargets(t *testing.T) {
 	f := func(p99 float64, want string) {
 		t.Helper()
 		rate := &part{Name: "rate"}
+		rate.add("generator's own lateness p99", "ms", "", 1)
 		if p99 > 0 {
 			rate.add("answer p99", "ms", "less", p99)
 		}
@@ -131,7 +132,7 @@ func TestTargets(t *testing.T) {
 func TestLiveLineFits(t *testing.T) {
 	var out bytes.Buffer
 	s := &screen{out: &out, fd: -1, terminal: true, live: true}
-	s.show("heartbeat", sample{At: 99_999, Rate: 1e9, ServerCPU: 99, BenchCPU: 99, Resident: 1e12}, counters{Open: 1e6, Faults: 1e6}, 2)
+	s.show("heartbeat", sample{At: 99_999, Rate: 1e9, ServerCPU: 99, BenchCPU: 99, Resident: 1e12}, Counters{Open: 1e6, Faults: 1e6}, 2)
 	shown := strings.NewReplacer(clear, "", red, "", normal, "").Replace(out.String())
 	if n := len([]rune(shown)); n > 79 || !strings.Contains(shown, "1,000,000 errors") {
 		t.Errorf("%d columns: %q", n, shown)

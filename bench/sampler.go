@@ -2,86 +2,88 @@ package main
 
 import (
 	"context"
-	"sync"
 	"time"
 )
 
-// A sampler takes a sample of a step now and then.
+// A sampler takes a sample of a step now and then. It asks the generator when
+// it takes one, so that what it divides and by what belong together.
 type sampler struct {
-	run    *run
-	part   *part
-	step   step
-	cancel context.CancelFunc // of the step, when the server has gone
-	began  time.Time
-	done   chan struct{}
-	ended  sync.WaitGroup
+	run   *run
+	part  *part
+	step  Step
+	began time.Time
 
-	mu          sync.Mutex
-	first, last counters
+	first, last []Counters // of each process: at the step's begin, and of the last sample
+	usage       usage      // of the server, of the last sample
 }
 
 const sampleEvery = 500 * time.Millisecond
 
-func (r *run) startSampler(p *part, s step, cancel context.CancelFunc) *sampler {
-	w := &sampler{run: r, part: p, step: s, cancel: cancel, began: time.Now(), done: make(chan struct{})}
-	w.ended.Go(w.sample)
-	return w
-}
-
-func (w *sampler) set(c counters) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.first.CPU == 0 {
-		w.first = c
+// startSampler takes samples until it is stopped; gone is called when there is
+// no server, or no generator, any more.
+func (r *run) startSampler(p *part, s Step, gone func()) (stop func()) {
+	w := &sampler{run: r, part: p, step: s, began: time.Now()}
+	ctx, cancel := context.WithCancel(r.ctx)
+	ended := make(chan struct{})
+	if err := w.look(); err != nil {
+		gone()
 	}
-	w.last = c
+	w.first = w.last
+	go func() {
+		defer close(ended)
+		if w.sample(ctx) != nil {
+			gone() // the step will tell why
+		}
+	}()
+	return func() { cancel(); <-ended }
 }
 
-func (w *sampler) stop() {
-	close(w.done)
-	w.ended.Wait()
-}
-
-func (w *sampler) sample() {
+func (w *sampler) sample(ctx context.Context) error {
 	ticker := time.NewTicker(sampleEvery)
 	defer ticker.Stop()
-	var last counters
-	lastAt := time.Now()
-	lastUsage, _ := usageOfTree(w.run.server.pid)
 	for {
 		select {
-		case <-w.done:
-			return
+		case <-ctx.Done():
+			return nil
 		case <-ticker.C:
 		}
-		w.mu.Lock()
-		first, now := w.first, w.last
-		w.mu.Unlock()
-		u, err := usageOfTree(w.run.server.pid)
-		if err != nil {
-			w.cancel()
-			return // the step will tell
+		counters, usage := w.last, w.usage
+		if err := w.look(); err != nil {
+			return err
 		}
-		if now.CPU == 0 {
-			continue // the first counters have not come yet
-		}
-		if last.CPU == 0 {
-			last.CPU = first.CPU
-		}
-		passed := time.Since(lastAt).Seconds()
-		s := sample{
-			At: w.part.Seconds + time.Since(w.began).Seconds(), Connections: now.Open,
-			Rate: float64(now.Answers-last.Answers) / passed, Resident: u.Resident,
-			ServerCPU: (u.CPU() - lastUsage.CPU()).Seconds() / passed, BenchCPU: (now.CPU - last.CPU).Seconds() / passed,
-		}
+		s := w.between(counters, usage)
 		w.part.Series = append(w.part.Series, s)
-		w.run.screen.show(w.part.Name, s, now, w.doneOf(now))
-		last, lastAt, lastUsage = now, time.Now(), u
+		sum := sumSince(w.first, w.last)
+		w.run.screen.show(w.part.Name, s, sum, w.doneOf(sum))
 	}
+}
+
+// look reads how far both sides are.
+func (w *sampler) look() (err error) {
+	if w.last, err = w.run.fleet.counters(); err != nil {
+		return err
+	}
+	w.usage, err = usageOfTree(w.run.server.pid)
+	return err
+}
+
+// between is the sample from an earlier look to the last one.
+func (w *sampler) between(counters []Counters, before usage) sample {
+	s := sample{
+		At: w.part.Seconds + time.Since(w.began).Seconds(), Resident: w.usage.Resident,
+		ServerCPU: (w.usage.CPU - before.CPU).Seconds() / (w.usage.At - before.At).Seconds(),
+	}
+	for i, c := range w.last {
+		c = c.since(counters[i])
+		s.Connections += c.Open
+		s.Rate += float64(c.Answers) / c.At.Seconds()
+		s.BenchCPU += c.CPU.Seconds() / c.At.Seconds()
+	}
+	return s
 }
 
 // doneOf is which part of the step is done, 0 to 1.
-func (w *sampler) doneOf(now counters) float64 {
+func (w *sampler) doneOf(now Counters) float64 {
 	if w.step.Kind == stepConnect {
 		return float64(now.Open) / float64(w.run.options.Conns)
 	}

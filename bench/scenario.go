@@ -23,6 +23,7 @@ func init() { // breaks the circle between the table and the options
 		{"connect", "open all connections: upgrades a second, their latency and CPU", (*run).connect},
 		{"idle", "memory of the server for each connection that does nothing", (*run).idle},
 		{"echo", "closed loop: each answer is followed by the next message", (*run).echo},
+		{"sparse", "open loop, as most users' load is: each connection sends once in five seconds", (*run).sparse},
 		{"rate", "open loop: a fixed number of messages a second, latency from when each was due", (*run).rate},
 		{"heartbeat", "say nothing, and watch what the server sends", (*run).heartbeat},
 		{"resume", "cut all connections; all come back with their sessions at once", (*run).resume},
@@ -37,11 +38,11 @@ func scenarioNames() (names []string) {
 	return names
 }
 
-// A run is one call of the program: its scenarios on one squad.
+// A run is one call of the program: its scenarios on one fleet.
 type run struct {
 	ctx     context.Context
 	options *options
-	squad   *squad
+	fleet   fleet
 	server  *server
 	screen  *screen
 	report  *report
@@ -61,7 +62,7 @@ func (r *run) do() error {
 			if s.name != name {
 				continue
 			}
-			p := &part{Name: s.name, Errors: make(map[string]int64)}
+			p := newPart(s.name)
 			r.report.Parts = append(r.report.Parts, p)
 			if err := s.run(r, p); err != nil {
 				return err
@@ -73,31 +74,30 @@ func (r *run) do() error {
 
 // step carries out a step as a part of p: its errors and samples are p's. It
 // ends early, with an error, when the server has gone.
-func (r *run) step(p *part, s step) (outcome, usage, error) {
+func (r *run) step(p *part, s Step) (Outcome, usage, error) {
 	before, err := usageOfTree(r.server.pid)
 	if err != nil {
-		return *newOutcome(), usage{}, r.gone(err)
+		return Outcome{Seen: newSeen()}, usage{}, r.gone(err)
 	}
-	idle := idleCPU()
+	machine := machineCPU()
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	w := r.startSampler(p, s, cancel)
-	o, err := r.squad.run(ctx, s, w.set)
-	w.stop()
+	stop := r.startSampler(p, s, cancel)
+	o, err := r.fleet.run(ctx, s)
+	stop()
 	for what, n := range o.Errors {
 		p.Errors[what] += n
 	}
-	p.Seconds += o.Elapsed.Seconds()
+	p.Seconds += o.At.Seconds()
 	after, usageErr := usageOfTree(r.server.pid)
 	if usageErr != nil {
 		return o, usage{}, r.gone(usageErr)
 	}
-	after.User -= before.User
-	after.System -= before.System
-	if o.Elapsed >= time.Second && (s.Kind == stepEcho || s.Kind == stepRate) {
-		p.Limits = append(p.Limits, r.limits(s, &o, (idleCPU()-idle).Seconds()/o.Elapsed.Seconds())...)
+	used := after.since(before)
+	if o.At >= time.Second && (s.Kind == stepEcho || s.Kind == stepRate) {
+		p.Limits = append(p.Limits, r.limits(s, &o, used, machineCPU()-machine)...)
 	}
-	return o, after, err
+	return o, used, err
 }
 
 // gone says that the server has ended, and what it said last.
@@ -109,35 +109,62 @@ func (r *run) gone(err error) error {
 	return fmt.Errorf("the server ended in the middle: %s", r.server.lastWords())
 }
 
-// limits says where a step has measured something else than the server.
-func (r *run) limits(s step, o *outcome, idle float64) (limits []string) {
+// lateNotice is what the generator's lateness may be without a word.
+const lateNotice = 500 // microseconds
+
+// limits says where a step has measured something else than the server. machine
+// is what all processes have worked, other people's included.
+func (r *run) limits(s Step, o *Outcome, server usage, machine time.Duration) (limits []string) {
+	say := func(format string, args ...any) { limits = append(limits, fmt.Sprintf(format, args...)) }
 	cores := float64(r.report.Machine.Cores)
+	seconds := o.At.Seconds()
 	// A loop that is busy for nine tenths of the time measures itself.
-	if o.Busy.Seconds() > 0.9*o.Elapsed.Seconds()*min(float64(r.options.Loops*r.options.Processes), cores) {
-		limits = append(limits, "the generator was busy all the time: it has measured itself")
+	if o.CPU.Seconds() > 0.9*seconds*min(float64(r.options.Loops*r.options.Processes), cores) {
+		say("the generator was busy all the time: it has measured itself")
 	}
-	if s.Kind == stepRate && float64(o.Late.TotalCount()) < 0.99*s.Rate*s.Duration.Seconds() && r.ctx.Err() == nil {
-		limits = append(limits, fmt.Sprintf("the generator fell behind: it has sent %s of %s messages", number(float64(o.Late.TotalCount())), number(math.Floor(s.Rate*s.Duration.Seconds()))))
+	if wanted := s.Rate * s.Duration.Seconds(); s.Kind == stepRate && float64(o.Late.TotalCount()) < 0.99*wanted && r.ctx.Err() == nil {
+		say("the generator fell behind: it has sent %s of %s messages", number(float64(o.Late.TotalCount())), number(math.Floor(wanted)))
 	}
-	if idle < 0.05*cores {
-		limits = append(limits, fmt.Sprintf("none of %.0f processors was idle: this is what server and generator reach together", cores))
+	if late, answer := o.Late.ValueAtPercentile(99), o.Latency.ValueAtPercentile(99); late > lateNotice && 2*late > answer {
+		say("the generator's own lateness is %s of the %s ms of the answers' p99", number(float64(late)/1000), number(float64(answer)/1000))
+	}
+	if !server.Known {
+		return limits
+	}
+	ours := (server.CPU + o.CPU).Seconds() / seconds
+	if ours > 0.95*cores {
+		say("server and generator together used %s of %s processors: this is what both reach together", number(ours), number(cores))
+	}
+	if others := machine.Seconds()/seconds - ours; others > 0.1*cores {
+		say("other programs used %s of %s processors meanwhile: a quiet machine has other figures", number(others), number(cores))
 	}
 	return limits
 }
 
+// open opens the connections that are not open. If some cannot be, what follows
+// would have another load than it was asked for.
+func (r *run) open(p *part, s Step) (Outcome, usage, error) {
+	s.Kind = stepConnect
+	o, u, err := r.step(p, s)
+	if missing := int64(r.options.Conns) - o.Open; err == nil && missing > 0 {
+		err = fmt.Errorf("%s of %s connections could not be opened: %s", grouped(missing), grouped(int64(r.options.Conns)), p.mostFrequentError())
+	}
+	return o, u, err
+}
+
 // opened makes sure that all connections are open.
 func (r *run) opened(p *part) error {
-	_, _, err := r.step(p, step{Kind: stepConnect, Rate: r.options.ConnectRate, Resume: true})
+	_, _, err := r.open(p, Step{Rate: r.options.ConnectRate, Resume: true})
 	return err
 }
 
 func (r *run) connect(p *part) error {
-	o, u, err := r.step(p, step{Kind: stepConnect, Rate: r.options.ConnectRate})
+	o, u, err := r.open(p, Step{Rate: r.options.ConnectRate})
 	n := o.Upgrade.TotalCount()
 	least := float64(r.options.Conns)
 	p.add("connected", "", "more", float64(o.Open)).Least = &least
 	if n > 0 {
-		p.add("upgrades a second", "/s", "more", float64(n)/o.Elapsed.Seconds())
+		p.add("upgrades a second", "/s", "more", float64(n)/o.At.Seconds())
 		r.addServerCPU(p, "an upgrade", u, n)
 	}
 	p.addLatency("upgrade", o.Upgrade)
@@ -152,7 +179,7 @@ func (r *run) idle(p *part) error {
 	if err := r.opened(p); err != nil {
 		return err
 	}
-	o, _, err := r.step(p, step{Kind: stepWatch, Duration: idleTime})
+	o, _, err := r.step(p, Step{Kind: stepWatch, Duration: idleTime})
 	if err != nil {
 		return err
 	}
@@ -171,56 +198,77 @@ func (r *run) idle(p *part) error {
 }
 
 func (r *run) echo(p *part) error {
-	if err := r.opened(p); err != nil {
-		return err
-	}
-	o, u, err := r.step(p, step{Kind: stepEcho, InFlight: r.options.InFlight, Duration: r.options.Duration})
-	r.addMessages(p, o, u)
-	p.addErrors()
-	return err
+	return r.messages(p, Step{Kind: stepEcho, InFlight: r.options.InFlight})
+}
+
+// sparsePeriod is every how long a connection sends, in sparse: 10,000 of them
+// send 2,000 messages a second.
+const sparsePeriod = 5 * time.Second
+
+func (r *run) sparse(p *part) error {
+	return r.messages(p, Step{Kind: stepRate, Rate: float64(r.options.Conns) / sparsePeriod.Seconds()})
 }
 
 func (r *run) rate(p *part) error {
+	return r.messages(p, Step{Kind: stepRate, Rate: r.options.Rate})
+}
+
+// messages carries out a step in which messages are sent.
+func (r *run) messages(p *part, s Step) error {
 	if err := r.opened(p); err != nil {
 		return err
 	}
-	o, u, err := r.step(p, step{Kind: stepRate, Rate: r.options.Rate, Duration: r.options.Duration})
-	r.addMessages(p, o, u)
-	p.add("generator's own lateness p99", "ms", "", float64(o.Late.ValueAtPercentile(99))/1000)
+	s.Duration = r.options.Duration
+	o, u, err := r.step(p, s)
+	p.add("messages", "", "", float64(o.Answers))
+	if o.Answers > 0 {
+		p.add("messages a second", "/s", "more", float64(o.Answers)/o.At.Seconds())
+		r.addServerCPU(p, "a message", u, o.Answers)
+	}
+	p.addLatency("answer", o.Latency)
+	if s.Kind == stepRate {
+		p.add("generator's own lateness p99", "ms", "", float64(o.Late.ValueAtPercentile(99))/1000)
+	}
+	p.add("generator's CPU", "cores", "", o.CPU.Seconds()/o.At.Seconds())
 	p.addErrors()
 	return err
 }
 
-func (r *run) addMessages(p *part, o outcome, u usage) {
-	p.add("messages", "", "", float64(o.Answers))
-	if o.Answers > 0 {
-		p.add("messages a second", "/s", "more", float64(o.Answers)/o.Elapsed.Seconds())
-		r.addServerCPU(p, "a message", u, o.Answers)
-	}
-	p.addLatency("answer", o.Latency)
-	p.add("generator's CPU", "cores", "", o.Busy.Seconds()/o.Elapsed.Seconds())
-}
+const (
+	// fewest is how many of a thing make a figure of what each has cost.
+	fewest = 1000
+	// fewestTicks is how many hundredths of a second of user and system time
+	// can be told apart.
+	fewestTicks = 20
+)
 
 // addServerCPU adds what each of n cost the server.
 func (r *run) addServerCPU(p *part, each string, u usage, n int64) {
 	if !u.Known {
 		return
 	}
+	f := p.add("server CPU "+each, "µs", "less", 0)
+	if n < fewest {
+		f.Unit, f.Note = "", fmt.Sprintf("too few: %d of %s", n, number(fewest))
+		return
+	}
 	per := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(n) }
-	p.add("server CPU "+each, "µs", "less", per(u.CPU()))
-	p.add("of it user", "µs", "", per(u.User))
-	p.add("of it system", "µs", "", per(u.System))
+	f.Value = per(u.CPU)
+	if u.User+u.System >= fewestTicks*time.Second/userHZ {
+		p.add("of it user", "µs", "", per(u.User))
+		p.add("of it system", "µs", "", per(u.System))
+	}
 }
 
 func (r *run) heartbeat(p *part) error {
 	if err := r.opened(p); err != nil {
 		return err
 	}
-	o, u, err := r.step(p, step{Kind: stepWatch, Duration: r.options.Duration})
+	o, u, err := r.step(p, Step{Kind: stepWatch, Duration: r.options.Duration})
 	p.add("heartbeats", "", "", float64(o.Beats))
 	if o.Beats > 0 && r.server.pid != 0 {
 		r.addServerCPU(p, "a heartbeat", u, o.Beats)
-		p.add("server CPU", "%", "less", 100*u.CPU().Seconds()/o.Elapsed.Seconds())
+		p.add("server CPU", "%", "less", 100*u.CPU.Seconds()/o.At.Seconds())
 	}
 	if o.Beat.TotalCount() > 0 {
 		seconds := func(percentile float64) float64 { return float64(o.Beat.ValueAtPercentile(percentile)) / 1e6 }
@@ -237,24 +285,24 @@ func (r *run) resume(p *part) error {
 		return err
 	}
 	if r.options.Check == checkCounter { // sessions are known by their first answer
-		if _, _, err := r.step(p, step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond}); err != nil {
+		if _, _, err := r.step(p, Step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond}); err != nil {
 			return err
 		}
 	}
-	if _, _, err := r.step(p, step{Kind: stepCut}); err != nil {
+	if _, _, err := r.step(p, Step{Kind: stepCut}); err != nil {
 		return err
 	}
-	o, u, err := r.step(p, step{Kind: stepConnect, Resume: true})
+	o, u, err := r.open(p, Step{Resume: true})
 	if err != nil {
 		return err
 	}
 	least := float64(r.options.Conns)
 	p.add("resumed", "", "more", float64(o.Open)).Least = &least
-	p.add("time until all are back", "s", "less", o.Elapsed.Seconds())
+	p.add("time until all are back", "s", "less", o.At.Seconds())
 	r.addServerCPU(p, "a resume", u, max(o.Upgrade.TotalCount(), 1))
 	p.addLatency("resume", o.Upgrade)
 	// The counts go on where they were: a message each shows it.
-	o, _, err = r.step(p, step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond})
+	o, _, err = r.step(p, Step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond})
 	p.addErrors()
 	return err
 }
@@ -270,7 +318,7 @@ func (r *run) churn(p *part) error {
 	if err != nil {
 		return err
 	}
-	o, u, err := r.step(p, step{Kind: stepChurn, Rate: rate, Duration: r.options.Duration})
+	o, u, err := r.step(p, Step{Kind: stepChurn, Rate: rate, Duration: r.options.Duration})
 	n := o.Upgrade.TotalCount()
 	p.add("connections", "", "more", float64(n))
 	r.addServerCPU(p, "a connection with its message", u, max(n, 1))
@@ -288,7 +336,7 @@ func (r *run) addLeftMemory(p *part, before usage, n int64) error {
 	if r.server.pid == 0 || n == 0 {
 		return nil
 	}
-	if _, _, err := r.step(p, step{Kind: stepWatch, Duration: idleTime}); err != nil {
+	if _, _, err := r.step(p, Step{Kind: stepWatch, Duration: idleTime}); err != nil {
 		return err
 	}
 	after, err := usageOfTree(r.server.pid)

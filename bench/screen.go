@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -43,7 +44,7 @@ func (s *screen) paint(color, text string) string {
 
 // show replaces the live line, which must not be longer than the terminal is
 // wide: what has wrapped is not replaced.
-func (s *screen) show(name string, at sample, c counters, done float64) {
+func (s *screen) show(name string, at sample, c Counters, done float64) {
 	if !s.live {
 		return
 	}
@@ -90,16 +91,7 @@ func (s *screen) table(r *report) {
 	fmt.Fprintf(s.out, "%s\n%s\n", s.paint(bold, r.Name), s.paint(dim, fmt.Sprintf("%s · %d cores · %s · Linux %s · %s · %s",
 		r.Machine.CPU, r.Machine.Cores, r.Machine.System, r.Machine.Kernel, r.Machine.Go, r.When.Format(time.DateTime))))
 	for _, p := range r.Parts {
-		fmt.Fprintf(s.out, "\n%s %s\n", s.paint(bold, p.Name), s.paint(dim, fmt.Sprintf("%.1f s", p.Seconds)))
-		for _, f := range p.Figures {
-			fmt.Fprintf(s.out, "  %-44s %12s %-3s %s\n", f.Name, number(f.Value), f.Unit, s.verdict(&f))
-		}
-		for _, what := range slices.Sorted(keys(p.Errors)) {
-			fmt.Fprintln(s.out, s.paint(red, fmt.Sprintf("  %8d × %s", p.Errors[what], what)))
-		}
-		for _, limit := range p.Limits {
-			fmt.Fprintln(s.out, s.paint(red, "  "+limit))
-		}
+		s.part(p)
 	}
 	if r.Failed != "" {
 		fmt.Fprintln(s.out, s.paint(red, "\n"+r.Failed))
@@ -112,13 +104,17 @@ func (s *screen) table(r *report) {
 	}
 }
 
-func keys(m map[string]int64) func(func(string) bool) {
-	return func(yield func(string) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
+// part prints one scenario's figures.
+func (s *screen) part(p *part) {
+	fmt.Fprintf(s.out, "\n%s %s\n", s.paint(bold, p.Name), s.paint(dim, fmt.Sprintf("%.1f s", p.Seconds)))
+	for _, f := range p.Figures {
+		fmt.Fprintf(s.out, "  %-44s %12s %-5s %s\n", f.Name, f.Shown(), f.Unit, s.verdict(&f))
+	}
+	for _, what := range slices.Sorted(maps.Keys(p.Errors)) {
+		fmt.Fprintln(s.out, s.paint(red, fmt.Sprintf("  %8d × %s", p.Errors[what], what)))
+	}
+	for _, limit := range p.Limits {
+		fmt.Fprintln(s.out, s.paint(red, "  "+limit))
 	}
 }
 

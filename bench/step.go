@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"sync"
+	"fmt"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -10,33 +10,49 @@ import (
 	"turnstile/netpoll"
 )
 
-// A step is one thing that all clients do at the same time.
-type step struct {
-	Kind     stepKind
-	Rate     float64       // a second: connections of stepConnect (0: as fast as it goes), messages of stepRate
+// The types with large letters travel between the processes (net/rpc).
+
+// A Step is one thing that all clients do at the same time.
+type Step struct {
+	Kind     StepKind
+	Rate     float64       // a second: connections of stepConnect (0: as fast as it goes) and stepChurn, messages of stepRate
 	InFlight int           // messages of each client, in stepEcho
 	Duration time.Duration // of all but stepConnect and stepCut
 	Resume   bool          // stepConnect comes back with the sessions
 }
 
-type stepKind string
+// A StepKind is a step's name.
+type StepKind string
 
 const (
-	stepConnect stepKind = "connect" // open what is not open
-	stepEcho    stepKind = "echo"    // closed loop: each answer is followed by a message
-	stepRate    stepKind = "rate"    // open loop: messages at a fixed rate
-	stepWatch   stepKind = "watch"   // say nothing
-	stepChurn   stepKind = "churn"   // connect, send, leave, again and again
-	stepCut     stepKind = "cut"     // close all without a word
+	stepConnect StepKind = "connect" // open what is not open
+	stepEcho    StepKind = "echo"    // closed loop: each answer is followed by a message
+	stepRate    StepKind = "rate"    // open loop: messages at a fixed rate
+	stepWatch   StepKind = "watch"   // say nothing
+	stepChurn   StepKind = "churn"   // connect, send, leave, again and again
+	stepCut     StepKind = "cut"     // close all without a word
 )
 
-// counters are how far a step is.
-type counters struct {
+// Counters are how far a step is.
+type Counters struct {
+	At                           time.Duration // by netpoll.Clock, which all processes share
 	Open, Answers, Beats, Faults int64
-	CPU                          time.Duration // of the generator, since its start
+	CPU                          time.Duration // of the process, since its start
 }
 
-func (c *counters) add(other counters) {
+// since is what was added after an earlier look; Open stays what it is.
+func (c Counters) since(before Counters) Counters {
+	c.At -= before.At
+	c.Answers -= before.Answers
+	c.Beats -= before.Beats
+	c.Faults -= before.Faults
+	c.CPU -= before.CPU
+	return c
+}
+
+// add adds another process's.
+func (c *Counters) add(other Counters) {
+	c.At = max(c.At, other.At)
 	c.Open += other.Open
 	c.Answers += other.Answers
 	c.Beats += other.Beats
@@ -44,34 +60,69 @@ func (c *counters) add(other counters) {
 	c.CPU += other.CPU
 }
 
-// An outcome is what became of a step. Histograms are in microseconds.
-type outcome struct {
-	counters
-	Upgrade *hdrhistogram.Histogram // from connecting to the 101
-	Latency *hdrhistogram.Histogram // from when a message was due to its answer
-	Beat    *hdrhistogram.Histogram // between a client's heartbeats
-	Late    *hdrhistogram.Histogram // the generator's own lateness
-	Errors  map[string]int64
-	Elapsed time.Duration
-	Busy    time.Duration // processor time of the generator in this step
+// sumSince adds up what was added in each process.
+func sumSince(before, now []Counters) (sum Counters) {
+	for i, c := range now {
+		sum.add(c.since(before[i]))
+	}
+	return sum
 }
 
-func newOutcome() *outcome {
-	return &outcome{Upgrade: newHistogram(), Latency: newHistogram(), Beat: newHistogram(), Late: newHistogram(), Errors: make(map[string]int64)}
+// Seen is what clients have seen in a step.
+type Seen struct {
+	Upgrade *Histogram // from connecting to the 101
+	Latency *Histogram // from when a message was due to its answer
+	Beat    *Histogram // between a client's heartbeats
+	Late    *Histogram // by how much a message was sent after it was due
+	Errors  map[string]int64
+}
+
+func newSeen() Seen {
+	return Seen{Upgrade: newHistogram(), Latency: newHistogram(), Beat: newHistogram(), Late: newHistogram(), Errors: make(map[string]int64)}
+}
+
+func (s *Seen) merge(other Seen) {
+	s.Upgrade.Merge(other.Upgrade.Histogram)
+	s.Latency.Merge(other.Latency.Histogram)
+	s.Beat.Merge(other.Beat.Histogram)
+	s.Late.Merge(other.Late.Histogram)
+	for what, n := range other.Errors {
+		s.Errors[what] += n
+	}
+}
+
+// An Outcome is what became of a step: the Counters since its begin, At being
+// how long it took.
+type Outcome struct {
+	Counters
+	Seen
 }
 
 // merge adds another process's outcome of the same step.
-func (o *outcome) merge(other outcome) {
-	o.add(other.counters)
-	o.Upgrade.Merge(other.Upgrade)
-	o.Latency.Merge(other.Latency)
-	o.Beat.Merge(other.Beat)
-	o.Late.Merge(other.Late)
-	for what, n := range other.Errors {
-		o.Errors[what] += n
-	}
-	o.Elapsed = max(o.Elapsed, other.Elapsed)
-	o.Busy += other.Busy
+func (o *Outcome) merge(other Outcome) {
+	o.Counters.add(other.Counters)
+	o.Seen.merge(other.Seen)
+}
+
+// A Histogram is of times in microseconds, from one to a minute, with three
+// digits.
+type Histogram struct{ *hdrhistogram.Histogram }
+
+func newHistogram() *Histogram { return &Histogram{hdrhistogram.New(1, 60_000_000, 3)} }
+
+func (h *Histogram) record(d time.Duration) {
+	h.RecordValue(min(max(d.Microseconds(), 1), h.HighestTrackableValue()))
+}
+
+// GobEncode is for encoding/gob, by which a Histogram travels.
+func (h *Histogram) GobEncode() ([]byte, error) {
+	return h.Encode(hdrhistogram.V2CompressedEncodingCookieBase)
+}
+
+// GobDecode is GobEncode's other end.
+func (h *Histogram) GobDecode(data []byte) (err error) {
+	h.Histogram, err = hdrhistogram.Decode(data)
+	return err
 }
 
 const (
@@ -93,9 +144,29 @@ func until(ctx context.Context, patience time.Duration, condition func() bool) b
 	return true
 }
 
+func (g *generator) carryOut(ctx context.Context, s Step) error {
+	switch s.Kind {
+	case stepConnect:
+		g.connect(ctx, s)
+	case stepEcho:
+		g.echo(ctx, s)
+	case stepRate:
+		g.rate(ctx, s)
+	case stepWatch:
+		g.watch(ctx, s)
+	case stepChurn:
+		g.churn(ctx, s)
+	case stepCut:
+		g.each((*lane).cut)
+	default:
+		return fmt.Errorf("unknown step %q", s.Kind)
+	}
+	return nil
+}
+
 // connect opens every client that is not open.
-func (f *fleet) connect(ctx context.Context, s step) error {
-	f.each(func(l *lane) {
+func (g *generator) connect(ctx context.Context, s Step) {
+	g.each(func(l *lane) {
 		l.resuming = s.Resume
 		for _, c := range l.clients {
 			if c.state == clientIdle {
@@ -107,137 +178,83 @@ func (f *fleet) connect(ctx context.Context, s step) error {
 			l.openMore(connectWindow)
 		}
 	})
-	left := func() (n int64) {
-		for _, l := range f.lanes {
-			n += l.pending.Load()
-		}
-		return n
-	}
 	if s.Rate > 0 {
-		f.pace(ctx, pace{
-			perSecond: s.Rate,
-			length:    openTime + time.Duration(float64(len(f.clients))/s.Rate*float64(time.Second)),
-			act:       func(l *lane, _ time.Duration) { l.openMore(l.inFlight + 1) },
-			done:      func() bool { return left() == 0 },
+		g.pace(ctx, s.Rate, forever, func(l *lane, _ time.Duration) bool {
+			l.openMore(l.opening + 1)
+			return len(l.toOpen) > 0
 		})
 	}
-	if !until(ctx, openTime, func() bool { return left() == 0 }) && ctx.Err() == nil {
-		f.each(func(l *lane) {
-			l.toOpen = nil
-			for _, c := range l.clients {
-				if c.state == clientDialing || c.state == clientUpgrading {
-					c.fail("connect: no answer within a minute")
-				}
-			}
-		})
+	if !until(ctx, openTime, g.nonePending) && ctx.Err() == nil {
+		g.each((*lane).giveUpOpening)
 	}
-	return ctx.Err()
 }
 
-// A pace is so many acts a second for a length of time, dealt to the lanes in
-// turn.
-type pace struct {
-	perSecond float64
-	length    time.Duration
-	act       func(l *lane, due time.Duration)
-	done      func() bool // before the length is over
+const forever = 365 * 24 * time.Hour
 
-	began time.Duration
-}
-
-// dueAt is when the n-th act is due.
-func (p *pace) dueAt(n int) time.Duration {
-	return p.began + time.Duration(float64(n)/p.perSecond*float64(time.Second))
-}
-
-// pace lets each lane act at its own pace, so that none waits for another.
-func (f *fleet) pace(ctx context.Context, p pace) {
-	p.began = netpoll.Monotonic()
-	var lanes sync.WaitGroup
-	for i, l := range f.lanes {
-		lanes.Go(func() { l.keepUp(ctx, &p, i, len(f.lanes)) })
-	}
-	lanes.Wait()
-}
-
-// turnsAtOnce is how many acts a lane that is late makes up for between two
-// looks at its sockets.
-const turnsAtOnce = 1000
-
-// keepUp does the lane's share of the acts. What is not done when the time is
-// over is left undone: the lane was too slow.
-func (l *lane) keepUp(ctx context.Context, p *pace, first, each int) {
-	for n := first; ctx.Err() == nil && !p.done(); {
-		now := netpoll.Monotonic()
-		if now-p.began >= p.length {
-			return
+func (g *generator) nonePending() bool {
+	for _, l := range g.lanes {
+		if l.pending.Load() > 0 {
+			return false
 		}
-		ran := make(chan struct{})
-		if !l.loop.Post(func() { n += each * l.actOnDue(p, n, each, now); close(ran) }) {
-			return
+	}
+	return true
+}
+
+// giveUpOpening ends what has waited for too long.
+func (l *lane) giveUpOpening() {
+	l.toOpen = nil
+	for _, c := range l.clients {
+		if c.state == clientDialing || c.state == clientUpgrading {
+			c.fail("connect: no answer within a minute")
 		}
-		<-ran
-		sleep(ctx, max(100*time.Microsecond, min(p.dueAt(n), p.began+p.length)-netpoll.Monotonic()))
 	}
 }
 
-// actOnDue does what is due now, from the n-th act on, and returns how many
-// acts that were.
-func (l *lane) actOnDue(p *pace, n, each int, now time.Duration) (acts int) {
-	for ; acts < turnsAtOnce; acts++ {
-		due := p.dueAt(n + acts*each)
-		if due > now || due-p.began >= p.length {
-			break
-		}
-		p.act(l, due)
+// cut ends all connections without a word.
+func (l *lane) cut() {
+	for _, c := range l.clients {
+		c.close()
 	}
-	return acts
 }
 
 // echo keeps messages in flight on every connection.
-func (f *fleet) echo(ctx context.Context, s step) error {
-	f.each(func(l *lane) {
+func (g *generator) echo(ctx context.Context, s Step) {
+	g.each(func(l *lane) {
 		l.refill = true
 		for _, c := range l.clients {
-			if c.state != clientOpen {
-				continue
+			if c.state == clientOpen {
+				c.askTimes(s.InFlight)
 			}
-			now := netpoll.Monotonic()
-			for range s.InFlight {
-				c.ask(now)
-			}
-			c.send()
 		}
 	})
 	sleep(ctx, s.Duration)
-	f.each(func(l *lane) { l.refill = false })
-	f.settle(ctx)
-	return ctx.Err()
+	g.each(func(l *lane) { l.refill = false })
+	g.settle(ctx)
 }
 
 // rate sends messages at a fixed rate, over the connections in turn. A message
 // that cannot be sent in time counts from when it was due.
-func (f *fleet) rate(ctx context.Context, s step) error {
-	f.pace(ctx, pace{perSecond: s.Rate, length: s.Duration, done: never, act: func(l *lane, due time.Duration) {
+func (g *generator) rate(ctx context.Context, s Step) {
+	g.pace(ctx, s.Rate, s.Duration, func(l *lane, due time.Duration) bool {
 		c := l.next(clientOpen)
 		if c == nil {
 			l.fault("a message that no connection was open for")
-			return
+			return true
 		}
-		recordIn(l.late, netpoll.Monotonic()-due)
+		l.seen.Late.record(netpoll.Monotonic() - due)
 		c.ask(due)
 		c.send()
-	}})
-	f.settle(ctx)
-	return ctx.Err()
+		return true
+	})
+	g.settle(ctx)
 }
 
 // settle waits for the answers that are missing; those that do not come are
 // faults.
-func (f *fleet) settle(ctx context.Context) {
+func (g *generator) settle(ctx context.Context) {
 	settled := func() bool {
 		var open, quiet int64
-		for _, l := range f.lanes {
+		for _, l := range g.lanes {
 			open += l.open.Load()
 			quiet += l.settled.Load()
 		}
@@ -246,7 +263,7 @@ func (f *fleet) settle(ctx context.Context) {
 	if until(ctx, settleTime, settled) {
 		return
 	}
-	f.each(func(l *lane) {
+	g.each(func(l *lane) {
 		for _, c := range l.clients {
 			for range c.due {
 				l.fault("no answer")
@@ -256,41 +273,36 @@ func (f *fleet) settle(ctx context.Context) {
 }
 
 // watch says nothing, and lets the server speak.
-func (f *fleet) watch(ctx context.Context, s step) error {
-	f.each(func(l *lane) {
+func (g *generator) watch(ctx context.Context, s Step) {
+	g.each(func(l *lane) {
 		for _, c := range l.clients {
 			c.lastBeat = 0
 		}
 	})
 	sleep(ctx, s.Duration)
-	return ctx.Err()
 }
 
 // churn has every client connect, send a message, and leave when it is
 // answered, at so many connections a second.
-func (f *fleet) churn(ctx context.Context, s step) error {
-	f.each(func(l *lane) {
-		for _, c := range l.clients {
-			c.close()
-		}
+func (g *generator) churn(ctx context.Context, s Step) {
+	g.each(func(l *lane) {
+		l.cut()
 		l.churning = true
 	})
-	f.pace(ctx, pace{perSecond: s.Rate, length: s.Duration, done: never, act: func(l *lane, _ time.Duration) {
+	g.pace(ctx, s.Rate, s.Duration, func(l *lane, _ time.Duration) bool {
 		c := l.next(clientIdle)
 		if c == nil {
 			l.fault("no client is free: more -conns, or a lower -connect-rate")
-			return
+			return true
 		}
-		l.inFlight++
+		l.opening++
 		l.pending.Add(1)
 		c.connect(false)
-	}})
-	until(ctx, settleTime, func() bool { return f.counters().Open == 0 })
-	f.each(func(l *lane) { l.churning = false })
-	return ctx.Err()
+		return true
+	})
+	until(ctx, settleTime, func() bool { return g.counters().Open == 0 })
+	g.each(func(l *lane) { l.churning = false })
 }
-
-func never() bool { return false }
 
 func sleep(ctx context.Context, d time.Duration) {
 	select {

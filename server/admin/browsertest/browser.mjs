@@ -12,6 +12,7 @@ const executablePath = names.map((name) => spawnSync("sh", ["-c", `command -v ${
 const networkError = /^(WebSocket connection to .* failed|Failed to load resource: )/;
 
 let browser;
+const faultsOf = new WeakMap(); // what the pages of a test should not have done
 
 /** Starts the browser, once for all tests of the file. */
 export async function openBrowser(t) {
@@ -19,6 +20,7 @@ export async function openBrowser(t) {
   if (!there) return false;
   browser ??= await playwright.chromium.launch({
     executablePath,
+    timeout: patience,
     args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-component-update", "--no-first-run", "--disable-background-networking", "--disable-sync"],
   });
   return true;
@@ -34,10 +36,14 @@ export async function openContext(t, options) {
   return context;
 }
 
-/** Opens the console of a server, and holds it to its promises until the test is over. */
+/** To be called before the test's servers end, which the pages would complain of. */
+export function assertNoFaults(t) { assert.deepEqual(faultsOf.get(t) ?? [], []); }
+
+/** Opens the console of a server, and notes what breaks its promises. */
 export async function openConsole(t, server, context, { lossy = false } = {}) {
   const page = await context.newPage();
-  const faults = [];
+  const faults = faultsOf.get(t) ?? [];
+  faultsOf.set(t, faults);
   page.on("pageerror", (error) => faults.push(`error: ${error.message}`));
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type()) && !(lossy && networkError.test(message.text()))) faults.push(message.text());
@@ -48,7 +54,6 @@ export async function openConsole(t, server, context, { lossy = false } = {}) {
   page.on("websocket", (socket) => {
     if (new URL(socket.url()).host !== server.address) faults.push(`connection to ${socket.url()}`);
   });
-  t.after(() => assert.deepEqual(faults, []));
   await page.goto(server.page);
   return new Console(page);
 }

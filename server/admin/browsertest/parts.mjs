@@ -20,7 +20,7 @@ const binary = process.env.TURNSTILE_SERVER ?? fileURLToPath(new URL("bin/server
 export const host = `127.79.${process.pid >> 8 & 255}.${process.pid & 255}`;
 
 /** Milliseconds that bound every wait; nothing waits for so long that works. */
-export const patience = 30_000;
+export const patience = 60_000;
 
 /** A package that scripts/test-deps.sh has installed, or undefined. */
 export function installed(name) {

@@ -3,13 +3,14 @@ import assert from "node:assert/strict";
 import { readdirSync } from "node:fs";
 import { after, test } from "node:test";
 import { assertNoFaults, closeBrowser, openBrowser, openConsole, openContext } from "./browser.mjs";
+import { faintTexts, flawsOfLayout } from "./looks.mjs";
 import { eventually, haveNginx, haveRedis, need, patience, startNginx, startProxy, startRedis, startServer } from "./parts.mjs";
 
 after(closeBrowser);
 
 /** A test in a browser. */
 function check(name, run) {
-  test(name, { timeout: 4 * patience }, async (t) => {
+  test(name, { timeout: 10 * patience }, async (t) => {
     if (!(await openBrowser(t))) return;
     await run(t);
     assertNoFaults(t);
@@ -64,6 +65,21 @@ check("connect, send, count", async (t) => {
 check("a heartbeat is a line", async (t) => {
   const console = await openConsole(t, await startServer(t, "-heartbeat", "1s"), await openContext(t));
   await eventually("it shows", async () => (await console.lines("beat")).some((text) => text.startsWith("heartbeat ")));
+});
+
+check("a burst's time is told apart from one message's", async (t) => {
+  const console = await openConsole(t, await startServer(t, ...silent), await openContext(t, { viewport: { width: 1440, height: 1600 } }));
+  await console.send("alone");
+  await console.sees("#rtt-of", "median of 1");
+  const alone = await console.text("#rtt");
+  await console.page.fill("#burst-size", "5");
+  await console.press("Send burst");
+  await console.sees("#burst-of", "burst of 5");
+  await console.sees("#burst-time", /^[\d.]+ m?s$/);
+  await eventually("its end is a line", async () => (await console.lines("good")).some((text) => /^burst of 5 in [\d.]+ m?s$/.test(text)));
+  assert.deepEqual(await console.lines("reply", "round-trip"), [alone, "", "", "", "", ""]);
+  await console.send("alone again");
+  await console.sees("#rtt-of", "median of 2");
 });
 
 checkWithRedis("the count goes on over a killed server", async (t, redis) => {
@@ -184,10 +200,10 @@ check("bursts of thousands leave the page quick, and the log within bounds", asy
   assert.ok(await console.page.locator(".row").count() < 100, "only what is in sight is drawn");
   await eventually("the newest is in sight", async () => (await console.lines("reply", "number")).at(-1) === "6,000");
 
-  // By keyboard: up from the newest, one whole, and back.
+  // By keyboard: up from the newest, which is the end of the burst, one whole, and back.
+  await eventually("the burst's end is in sight", async () => (await console.lines("good")).at(-1)?.startsWith("burst of 6,000 in "));
   await console.page.focus("#log");
-  await console.page.keyboard.press("ArrowUp");
-  await console.page.keyboard.press("ArrowUp");
+  for (let i = 0; i < 3; i++) await console.page.keyboard.press("ArrowUp");
   await console.page.keyboard.press("Enter");
   assert.equal(JSON.parse(await console.text("#detail-text")).count, 5_999);
   await console.page.keyboard.press("Escape");
@@ -205,7 +221,8 @@ check("the charts draw what happens", async (t) => {
   await console.sees("#readiness", /ready$/);
   const chart = (title) => console.page.locator(".chart", { has: console.page.getByRole("heading", { name: title, exact: true }) });
   await eventually("all have a plot", async () => (await console.page.locator(".chart canvas").count()) === 8);
-  await eventually("the page's own connection shows", async () => /^1 open/.test(await chart("Connections").locator(".legend").textContent()));
+  const connections = chart("Connections").locator(".legend");
+  await eventually("the page's own connection shows", async () => /^1 open/.test(await connections.textContent()));
   const inks = () => chart("Messages").locator("canvas").evaluate((canvas) => {
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     let n = 0;
@@ -223,6 +240,81 @@ check("the charts draw what happens", async (t) => {
     await console.send("measured"); // without messages there are none
     return /\d [µm]?s p50.*\d [µm]?s p99/.test(await chart("Message latency").locator(".legend").textContent());
   });
+});
+
+/** Keeps the page's charts where a test can look at them, in window.plots. */
+async function keepPlots(context) {
+  await context.addInitScript(() => {
+    window.plots = [];
+    let kept;
+    Object.defineProperty(window, "uPlot", {
+      configurable: true,
+      get: () => kept,
+      set: (uPlot) => { kept = new Proxy(uPlot, { construct: (make, options) => window.plots[window.plots.push(new make(...options)) - 1] }); },
+    });
+  });
+}
+
+/** The page's charts: how each looks, from the values that it was given. */
+function readPlots(console) {
+  return console.page.evaluate(() => window.plots.filter(({ root }) => root.isConnected).map(({ root, data }) => ({
+    title: root.closest(".chart").querySelector("h3").textContent,
+    at: [...data[0]],
+    lines: data.slice(1).map((line) => [...line]),
+  })));
+}
+
+check("an outage is a gap, and figures from before it look so", async (t) => {
+  const server = await startServer(t, ...silent);
+  const context = await openContext(t, { viewport: { width: 1440, height: 1600 } });
+  await keepPlots(context);
+  const console = await openConsole(t, server, context, { lossy: true });
+  const colors = (selector) => console.page.evaluate((selector) => [...document.querySelectorAll(selector)].map((figure) => getComputedStyle(figure).color), selector);
+  const figures = ".legend b, #count, .facts dd";
+  await console.send("before");
+  await console.sees("#count", "1");
+  await eventually("each chart has lines", async () => {
+    const plots = await readPlots(console);
+    return plots.length === 8 && plots.every(({ at }) => at.length >= 3);
+  });
+  const [soft] = await colors("#count-of");
+  assert.ok((await colors(figures)).every((color) => color !== soft));
+  assert.equal(await console.text("#count-of"), "messages counted in this session");
+
+  const [{ at: { length: known } }] = await readPlots(console);
+  await server.kill();
+  await console.sees("#watch-state", /^no answer from \/metrics\/ since \d\d:\d\d:\d\d: these figures are from then$/);
+  await console.sees("#count-of", /as of \d\d:\d\d:\d\d$/);
+  await console.sees("#health", "health: no answer");
+  assert.ok((await colors(figures)).every((color) => color === soft), "figures from before have the colour of what matters less");
+  assert.match(await console.page.locator(".legend").first().textContent(), /^1 open/, "the last figure stays");
+  await eventually("a new attempt has failed", async () => (await console.lines("bad")).includes("could not connect"));
+  assert.equal((await console.lines("bad"))[0], "connection lost");
+  await eventually("the outage takes its place in the charts", async () => (await readPlots(console)).every(({ lines }) => lines.every((line) => line.at(-1) === null)));
+
+  await server.start();
+  await console.sees("#watch-state", /workers? · room for/);
+  await console.sees("#count-of", "messages counted in this session");
+  await eventually("figures look as before", async () => (await colors(figures)).every((color) => color !== soft));
+  for (const { title, lines } of await readPlots(console)) {
+    for (const line of lines) assert.ok(line.indexOf(null, known - 1) > 0, `${title}: ${line} has a gap behind value ${known}`);
+  }
+  const [connections] = await readPlots(console);
+  assert.equal(connections.title, "Connections");
+  assert.match(connections.lines[0].slice(known - 1).map((value) => (value === null ? " " : "x")).join(""), /^x+ +x/);
+});
+
+check("a proxy that has no server behind it is an outage too", async (t) => {
+  const context = await openContext(t);
+  const console = await openConsole(t, await startServer(t), context, { lossy: true });
+  await console.sees("#watch-state", /workers? · room for/);
+  await context.route(/\/(metrics|healthz|readyz)\/$/, (route) => route.fulfill({ status: 502, body: "Bad Gateway" }));
+  await console.sees("#watch-state", /^no answer from \/metrics\/ since/);
+  await console.sees("#health", "health: no answer");
+  await console.sees("#readiness", "readiness: no answer");
+  assert.ok(await console.page.isVisible("#charts"));
+  await context.unrouteAll();
+  await console.sees("#watch-state", /workers? · room for/);
 });
 
 check("where nginx hides the metrics the page says so, and the rest works", async (t) => {
@@ -256,20 +348,40 @@ check("a script that does not load leaves a sentence", async (t) => {
   assert.equal(await chartless.page.locator("#notice:visible, #charts:visible, #again:visible").count(), 0);
 });
 
-check("dark, light, narrow: nothing is cut off, and all has a name", async (t) => {
-  const server = await startServer(t);
-  for (const options of [{ colorScheme: "dark" }, { viewport: { width: 360, height: 740 } }, { viewport: { width: 1440, height: 900 }, reducedMotion: "reduce" }]) {
-    const console = await openConsole(t, server, await openContext(t, options));
-    await console.send("a message that is rather long, so that its line has to end somewhere within the page");
-    await console.sees("#count", "1");
-    const { wide, nameless } = await console.page.evaluate(() => ({
-      wide: document.documentElement.scrollWidth > innerWidth,
-      nameless: [...document.querySelectorAll("button, a, input, textarea")].filter((e) => e.checkVisibility() && !(e.textContent.trim() || e.labels?.length)).length,
-    }));
-    assert.equal(wide, false, `${JSON.stringify(options)}: wider than the window`);
-    assert.equal(nameless, 0, "controls without a name");
-    assert.match(await console.page.evaluate(() => getComputedStyle(document.body).backgroundColor), options.colorScheme === "dark" ? /^rgb\(19, / : /^rgb\(251, /);
-  }
+check("at each width, light and dark, all has its place and a name, and can be read", async (t) => {
+  const server = await startServer(t, ...silent);
+  const console = await openConsole(t, server, await openContext(t), { lossy: true });
+  const { page } = console;
+  const look = async (when) => {
+    for (const [width, height] of [[360, 740], [390, 844], [1280, 800], [1366, 768], [1920, 1080]]) {
+      for (const colorScheme of ["light", "dark"]) {
+        await page.setViewportSize({ width, height });
+        await page.emulateMedia({ colorScheme });
+        await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))); // it is drawn anew
+        const name = `${width} × ${height}, ${colorScheme}, ${when}`;
+        assert.deepEqual(await page.evaluate(flawsOfLayout), [], name);
+        assert.deepEqual(await page.evaluate(faintTexts), [], name);
+        const ground = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+        assert.match(ground, colorScheme === "dark" ? /^rgb\(19, / : /^rgb\(251, /, name);
+      }
+    }
+  };
+  await console.send("a message that is rather long, so that its line has to end somewhere within the page");
+  await console.sees("#rtt-of", "median of 1");
+  await page.fill("#burst-size", "1000");
+  await console.press("Send burst");
+  await console.sees("#burst-of", "burst of 1,000");
+  await page.mouse.move(0, 0);
+  await page.focus("#log");
+  for (let i = 0; i < 2; i++) await page.keyboard.press("ArrowUp");
+  await page.locator(".row[aria-selected=true].reply").waitFor();
+  await eventually("the charts have figures", async () => (await page.locator(".chart .legend b").count()) >= 8);
+  await look("connected");
+  await server.kill();
+  await console.sees("#state", "Connection lost");
+  await console.send("while it was away");
+  await console.sees("#watch-state", /^no answer/);
+  await look("in an outage");
 });
 
 check("the policy holds", async (t) => {

@@ -1,5 +1,5 @@
 // The console: one session, counted by the server that this page came from.
-import { Log } from "./log.js";
+import { Log, timeOfDay } from "./log.js";
 import { flawOf, Turnstile } from "./turnstile.js";
 import { watch } from "./watch.js";
 
@@ -22,8 +22,13 @@ let why; // it is closed
 let retryAt = 0; // when it connects again, by performance.now()
 let notice = { tone: "", text: "" };
 let asked; // the session that was asked for
+let met = false; // this connection has had its session
+let known = false; // and so has the page, so that there is a count
+let countedAt = null; // when the count was true, if that is over
 let unknown = 0; // messages that will never have an answer
-const roundTrips = []; // of the last replies, in ms
+let lastBurst = null; // {size, took}: ms from its first message to its last reply
+const outstanding = new Set(); // {inBurst} for each message, in the order of their replies
+const roundTrips = []; // of the last replies to messages sent alone, in ms
 
 /* The client's events. */
 
@@ -32,6 +37,10 @@ client.addEventListener("state", ({ detail }) => {
   retryAt = performance.now() + (detail.delay ?? 0);
   if (detail.state === "connecting") asked = client.sessionId;
   if (detail.state === "closed") notice = endings[why];
+  if (detail.state !== "open") {
+    met = false;
+    countedAt ??= new Date();
+  }
   paint();
 });
 
@@ -50,8 +59,10 @@ client.addEventListener("session", ({ detail: { sessionId, count, resumed, count
   } else if (notice.tone !== "bad") {
     notice = { tone: "", text: "" };
   }
-  if (!resumed) roundTrips.length = 0;
+  if (!resumed) forgetTimes();
   asked = sessionId;
+  met = known = true;
+  countedAt = null;
   paint();
 });
 
@@ -64,21 +75,38 @@ client.addEventListener("sent", ({ detail: { text, again } }) => {
 });
 
 client.addEventListener("frame", ({ detail: { text, frame, roundTrip } }) => {
-  log.add({ at: new Date(), whole: text, ...lineOf(frame, text, roundTrip) });
-  if (roundTrip !== undefined) {
+  const alone = roundTrip !== undefined && !isOfBurst();
+  log.add({ at: new Date(), whole: text, ...lineOf(frame, text, alone ? roundTrip : undefined) });
+  if (alone) {
     roundTrips.push(roundTrip);
     if (roundTrips.length > 1000) roundTrips.shift();
   }
   paint();
 });
 
+/** Whether the next reply is to a message of a burst: it waits for those before it, so its time says little of one message. */
+function isOfBurst() {
+  const [first] = outstanding;
+  return first?.inBurst ?? false;
+}
+
+function forgetTimes() {
+  roundTrips.length = 0;
+  lastBurst = null;
+}
+
 client.addEventListener("close", ({ detail: { code, reason } }) => {
-  const text = `closed with ${code}${reason ? ` ${reason}` : ""}${code in meanings ? `: ${meanings[code]}` : ""}`;
-  log.add({ at: new Date(), kind: "bad", mark: "×", what: "close", text });
+  const text = [ending(code), reason, meanings[code]].filter(Boolean).join(": ");
+  log.add({ at: new Date(), kind: code === 1000 ? "warn" : "bad", mark: "×", what: "close", text });
 });
 
+/** 1006 is the browser's word for no close frame: the connection broke, or never was. */
+function ending(code) {
+  if (code !== 1006) return `closed with ${code}`;
+  return met ? "connection lost" : "could not connect";
+}
+
 const meanings = {
-  1006: "without a word",
   1008: "too many messages a second",
   1009: "a message was too long for the server",
   1013: "the store of the sessions is out of reach",
@@ -105,13 +133,34 @@ function duration(ms) {
 
 /* What the person does. */
 
-function send(text) {
-  client.send(text).catch((error) => {
-    if (error.code === "abandoned") return;
-    unknown++;
-    notice = { tone: "bad", text: `${number.format(unknown)} ${unknown === 1 ? "message has" : "messages have"} no count. The last one: ${error.message}.` };
-    paint();
-  });
+/** Sends a message; the promise is rejected where it has no count, which is shown. */
+function send(text, inBurst = false) {
+  const message = { inBurst };
+  outstanding.add(message);
+  const counted = client.send(text).finally(() => outstanding.delete(message));
+  counted.catch(showUncounted);
+  return counted;
+}
+
+function showUncounted(error) {
+  if (error.code === "abandoned") return;
+  unknown++;
+  const many = `${number.format(unknown)} ${unknown === 1 ? "message has" : "messages have"}`;
+  notice = { tone: "bad", text: `${many} no count. The last one: ${error.message}.` };
+  paint();
+}
+
+async function sendBurst(size) {
+  const began = performance.now();
+  const messages = Array.from({ length: size }, (_, i) => send(`burst ${i + 1} of ${size}`, true));
+  try {
+    await Promise.all(messages);
+  } catch {
+    return; // what has no count was shown
+  }
+  lastBurst = { size, took: performance.now() - began };
+  const text = `burst of ${number.format(size)} in ${duration(lastBurst.took)}`;
+  log.add({ at: new Date(), kind: "good", mark: "✓\ufe0e", what: "burst", text });
 }
 
 $("form").addEventListener("submit", (event) => {
@@ -138,8 +187,7 @@ $("text").addEventListener("input", () => { $("flaw").textContent = ""; });
 
 $("burst").addEventListener("submit", (event) => {
   event.preventDefault();
-  const n = $("burst-size").valueAsNumber;
-  for (let i = 1; i <= n; i++) send(`burst ${i} of ${n}`);
+  sendBurst($("burst-size").valueAsNumber);
   log.follow();
   paint();
 });
@@ -151,6 +199,7 @@ $("disconnect").addEventListener("click", () => client.disconnect());
 $("goodbye").addEventListener("click", sayGoodbye);
 $("fresh").addEventListener("click", () => {
   unknown = 0;
+  known = false;
   notice = { tone: "", text: "" };
   client.newSession();
   $("text").focus();
@@ -189,8 +238,11 @@ function paint() {
 
 function paintNow() {
   const { state, count, sessionId, unanswered } = client;
-  const text = number.format(count);
+  const text = known ? number.format(count) : "–";
+  const stale = known && countedAt !== null;
   $("session-card").dataset.state = why === "taken_over" ? why : state;
+  $("session-card").dataset.stale = stale;
+  say($("count-of"), `messages counted in this session${stale ? ` as of ${timeOfDay(countedAt)}` : ""}`);
   $("count").textContent = text;
   $("count").style.setProperty("--digits", Math.max(text.length, 4));
   $("session").textContent = sessionId ?? "–";
@@ -205,7 +257,7 @@ function paintNow() {
 function headline(state) {
   if (state === "open") return "Connected";
   if (state === "connecting") return "Connecting…";
-  if (state === "waiting") return "Connection lost";
+  if (state === "waiting") return known ? "Connection lost" : "Could not connect";
   return { goodbye: "Goodbye", taken_over: "Taken over", refused: "Refused" }[why] ?? "Disconnected";
 }
 
@@ -256,6 +308,8 @@ function paintSlowly() {
   say($("rtt-of"), sorted.length === 0 ? "median" : `median of ${number.format(sorted.length)}`);
   say($("rtt-median"), duration(sorted[Math.floor(sorted.length / 2)]) || "–");
   say($("rtt-high"), duration(sorted[Math.ceil(sorted.length * 0.99) - 1]) || "–");
+  say($("burst-of"), lastBurst ? `burst of ${number.format(lastBurst.size)}` : "burst");
+  say($("burst-time"), duration(lastBurst?.took) || "–");
   const title = client.sessionId ? `${number.format(client.count)} · Turnstile` : "Turnstile";
   if (document.title !== title) document.title = title;
 }

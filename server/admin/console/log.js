@@ -199,8 +199,9 @@ function newRow() {
   return row;
 }
 
-/** The time of day, to the millisecond. */
-export function clock(date) {
-  const two = (n) => String(n).padStart(2, "0");
-  return `${two(date.getHours())}:${two(date.getMinutes())}:${two(date.getSeconds())}.${String(date.getMilliseconds()).padStart(3, "0")}`;
+/** The time of day, to the second. */
+export function timeOfDay(date) {
+  return [date.getHours(), date.getMinutes(), date.getSeconds()].map((n) => String(n).padStart(2, "0")).join(":");
 }
+
+function clock(date) { return `${timeOfDay(date)}.${String(date.getMilliseconds()).padStart(3, "0")}`; }

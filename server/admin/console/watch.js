@@ -1,6 +1,7 @@
 // The charts of this instance, from its /metrics/: the page itself makes rates
 // and percentiles of what it reads each second.
 import { between, parse, quantile, rate, total, valuesOf } from "./exposition.js";
+import { timeOfDay } from "./log.js";
 
 const $ = (id) => document.getElementById(id);
 const period = 1000; // ms between readings
@@ -10,6 +11,7 @@ const patience = 5000; // ms that an answer may take
 
 const percentiles = [["p50", 0.5], ["p99", 0.99], ["p99.9", 0.999]];
 const most = 8; // workers that have a line of their own
+const wholes = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Math.floor(i / 3)); // steps of an axis without fractions
 
 /**
  * A chart: its lines, of two readings, by label; how values are written.
@@ -67,6 +69,7 @@ class Chart {
   #plan;
   #data = [[]];
   #labels = [];
+  #missed = 0; // columns at the end that stand for no reading
   #plot = null;
   #frame; #legend; #area;
 
@@ -88,9 +91,20 @@ class Chart {
     const lines = this.#plan.lines(before, after);
     this.#grow(lines.length);
     this.#labels = lines.map(([label]) => label);
-    this.#data[0].push(after.at);
-    lines.forEach(([, value], i) => this.#data[i + 1].push(value));
-    while (this.#data[0][0] < after.at - shown) for (const values of this.#data) values.shift();
+    this.#missed = 0;
+    this.#append(after.at, lines.map(([, value]) => value));
+  }
+
+  /** Breaks the lines: nothing is known of this time. */
+  interrupt(at) {
+    if (this.#data[0].length === 0) return;
+    this.#missed++;
+    this.#append(at, []);
+  }
+
+  #append(at, values) {
+    this.#data.forEach((line, i) => line.push(i === 0 ? at : values[i - 1] ?? null));
+    while (this.#data[0][0] < at - shown) for (const line of this.#data) line.shift();
     if (this.#plot?.series.length !== this.#data.length) this.#build();
     else this.#plot.setData(this.#data);
     this.#read();
@@ -123,7 +137,12 @@ class Chart {
       },
       axes: [
         { ...axis, size: 22, gap: 4, splits: () => this.#marks().map((ago) => this.#now() - ago), values: () => this.#marks().map(ago) },
-        { ...axis, size: 52, gap: 6, space: 28, ...(log ? { splits: (_, __, low, high) => powers(low, high) } : {}), values: (_, splits) => splits.map((v) => (v === null ? "" : write(v))) },
+        {
+          ...axis, size: 52, gap: 6, space: 28,
+          ...(log ? { splits: (_, __, low, high) => powers(low, high) } : {}),
+          ...(write === whole ? { incrs: wholes } : {}),
+          values: (_, splits) => splits.map((v) => (v === null ? "" : write(v))),
+        },
       ],
       series: [{}, ...this.#data.slice(1).map((_, i) => ({
         stroke: color(`--line-${i + 1}`), width: 1.75, spanGaps: false,
@@ -139,18 +158,18 @@ class Chart {
   /** The seconds in sight: they grow with what there is to be seen. */
   #span() { return Math.min(Math.max(this.#now() - this.#data[0][0], begin), shown); }
 
-  /** Where the time axis is marked, in seconds before now. */
+  /** Where the time axis is marked, in seconds before now; not at its end, where the other axis begins. */
   #marks() {
     const span = this.#span();
     const step = span > 150 ? 60 : span > 80 ? 30 : 15;
-    return Array.from({ length: Math.ceil(span / step) - 1 }, (_, i) => (i + 1) * step);
+    return Array.from({ length: Math.floor((span - step / 3) / step) }, (_, i) => (i + 1) * step);
   }
 
   #resize() { this.#plot?.setSize({ width: this.#area.clientWidth, height: 132 }); }
 
-  /** Writes the values of now, or under the pointer. */
+  /** Writes the values of the last reading, or under the pointer. */
   #read() {
-    const at = this.#plot?.cursor.idx ?? this.#data[0].length - 1;
+    const at = this.#plot?.cursor.idx ?? this.#data[0].length - 1 - this.#missed;
     const keys = this.#labels.map((label, i) => {
       const value = this.#data[i + 1][at];
       const key = element("span", "key");
@@ -186,11 +205,17 @@ function powers(low, high) {
   return Array.from({ length: Math.round(Math.log10(high)) - from + 1 }, (_, i) => 10 ** (from + i));
 }
 
-/** What a path answers, as text; undefined where that is of another status than is expected. */
+/**
+ * What a path answers, as text; undefined where that is of another status than is expected.
+ * An unexpected 5xx is a proxy's word that the server has not answered.
+ */
 async function get(path, ...statuses) {
   const response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(patience) });
   const text = await response.text();
-  return { status: response.status, text: [200, ...statuses].includes(response.status) ? text : undefined };
+  const { status } = response;
+  if ([200, ...statuses].includes(status)) return { status, text };
+  if (status >= 500) throw new Error(`${path} answered HTTP ${status}`);
+  return { status };
 }
 
 async function readVitals() {
@@ -229,6 +254,14 @@ function showReading(reading) {
   $("watch-state").textContent = state.join(" · ");
 }
 
+/** Says since when the figures have been out of date, where they are. */
+function showStale(stale, since) {
+  $("watch").dataset.stale = stale;
+  if (!stale) return;
+  const extent = since ? `since ${timeOfDay(since)}: these figures are from then` : "yet";
+  $("watch-state").textContent = `no answer from /metrics/ ${extent}`;
+}
+
 /** Says in the place of the charts why there are none. */
 function showAbsent(title, text, again) {
   $("absent").hidden = !title;
@@ -240,7 +273,8 @@ function showAbsent(title, text, again) {
 
 class Watch {
   #charts = plans.map((plan) => new Chart(plan, $("charts")));
-  #before = null;
+  #before = null; // the last reading, if nothing was missed behind it
+  #drawnAt = null; // when the figures were true
   #hidden = false; // there is nothing to draw, or nothing to draw it with
   #rounds = 0;
 
@@ -255,22 +289,32 @@ class Watch {
       const vitals = this.#rounds++ % 2 === 0 ? readVitals() : undefined;
       if (!this.#hidden) await this.#look();
       await vitals;
+    } else if (this.#before) {
+      this.#interrupt();
     }
     setTimeout(() => this.run(), period);
   }
 
   async #look() {
-    try {
-      const { status, text } = await get("/metrics/");
-      if (text === undefined) this.#miss(status);
-      else this.#take(parse(text, performance.now() / 1000));
-    } catch {
-      $("watch-state").textContent = "no answer from /metrics/ at the moment";
-    }
+    const answer = await get("/metrics/").catch(() => null);
+    if (!answer) this.#miss();
+    else if (answer.text === undefined) this.#hide(answer.status);
+    else this.#take(parse(answer.text, performance.now() / 1000));
   }
 
-  #miss(status) {
+  #miss() {
+    this.#interrupt();
+    showStale(true, this.#drawnAt);
+  }
+
+  /** Leaves a gap: a rate over a time without readings would be drawn as if it had been seen. */
+  #interrupt() {
     this.#before = null;
+    for (const chart of this.#charts) chart.interrupt(performance.now() / 1000);
+  }
+
+  #hide(status) {
+    this.#interrupt();
     this.#giveUp("No metrics at this address", `/metrics/ answered HTTP ${status}. A proxy may keep it to itself, as it should in public. Everything else on this page works.`, true);
   }
 
@@ -282,9 +326,15 @@ class Watch {
 
   #take(reading) {
     showAbsent("", "", false);
-    showReading(reading);
-    if (this.#before) for (const chart of this.#charts) chart.add(this.#before, reading);
+    if (this.#before) this.#draw(reading);
     this.#before = reading;
+  }
+
+  #draw(reading) {
+    for (const chart of this.#charts) chart.add(this.#before, reading);
+    this.#drawnAt = new Date();
+    showStale(false);
+    showReading(reading);
   }
 }
 

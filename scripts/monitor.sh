@@ -22,12 +22,35 @@ readonly duration=${1:-}
 	refuse_argument "$duration" "the time must be a whole number of seconds from 1"
 
 pages=$(mktemp -d)
+last= # the view that stays when it ends by itself
+terminal= # a file descriptor of it
+[[ ! -t 1 ]] || exec {terminal}>&1
+
+# A terminal has a second screen, without a cursor here; the first one is as it
+# was when the monitor ends, whatever ends it.
+enter_screen() { [[ -z $terminal ]] || printf '\e[?1049h\e[?25l'; }
+leave_screen() { [[ -z $terminal ]] || printf '\e[?25h\e[?1049l'; }
+
 leave() {
 	rm -rf "$pages"
-	[[ ! -t 1 ]] || printf '\e[?25h'
+	leave_screen
+	[[ -z $last || -z $terminal ]] || printf '%s\n' "$last"
 }
+
+# suspend is for ^Z: the shell gets its screen back until the monitor goes on.
+suspend() {
+	leave_screen
+	trap - TSTP
+	kill -TSTP $$
+	trap suspend TSTP
+	enter_screen
+}
+
 trap leave EXIT
 trap 'exit 0' INT TERM
+trap 'exit 129' HUP PIPE
+trap suspend TSTP
+trap : WINCH # ends the wait for the next view
 
 # colour_lines COLOUR is the end of a colour's log.
 colour_lines() {
@@ -61,7 +84,12 @@ column() {
 }
 
 readonly rows=(state revision 'up for' connections 'upgrades/s' 'closes/s' 'messages/s' 'answer p50 / p99' 'errors/s'
-	'heartbeats/s' 'in / out' 'loop late p99' 'held for slow clients' 'commits/s' 'commit p50 / p99' CPU memory 'file descriptors')
+	
+	'heartbeats/s' 'in / out' 'loop late p99' backlog 'commits/s' 'commit p50 / p99' CPU memory 'file descriptors')
+
+# What is left out first where the terminal is too low for all rows.
+readonly expendable=('heartbeats/s' 'file descriptors' 'loop late p99' backlog revision 'upgrades/s' 'closes/s' 'in / out'
+	'up for' 'commit p50 / p99' memory CPU 'commits/s' 'errors/s' 'answer p50 / p99' 'messages/s' connections state)
 
 columns_program() {
 	cat <<'AWK'
@@ -154,11 +182,11 @@ errors_by_type() {
 	for colour in blue green; do
 		[[ ! -f $pages/$colour ]] || awk -v colour="$colour" '
 			/^websocket_errors_total/ && $2 > 0 { split($1, part, "\""); text = text "  " part[2] " " $2 }
-			END { if (text != "") print "  " colour ":" text }' "$pages/$colour"
+			END { if (text != "") print "errors of " colour ":" text }' "$pages/$colour"
 	done
 }
 
-# trouble is the last warnings and errors of both logs, and what is no JSON.
+# trouble is the last warnings and errors of both logs, and panics.
 trouble() {
 	local colour
 	for colour in blue green; do
@@ -167,41 +195,93 @@ trouble() {
 			/^\{/ { at = substr(field("timestamp"), 12, 8) }
 			/^\{.*"level":"(WARN|ERROR)"/ { print at, colour, field("level"), field("event"), field("error") }
 			/^(panic|fatal error): / { print at, colour, $0 }'
-	done | sort | tail -n 6 | cut -c 1-"$width" | sed 's/^/  /'
+	done | sort | tail -n 6 | tr -d '\000-\011\013-\037\177' | sed 's/^/  /'
 }
 
-view() {
-	local colour i active trouble errors
+# measure finds the size of the terminal; what is no terminal takes all there is.
+measure() {
+	height=1000 width=120
+	[[ -z $terminal ]] || read -r height width < <(stty size <&"$terminal") || true
+	((height > 0 && width > 0)) || height=24 width=80 # it does not know
+}
+
+# table prints a head and these rows of both colours, a label and two columns.
+table() {
+	local active colour i head=() blue green cell=$(((width - 17) / 2))
+	((cell <= 30)) || cell=30
 	active=$(active_colour) || active=
-	errors=$(errors_by_type)
-	trouble=$(trouble)
-	local -a blue green
 	mapfile -t blue < <(column blue)
 	mapfile -t green < <(column green)
-	printf 'Turnstile at %(%H:%M:%S)T, both colours at %s; ^C ends\n\n%-24s' -1 "${SETTING[HOST]}" ''
 	for colour in blue green; do
-		printf '%-26s' "$colour:${SETTING[${PORT_OF[$colour]}]}$([[ $colour != "$active" ]] || echo ', serves')"
+		head+=("$colour:${SETTING[${PORT_OF[$colour]}]}$([[ $colour != "$active" ]] || echo ', serves')")
 	done
-	echo
+	printf '%-17s%-*.*s%.*s\n' '' "$cell" $((cell - 1)) "${head[0]}" "$cell" "${head[1]}"
 	for ((i = 0; i < ${#rows[@]}; i++)); do
-		printf '%-24s%-26s%s\n' "${rows[i]}" "${blue[i]:-}" "${green[i]:-}"
+		[[ "|$1" != *"|${rows[i]}|"* ]] || continue
+		printf '%-17s%-*.*s%.*s\n' "${rows[i]}" "$cell" $((cell - 1)) "${blue[i]:-}" "$cell" "${green[i]:-}"
 	done
-	printf '\nerrors since the start\n%s\n' "${errors:-  none}"
-	printf '\nlast warnings and errors\n%s\n' "${trouble:-  none}"
 }
 
-width=$(($(tput cols 2>/dev/null || echo 120) - 2))
+# view prints what fits into the terminal: fewer of the warnings, then fewer rows.
+view() {
+	local errors trouble room gap='' missing
+	mapfile -t errors < <(errors_by_type)
+	mapfile -t trouble < <(trouble)
+	((${#errors[@]} > 0)) || errors=('errors since the start: none')
+	((${#trouble[@]} == 0)) || trouble=('last warnings and errors' "${trouble[@]}")
+	((${#trouble[@]} > 0)) || trouble=('last warnings and errors: none')
+	room=$((height - 2 - ${#rows[@]} - ${#errors[@]}))
+	if ((room >= ${#trouble[@]} + 3)); then
+		gap=$'\n'
+	elif ((room < ${#trouble[@]} && ${#trouble[@]} > 3)); then
+		trouble=("${trouble[0]}" "${trouble[@]: -$((room > 3 ? room - 1 : 2))}")
+	fi
+	missing=$((${#trouble[@]} - room))
+	((missing > 0)) || missing=0
+	printf 'Turnstile at %(%H:%M:%S)T, both colours at %s; ^C ends\n%s' -1 "${SETTING[HOST]}" "$gap"
+	table "$(printf "%s|" "${expendable[@]:0:missing}")"
+	printf '%s' "$gap"
+	printf '%s\n' "${errors[@]}"
+	printf '%s' "$gap"
+	printf '%s\n' "${trouble[@]}"
+}
+
+# draw shows the view: on a terminal over the one before, line by line and to its
+# last line, so that nothing of that is left and nothing scrolls.
+draw() {
+	local i line lines text=$'\e[H'
+	measure
+	frame=$(view)
+	if [[ -z $terminal ]]; then
+		printf '%s\n\n' "$frame"
+		return
+	fi
+	mapfile -t lines <<<"$frame"
+	for ((i = 0; i < height; i++)); do
+		((i == 0)) || text+=$'\n'
+		line=${lines[i]:-}
+		text+=$'\e[K'${line:0:width}
+	done
+	printf '%s' "$text"
+}
+
+# pause waits for the next view, and draws this one anew when the terminal has
+# got another size.
+pause() {
+	sleep "$every" &>/dev/null &
+	local sleeper=$!
+	until wait "$sleeper" || (($? == 127)); do
+		draw
+	done
+}
+
 end=${duration:+$((SECONDS + duration))}
-[[ ! -t 1 ]] || printf '\e[?25l\e[2J'
+enter_screen
 while :; do
 	scrape blue
 	scrape green
-	frame=$(view)
-	if [[ -t 1 ]]; then
-		printf '\e[H%s\e[K\e[J\n' "${frame//$'\n'/$'\e[K\n'}"
-	else
-		printf '%s\n\n' "$frame"
-	fi
+	draw
 	[[ -z $end ]] || ((SECONDS < end)) || break
-	sleep "$every"
+	pause
 done
+last=$frame

@@ -143,15 +143,15 @@ func TestHandOverCommands(t *testing.T) {
 // Each address of Redis in deploy/README.md, with a real Redis of that kind in
 // place of the hosts.
 func TestRedisCommands(t *testing.T) {
-	hosts := regexp.MustCompile(`(\w+)://([^/@]+@)?([^'? ]+?)(/0)?(\?master_name=sessions)?'?$`)
+	address := regexp.MustCompile(`(\w+)://(\w+:\w+@)?(/[^'? ]+|[^'?/ ]+)`)
 	for _, block := range doctest.Blocks(t, "deploy/README.md") {
 		for _, line := range block.Commands() {
 			t.Run(line, func(t *testing.T) {
-				m := hosts.FindStringSubmatch(line)
+				m := address.FindStringSubmatch(line)
 				if m == nil {
 					t.Fatalf("%s: no address of Redis", line)
 				}
-				place, nodes, env := startRedisOf(t, m[1], m[2], m[3], m[5] != "")
+				place, nodes, env := startRedisOf(t, m[1], m[2], m[3], strings.Contains(line, "master_name="))
 				p := startDocumented(t, folderWithServer(t), strings.Replace(line, "://"+m[2]+m[3], "://"+m[2]+place, 1), env...)
 				p.waitListening()
 				p.waitReady()
@@ -176,7 +176,7 @@ func TestRedisCommands(t *testing.T) {
 func startRedisOf(t *testing.T, scheme, user, hosts string, sentinels bool) (place string, masters []*redistest.Server, env []string) {
 	t.Helper()
 	switch {
-	case scheme == "unix":
+	case scheme == "unix" && hosts[0] == '/':
 		s := redistest.Start(t)
 		return s.Socket, []*redistest.Server{s}, nil
 	case scheme == "rediss":

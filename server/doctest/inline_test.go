@@ -71,7 +71,7 @@ func wantVariables(t *testing.T, span string) error {
 		if wantFlags(t, flag) == nil {
 			continue
 		}
-		if err := firstMissing(m[0], `(.*)`, `\b%s\b`, read(t, "scripts/stack.sh")); err != nil {
+		if err := firstMissing(m[0], `(.+)`, `\b%s\b`, read(t, "scripts/stack.sh")); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/pem"
 	"net/http"
@@ -8,11 +9,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"turnstile/netpoll"
+	"turnstile/proto"
 	"turnstile/server/doctest"
 	"turnstile/server/redistest"
 )
@@ -46,6 +50,32 @@ func folderWithServer(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return folder
+}
+
+// The frames of README.md are those that the server writes.
+func TestReadmeFrames(t *testing.T) {
+	const id = "…"
+	frames := [][]byte{
+		proto.AppendCount(nil, 3, []byte(id), []byte("the text as sent")), proto.AppendGoodbye(nil, 3),
+		proto.AppendHeartbeat(nil, time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)),
+		proto.AppendTakenOver(nil, 3), proto.AppendShutdown(nil, 3, -1), proto.AppendShuttingDown(nil, []byte(id)),
+		proto.AppendSession(nil, []byte(id), 3, true),
+	}
+	want := []string{`{"error":"…"}`} // of a refused request, whose text depends
+	for _, f := range frames {
+		want = append(want, string(f[bytes.IndexByte(f, '{'):]))
+	}
+	var got []string
+	for _, span := range doctest.Spans(t, "README.md") {
+		if strings.HasPrefix(span, "{") && !slices.Contains(got, span) {
+			got = append(got, span)
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("README.md has, and should have:\n%s\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
 }
 
 // The first commands of README.md, on a clone of what is committed. Each line

@@ -51,12 +51,8 @@ var comment = regexp.MustCompile(`(^|\s)#\s.*`)
 // order. A document without one fails the test.
 func Blocks(t testing.TB, document string) (blocks []Block) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(Root(t), document))
-	if err != nil {
-		t.Fatal(err)
-	}
 	name, _, _ := strings.Cut(t.Name(), "/")
-	for _, b := range parse(document, string(text)) {
+	for _, b := range parse(document, read(t, document)) {
 		if b.Test == name {
 			blocks = append(blocks, b)
 		}
@@ -65,6 +61,30 @@ func Blocks(t testing.TB, document string) (blocks []Block) {
 		t.Fatalf("%s has no block after <!-- run: %s -->", document, name)
 	}
 	return blocks
+}
+
+// Spans returns what stands between backquotes in a document's text and tables,
+// with one space where a line ends.
+func Spans(t testing.TB, document string) (spans []string) {
+	t.Helper()
+	var lines strings.Builder
+	prose(read(t, document), func(_ int, line string) { lines.WriteString(line + "\n") })
+	for _, s := range span.FindAllString(lines.String(), -1) {
+		spans = append(spans, strings.Join(strings.Fields(strings.Trim(s, "`")), " "))
+	}
+	return spans
+}
+
+var span = regexp.MustCompile("`[^`]*`")
+
+// read returns a file of the project.
+func read(t testing.TB, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(Root(t), name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }
 
 // Root is the project's folder, seen from a test in any folder of it.
@@ -108,4 +128,16 @@ func parse(document, text string) (blocks []Block) {
 		before = line
 	}
 	return blocks
+}
+
+// prose calls f for each line outside fenced blocks, with its number.
+func prose(text string, f func(number int, line string)) {
+	inBlock := false
+	for i, line := range strings.Split(text, "\n") {
+		if strings.HasPrefix(line, "```") {
+			inBlock = !inBlock
+		} else if !inBlock {
+			f(i+1, line)
+		}
+	}
 }

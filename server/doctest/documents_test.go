@@ -28,33 +28,11 @@ func tracked(t *testing.T, pattern string) []string {
 	return files
 }
 
-// read returns a file of the project.
-func read(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(Root(t), name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
-}
-
 func TestCommands(t *testing.T) {
 	b := Block{Text: "# a title\nmake run # runs it\n\nbin/server -listen :8000 \\\n  -echo\ncurl '#x'\n"}
 	want := []string{"make run", "bin/server -listen :8000   -echo", "curl '#x'"}
 	if got := b.Commands(); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
-// prose calls f for each line outside fenced blocks, with its number.
-func prose(text string, f func(number int, line string)) {
-	inBlock := false
-	for i, line := range strings.Split(text, "\n") {
-		if strings.HasPrefix(line, "```") {
-			inBlock = !inBlock
-		} else if !inBlock {
-			f(i+1, line)
-		}
 	}
 }
 
@@ -96,7 +74,6 @@ func TestProseIsWrapped(t *testing.T) {
 var (
 	link    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	heading = regexp.MustCompile(`^#+ (.+)$`)
-	code    = regexp.MustCompile("`[^`]*`")
 )
 
 // Links within the project lead to a file or a folder that is there, and to a
@@ -104,7 +81,7 @@ var (
 func TestLinks(t *testing.T) {
 	for _, document := range tracked(t, "*.md") {
 		prose(read(t, document), func(number int, line string) {
-			for _, m := range link.FindAllStringSubmatch(code.ReplaceAllString(line, ""), -1) {
+			for _, m := range link.FindAllStringSubmatch(span.ReplaceAllString(line, ""), -1) {
 				if err := follow(t, document, m[1]); err != nil {
 					t.Errorf("%s:%d: %v", document, number, err)
 				}

@@ -13,9 +13,8 @@ import (
 // What stands in the text between backquotes is not run; it names what there is.
 func TestNamesInTheText(t *testing.T) {
 	for _, document := range tracked(t, "*.md") {
-		text := read(t, document)
 		server := document == "README.md" || document == "deploy/README.md"
-		for _, span := range spans(text) {
+		for _, span := range Spans(t, document) {
 			faults := []error{wantTargets(t, span), wantScripts(t, span), wantTests(t, span)}
 			if server {
 				faults = append(faults, wantFlags(t, span), wantMetrics(t, span), wantVariables(t, span))
@@ -25,16 +24,6 @@ func TestNamesInTheText(t *testing.T) {
 			}
 		}
 	}
-}
-
-// spans returns what stands between backquotes, in the text and in tables.
-func spans(text string) (spans []string) {
-	var lines strings.Builder
-	prose(text, func(_ int, line string) { lines.WriteString(line + "\n") })
-	for _, span := range code.FindAllString(lines.String(), -1) {
-		spans = append(spans, strings.Join(strings.Fields(strings.Trim(span, "`")), " "))
-	}
-	return spans
 }
 
 // firstMissing looks in a text for each name that a pattern finds in a span. The
@@ -71,7 +60,7 @@ func wantVariables(t *testing.T, span string) error {
 		if wantFlags(t, flag) == nil {
 			continue
 		}
-		if err := firstMissing(m[0], `(.+)`, `\b%s\b`, read(t, "scripts/stack.sh")); err != nil {
+		if err := firstMissing(m[1], `(.+)`, `(?m)^setting %s `, read(t, "scripts/settings.sh")); err != nil {
 			return err
 		}
 	}

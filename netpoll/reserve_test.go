@@ -22,6 +22,23 @@ func reservePort(t *testing.T) (addr string, release func()) {
 func TestReservedPort(t *testing.T) {
 	addr, release := reservePort(t)
 	defer release()
+	testReservedPort(t, addr)
+}
+
+func TestReservedPortIPv6(t *testing.T) {
+	addr, release, err := ReservePort("::1")
+	if errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL) {
+		t.Skip("no IPv6 here: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	testReservedPort(t, addr)
+}
+
+func testReservedPort(t *testing.T, addr string) {
+	t.Helper()
 	for range 2 {
 		if _, err := net.Dial("tcp", addr); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("a connection while nobody listens: %v", err)
@@ -63,7 +80,7 @@ func TestReservedPortIsGivenOnce(t *testing.T) {
 }
 
 func TestReservePortOfNoAddress(t *testing.T) {
-	for _, host := range []string{"", "localhost", "::1", "127.0.0.1:80"} {
+	for _, host := range []string{"", "localhost", "[::1]", "127.0.0.1:80"} {
 		if addr, _, err := ReservePort(host); err == nil {
 			t.Errorf("%q: reserved %s", host, addr)
 		}

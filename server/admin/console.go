@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +45,17 @@ type variant struct {
 	etag    string
 }
 
-// consoleAssets are the files of the console, by path.
+// ConsolePaths are the paths of the console's page and files, in order: what
+// whoever lets people see the page has to let through.
+func ConsolePaths() (paths []string) {
+	for pattern := range consoleAssets() {
+		paths = append(paths, strings.TrimSuffix(pattern, "{$}"))
+	}
+	slices.Sort(paths)
+	return paths
+}
+
+// consoleAssets are the files of the console, by pattern of http.ServeMux.
 func consoleAssets() map[string]*asset {
 	assets := map[string]*asset{
 		"/uplot.js":  newAsset(".js", uplot.Script),
@@ -143,8 +154,7 @@ func forAnyPage(next http.Handler) http.Handler {
 func secured(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		// Safari before 15.4 does not take ws: to be part of 'self'.
-		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self' ws://"+host(r)+" wss://"+host(r)+
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"+webSockets(r.Host)+
 			"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
@@ -152,10 +162,13 @@ func secured(next http.Handler) http.Handler {
 	})
 }
 
-// host is the request's Host where it is safe inside a header value.
-func host(r *http.Request) string {
-	if strings.ContainsAny(r.Host, " ;,'\"") {
-		return "localhost"
+// webSockets are those of a request's Host, for Safari before 15.4, which does not
+// take them to be part of 'self'. There are none for what is no name or IPv4
+// address: a policy cannot name an IPv6 address (CSP3 §2.3.1), nor is it to hold
+// what a client has invented.
+func webSockets(host string) string {
+	if strings.ContainsAny(host, " ;,'\"[]*") || host == "" {
+		return ""
 	}
-	return r.Host
+	return " ws://" + host + " wss://" + host
 }

@@ -45,8 +45,7 @@ func TestConsoleIsSmall(t *testing.T) {
 }
 
 func TestConsoleIsServedCompressed(t *testing.T) {
-	for path := range consoleAssets() {
-		path = strings.TrimSuffix(path, "{$}")
+	for _, path := range ConsolePaths() {
 		plain, zipped := get(path), get(path, "Accept-Encoding", "br, gzip")
 		if zipped.Header.Get("Content-Encoding") != "gzip" || plain.Header.Get("Content-Encoding") != "" {
 			t.Errorf("%s: encoded as %q and %q", path, plain.Header.Get("Content-Encoding"), zipped.Header.Get("Content-Encoding"))
@@ -103,6 +102,24 @@ func TestConsoleIsFencedIn(t *testing.T) {
 	}
 }
 
+func TestConsolePolicyNamesTheHost(t *testing.T) {
+	f := func(host, want string) {
+		t.Helper()
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		Handler(Config{}).ServeHTTP(w, r)
+		if policy := w.Result().Header.Get("Content-Security-Policy"); !strings.Contains(policy, "; connect-src "+want+"; base-uri") {
+			t.Errorf("Host %q: policy %q, want %s", host, policy, want)
+		}
+	}
+	f("a.example:8080", "'self' ws://a.example:8080 wss://a.example:8080")
+	f("127.0.0.1", "'self' ws://127.0.0.1 wss://127.0.0.1")
+	f("[::1]:8080", "'self'") // Chromium warns of an invalid source
+	f("x; script-src *", "'self'")
+	f("", "'self'")
+}
+
 // The policy would stop inline code in a browser; here it fails earlier.
 func TestConsoleHasNoInlineCode(t *testing.T) {
 	page := body(t, get("/").Body)
@@ -110,7 +127,7 @@ func TestConsoleHasNoInlineCode(t *testing.T) {
 	if found := inline.FindString(page); found != "" {
 		t.Errorf("the page has %q", found)
 	}
-	for path := range consoleAssets() {
+	for _, path := range ConsolePaths() {
 		if path == "/uplot.js" || !strings.HasSuffix(path, ".js") {
 			continue
 		}

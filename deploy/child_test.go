@@ -135,9 +135,15 @@ func startServer(t testing.TB, logPath, addr string, flags ...string) *child {
 // freeAddr is an address that nobody listens on, kept for this test.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	addr, release, err := netpoll.ReservePort(stackHost)
+	return freeAddrOn(t, stackHost)
+}
+
+// freeAddrOn is one of another address of this machine, which may not have it.
+func freeAddrOn(t testing.TB, host string) string {
+	t.Helper()
+	addr, release, err := netpoll.ReservePort(host)
 	if err != nil {
-		t.Fatal(err)
+		missing(t, "%v", err)
 	}
 	t.Cleanup(release)
 	return addr

@@ -2,12 +2,15 @@ package deploy
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/http"
@@ -19,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"turnstile/server/admin"
 	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 )
@@ -127,7 +131,7 @@ func selfSigned(t testing.TB) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.ParseIP(stackHost)}}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.ParseIP(stackHost), net.IPv6loopback}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &secret.PublicKey, secret)
 	if err != nil {
 		t.Fatal(err)
@@ -160,26 +164,68 @@ func smokeTest(t testing.TB, env []string, args ...string) {
 	}
 }
 
-// WebSockets through TLS: the include, with a certificate.
-func TestNginxWithTLS(t *testing.T) {
+// Each port of the configuration, plain and with TLS, as programs use it; and as a
+// browser does one of each kind.
+func TestNginxPorts(t *testing.T) {
 	t.Parallel()
-	cert, key := selfSigned(t)
-	limit, allowed := fileLimit(t)
-	addr := freeAddr(t)
-	sockets, err := os.MkdirTemp("", "tls")
+	f := func(name, host, client, listens, others, browsed string) {
+		t.Run(name, func(t *testing.T) {
+			plain, secure := freeAddrOn(t, host), freeAddrOn(t, host)
+			cert, key := selfSigned(t)
+			blue, log := startBlue(t, map[string]string{
+				"# include tls.conf;": "include tls.conf;", "/etc/turnstile/tls/fullchain.pem": cert, "/etc/turnstile/tls/privkey.pem": key,
+				"    listen " + listens + "8080": "    listen " + plain, "    listen " + listens + "443": "    listen " + secure,
+				"    listen " + others + "8080": "    # no ", "    listen " + others + "443": "    # no ",
+			})
+			for scheme, addr := range map[string]string{"http": plain, "https": secure} {
+				eventually(t, "nginx listens on "+addr, func() bool { return canConnect(addr) })
+				smokeTest(t, []string{"SSL_CERT_FILE=" + cert}, "-reaches", blue, scheme+"://"+addr)
+				if scheme == browsed {
+					browse(t, scheme+"://"+addr)
+				}
+			}
+			eventually(t, "the client's address is in the log", func() bool {
+				text, err := os.ReadFile(log)
+				return err == nil && strings.Contains(string(text), `"client_ip":"`+client+`"`)
+			})
+		})
+	}
+	f("IPv4", stackHost, "127.0.0.1", "", "[::]:", "http")
+	f("IPv6", "::1", "::1", "[::]:", "", "https")
+}
+
+// startBlue starts a server, and nginx before it; blue is its socket, as bench
+// writes it.
+func startBlue(t testing.TB, replace map[string]string) (blue, log string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "blue") // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(sockets) })
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	blue, log = "unix:"+dir+"/blue.sock", dir+"/server.log"
 	direct := freeAddr(t)
-	startServer(t, sockets+"/server.log", direct, "-listen", direct+",unix:"+sockets+"/blue.sock")
-	os.Symlink("blue.sock", sockets+"/active.sock")
-	newNginxConf(t, map[string]string{
-		limit: allowed, "/run/turnstile/": sockets + "/", "# include tls.conf;": "include tls.conf;", "include server.conf;": "",
-		"/etc/turnstile/tls/fullchain.pem": cert, "/etc/turnstile/tls/privkey.pem": key, "listen 443": "listen " + addr,
-	}).start(t)
-	eventually(t, "nginx listens", func() bool { return canConnect(addr) })
-	smokeTest(t, []string{"SSL_CERT_FILE=" + cert}, "-reaches", "unix:"+sockets+"/blue.sock", "https://"+addr)
+	startServer(t, log, direct, "-listen", direct+","+blue)
+	os.Symlink("blue.sock", dir+"/active.sock")
+	limit, allowed := fileLimit(t)
+	replace[limit], replace["/run/turnstile/"] = allowed, dir+"/"
+	newNginxConf(t, replace).start(t)
+	return blue, log
+}
+
+// browse tries a site's console in a real browser.
+func browse(t testing.TB, site string) {
+	t.Helper()
+	cmd := exec.Command(wantProgram(t, "node"), "--test", "../server/admin/browsertest/site.mjs")
+	cmd.Env = append(os.Environ(), "TURNSTILE_SITE="+site)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("the console of %s: %v:\n%s", site, err, out)
+	}
+	if _, what, skipped := strings.Cut(string(out), "# SKIP "); skipped {
+		what, _, _ = strings.Cut(what, "\n")
+		missing(t, "the console of %s: %s", site, what)
+	}
 }
 
 func canConnect(addr string) bool {
@@ -193,36 +239,71 @@ func canConnect(addr string) bool {
 // get asks for a path exactly as it is written, with more header lines.
 func get(t testing.TB, addr, path string, headers ...string) *http.Response {
 	t.Helper()
+	return ask(t, addr, "GET "+path+" HTTP/1.1", append(headers, "Host: "+addr)...)
+}
+
+// ask sends a request as it is written; the answer's body has been read.
+func ask(t testing.TB, addr, requestLine string, headers ...string) *http.Response {
+	t.Helper()
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", path, addr, strings.Join(append(headers, ""), "\r\n"))
+	fmt.Fprintf(conn, "%s\r\n\r\n", strings.Join(append([]string{requestLine}, headers...), "\r\n"))
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		t.Fatalf("GET %s: %v", path, err)
+		t.Fatalf("%s: %v", requestLine, err)
 	}
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatalf("%s: %v", requestLine, err)
+	}
+	response.Body = io.NopCloser(bytes.NewReader(body))
 	return response
+}
+
+// wantSame holds a page's file through nginx to what the server itself gives:
+// status, bytes and headers.
+func wantSame(t testing.TB, site, direct, path string, headers ...string) {
+	t.Helper()
+	text := func(addr string) string {
+		r := get(t, addr, path, headers...)
+		for _, ofTheHop := range []string{"Server", "Date", "Connection"} {
+			r.Header.Del(ofTheHop)
+		}
+		body, _ := io.ReadAll(r.Body)
+		return strings.ReplaceAll(fmt.Sprintf("%s, %v, %x", r.Status, r.Header, sha256.Sum256(body)), addr, "ADDR")
+	}
+	through, itself := text(site), text(direct)
+	if through != itself || !strings.HasPrefix(itself, "200 OK") {
+		t.Errorf("%s %s: through nginx %s\nthe server gives %s", path, headers, through, itself)
+	}
 }
 
 // What the public sees of a stack, and what it does not.
 func TestNginxShowsThePublicPages(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
-	for _, path := range []string{"/", "/console.js", "/console.css", "/healthz", "/healthz/", "/readyz/"} {
+	direct := s.host + ":8001"
+	for _, path := range admin.ConsolePaths() {
+		wantSame(t, s.site, direct, path)
+		wantSame(t, s.site, direct, path, "Accept-Encoding: gzip")
+	}
+	for _, path := range []string{"/healthz", "/healthz/", "/readyz", "/readyz/"} {
 		if r := get(t, s.site, path); r.StatusCode != 200 {
 			t.Errorf("%s: %s", path, r.Status)
 		}
 	}
 	for _, path := range []string{"/metrics", "/metrics/", "//metrics/", "/%6detrics/", "/ws/../metrics/", "/healthz/../metrics/",
-		"/ws/%2e%2e/metrics/", "/debug/pprof/", "/console.js/../metrics", "/healthz/%2e%2e/metrics/", "/nothing"} {
+		"/ws/%2e%2e/metrics/", "/debug/pprof/", "/debug/pprof/cmdline", "/console.js/../metrics", "/healthz/%2e%2e/metrics/",
+		"/metrics/%0a.js", "/metrics%0a.js", "/console/console.js", "/nothing", "/nothing.js"} {
 		if r := get(t, s.site, path); r.StatusCode != 404 && r.StatusCode != 400 {
 			t.Errorf("%s: %s, want 404", path, r.Status)
 		}
 	}
-	if _, err := fetch("http://" + s.host + ":8001/metrics/"); err != nil {
+	if _, err := fetch("http://" + direct + "/metrics/"); err != nil {
 		t.Errorf("the machine itself has to see the metrics: %v", err)
 	}
 
@@ -245,6 +326,35 @@ func TestNginxShowsThePublicPages(t *testing.T) {
 		r := get(t, s.site, "/ws/chat/")
 		return r.StatusCode == 503 && r.Header.Get("Retry-After") != "" && r.Header.Get("Content-Type") == "application/json"
 	})
+}
+
+// What nginx makes of the Host that it got, or did not get, and what the server
+// makes of that.
+func TestNginxPassesTheHost(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	for _, addr := range []string{s.site, s.host + ":8001"} {
+		for _, path := range []string{"/healthz/", "/readyz/", "/"} {
+			if r := ask(t, addr, "GET "+path+" HTTP/1.0"); r.StatusCode != 200 {
+				t.Errorf("%s%s by HTTP/1.0 without Host: %s", addr, path, r.Status)
+			}
+		}
+	}
+	f := func(want int, requestLine string, headers ...string) {
+		t.Helper()
+		headers = append(headers, "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+		if r := ask(t, s.site, requestLine, headers...); r.StatusCode != want {
+			t.Errorf("%s %s: %s, want %d", requestLine, headers, r.Status, want)
+		}
+	}
+	const upgrade = "GET /ws/chat/ HTTP/1.1"
+	f(101, upgrade, "Host: "+s.site, "Origin: http://"+s.site)
+	f(101, upgrade, "Host: a.example", "Origin: https://a.example")
+	f(403, upgrade, "Host: "+s.site, "Origin: http://"+s.host) // on another port
+	f(403, upgrade, "Host: "+s.site, "Origin: http://a.example")
+	for _, origin := range []string{"http://a.example", "http://" + s.site, "http://localhost", "http://", "null"} {
+		f(403, "GET /ws/chat/ HTTP/1.0", "Origin: "+origin)
+	}
 }
 
 // nginx is killed and started again: all are cut off, and all are back.
@@ -270,7 +380,7 @@ func TestInstances(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
 	limit, allowed := fileLimit(t)
 	site, dir := freeAddr(t), t.TempDir()
-	replace := map[string]string{limit: allowed, "include upstream.conf;": "include instances.conf;", "listen 8080": "listen " + site}
+	replace := map[string]string{limit: allowed, "include upstream.conf;": "include instances.conf;", "listen 8080": "listen " + site, "    listen [::]:8080": "    # no "}
 	var addrs []string
 	var instances []*child
 	for i := range 3 {

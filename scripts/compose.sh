@@ -23,7 +23,8 @@ compose() { docker compose --file "$ROOT/deploy/compose.yml" --progress quiet "$
 
 # prepare makes what the containers find in the folder that they share.
 prepare() {
-	mkdir -p "$RUN"/{log,redis,nginx/temp,victoria-metrics,loki,grafana}
+	mkdir -p "$RUN"/{log,redis,victoria-metrics,loki,grafana}
+	copy_nginx
 	(umask 077 && echo "$COLOUR_ENVIRONMENT" >"$RUN/colour.env")
 	((EUID != 0)) || chown -R "$TURNSTILE_USER" "$RUN"
 }

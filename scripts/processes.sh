@@ -142,12 +142,11 @@ start_redis() {
 		--appendonly yes --save '' --maxmemory-policy noeviction --daemonize no
 }
 
-# start_nginx runs it on a copy of deploy/nginx with this stack's address, paths
-# and limit of files.
+# start_nginx runs it on the copy, with this stack's address, paths and limit of
+# files.
 start_nginx() {
 	local directives='daemon off;'
-	mkdir -p "$RUN/nginx/temp"
-	cp "$ROOT"/deploy/nginx/*.conf "$RUN/nginx/"
+	copy_nginx
 	sed -i "s|/run/turnstile/|$RUN/|" "$RUN/nginx/upstream.conf"
 	sed -i "s|listen 8080|listen $(address_of nginx)|" "$RUN/nginx/server.conf"
 	sed -i "s|^worker_rlimit_nofile .*|worker_rlimit_nofile $(ulimit -Hn);|" "$RUN/nginx/nginx.conf"

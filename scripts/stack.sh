@@ -40,6 +40,14 @@ activate() {
 	mv -T "$RUN/active.sock.new" "$RUN/active.sock"
 }
 
+# copy_nginx makes the stack's own copy of deploy/nginx. Without IPv6: the stack is
+# on one address, and a kernel that has no IPv6 would not let nginx start.
+copy_nginx() {
+	mkdir -p "$RUN/nginx/temp"
+	cp "$ROOT"/deploy/nginx/*.conf "$RUN/nginx/"
+	sed -i '/listen \[::\]/d' "$RUN"/nginx/*.conf
+}
+
 # one_at_a_time takes the lock that the scripts which change the stack share.
 one_at_a_time() {
 	mkdir -p "$RUN"

@@ -4,7 +4,7 @@ import { readdirSync } from "node:fs";
 import { after, test } from "node:test";
 import { assertNoFaults, closeBrowser, openBrowser, openConsole, openContext } from "./browser.mjs";
 import { faintTexts, flawsOfLayout } from "./looks.mjs";
-import { eventually, haveNginx, haveRedis, need, patience, startNginx, startProxy, startRedis, startServer } from "./parts.mjs";
+import { eventually, haveRedis, need, patience, startProxy, startRedis, startServer } from "./parts.mjs";
 
 after(closeBrowser);
 
@@ -315,17 +315,6 @@ check("a proxy that has no server behind it is an outage too", async (t) => {
   assert.ok(await console.page.isVisible("#charts"));
   await context.unrouteAll();
   await console.sees("#watch-state", /workers? · room for/);
-});
-
-check("where nginx hides the metrics the page says so, and the rest works", async (t) => {
-  if (!need(t, haveNginx(), "nginx")) return;
-  const nginx = await startNginx(t, (await startServer(t)).address);
-  const console = await openConsole(t, nginx, await openContext(t), { lossy: true });
-  await console.sees("#absent-text", /\/metrics\/ answered HTTP 403/);
-  assert.ok(await console.page.isHidden("#charts"));
-  await console.send("all the same");
-  await console.sees("#count", "1");
-  await console.sees("#health", /healthy$/);
 });
 
 check("a script that does not load leaves a sentence", async (t) => {

@@ -2,7 +2,7 @@
 // cuts connections. Each ends with the test that started it.
 import assert from "node:assert/strict";
 import { spawn, spawnSync } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { createRequire } from "node:module";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
@@ -102,8 +102,6 @@ class Server {
 
 export function haveRedis() { return spawnSync("redis-server", ["--version"]).status === 0; }
 
-export function haveNginx() { return spawnSync("nginx", ["-v"]).status === 0; }
-
 /** Starts a redis-server on a unix socket in a folder of its own; returns the value of -redis. */
 export async function startRedis(t) {
   const dir = newFolder();
@@ -113,33 +111,6 @@ export async function startRedis(t) {
   return `unix://${socket}`;
 }
 
-/** Starts an nginx in front of a server, that passes all on but its metrics. */
-export async function startNginx(t, target) {
-  const dir = newFolder();
-  const port = await freePort();
-  const address = `${host}:${port}`;
-  const temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((kind) => `${kind}_temp_path ${dir}/${kind};`);
-  writeFileSync(join(dir, "nginx.conf"), `daemon off; ${process.getuid() === 0 ? "user root;" : ""} pid ${dir}/pid; events {}
-    http {
-      access_log off; ${temp.join(" ")}
-      map $http_upgrade $upgrade_or_close { "" close; default upgrade; }
-      server {
-        listen ${address};
-        location /metrics { deny all; }
-        location / {
-          proxy_pass http://${target};
-          proxy_http_version 1.1;
-          proxy_set_header Host $http_host;
-          proxy_set_header Upgrade $http_upgrade;
-          proxy_set_header Connection $upgrade_or_close;
-        }
-      }
-    }`);
-  startChild(t, "nginx", ["-p", dir, "-e", join(dir, "error.log"), "-c", join(dir, "nginx.conf")], "SIGTERM"); // its worker ends with it
-  await eventually("nginx listens", () => answers({ host, port }));
-  return { address, page: `http://${address}/` };
-}
-
 /** A folder that goes when all that was started in it has ended. */
 function newFolder() {
   const dir = mkdtempSync(join(tmpdir(), "console"));
@@ -147,11 +118,11 @@ function newFolder() {
   return dir;
 }
 
-function startChild(t, command, args, signal = "SIGKILL") {
+function startChild(t, command, args) {
   const child = spawn(command, args, { stdio: ["ignore", "ignore", "inherit"] });
   const exited = new Promise((resolve) => child.once("close", resolve));
   t.after(async () => {
-    child.kill(signal);
+    child.kill("SIGKILL");
     await exited;
   });
 }

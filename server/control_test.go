@@ -207,10 +207,10 @@ func TestTakeOverFromNoSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, dir} {
-		out, complaint, code := tellAs("-listen", testHost+":0", "-take-over-from", path)
+		p := startProcess(t, nil, "-listen", testHost+":0", "-take-over-from", path)
 		want := fmt.Sprintf("server: cannot take over from %q: that is no socket: give the path of the running server's -control socket\n", path)
-		if code != exitFailure || complaint != want || out != "" {
-			t.Errorf("exit code %d, %q, %q; want %q", code, out, complaint, want)
+		if code := p.wait(); code != exitFailure || p.stderr.String() != want {
+			t.Errorf("exit code %d, %q; want %q", code, p.stderr.String(), want)
 		}
 	}
 }

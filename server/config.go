@@ -110,7 +110,8 @@ func (c *Config) listening() []setting {
 			text: "Hosts whose pages may connect, beside the server's own, separated by commas; * is all.",
 			when: "a page of another host connects"},
 		{name: "trusted-proxies", unit: "ADDRESSES", value: &prefixesFlag{&c.TrustedProxies},
-			text: "Proxies whose X-Forwarded-For and X-Real-IP are believed, as IP or CIDR, separated by commas. Who comes through a unix socket always is.",
+			text: "Proxies whose X-Forwarded-For and X-Real-IP are believed, as IP or CIDR, separated by commas. " +
+				"Who comes through a unix socket always is.",
 			when: "a proxy connects over TCP"},
 		{name: "echo", value: &boolFlag{&c.Echo},
 			text: "Serve /ws/echo/ as well, which sends each message back.",
@@ -123,7 +124,8 @@ func (c *Config) limits(cpus, fds int) []setting {
 		{name: "workers", unit: "N", value: whole(&c.Workers, cpus, 1, maxWorkers), byDefault: "one for each processor",
 			text: "Event loops, each with its share of the connections.",
 			when: "other programs need the processors too"},
-		{name: "max-connections", unit: "N", value: whole(&c.MaxConnections, connectionLimit(fds), 1, unbounded), byDefault: "what the limit of open files allows",
+		{name: "max-connections", unit: "N", value: whole(&c.MaxConnections, connectionLimit(fds), 1, unbounded),
+			byDefault: "what the limit of open files allows",
 			text: "Sockets that are served at once; further ones get 503.",
 			when: "memory is short"},
 		{name: "max-connections-per-ip", unit: "N", value: whole(&c.MaxConnectionsPerIP, 0, 0, unbounded),
@@ -180,7 +182,8 @@ func (c *Config) deploying() []setting {
 			text: "A unix socket at which processes of the same user ask for status, drain and handover: see -tell.",
 			when: "a later version shall take over the live connections"},
 		{name: "take-over-from", unit: "PATH", value: &textFlag{&c.TakeOverFrom, checkSocketPath},
-			text: "The -control socket of a running server. Its connections, sessions and listeners are taken over at the start; if nobody is there, the server starts without.",
+			text: "The -control socket of a running server. Its connections, sessions and listeners are taken over at the start; " +
+				"if nobody is there, the server starts without.",
 			when: "this process takes the place of a running one"},
 	}
 }
@@ -202,8 +205,8 @@ func (c *Config) watching() []setting {
 func (c *Config) commands() []setting {
 	return []setting{
 		{name: "tell", unit: "COMMAND", value: &textFlag{&c.Tell, checkCommand},
-			text: "Give the server at -control this command, and print its answer: status, drain, prepare PATH (would the server with that control socket " +
-				"hand over to this one?) or take-over PATH.",
+			text: "Give the server at -control this command, and print its answer: status, drain, " +
+				"prepare PATH (would the server with that control socket hand over to this one?) or take-over PATH.",
 			when: "you deploy by hand or by a script"},
 		{name: "healthcheck", unit: "URL", value: &textFlag{&c.HealthCheck, checkHealthTarget},
 			text: "Ask the server at http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/. Exit code 0 if it answers 200.",

@@ -20,8 +20,10 @@ func environmentName(name string) string {
 // othersVariables, behind the prefix, are read by the scripts and by the
 // compose file. The server meets them since it inherits their environment.
 var othersVariables = []string{
-	"BACKEND", "BIN", "BLUE", "BLUE_PORT", "DEPLOY", "GRAFANA_PORT", "GREEN", "GREEN_PORT", "HOST", "MONITORING", "NOFILE", "PATIENCE", "PORT", "RUN_DIR", "URL", "USER",
-	"LOKI_PORT", "VICTORIALOGS", "VICTORIALOGS_PORT", "VICTORIAMETRICS", "VICTORIAMETRICS_PORT", "VLAGENT", "VLAGENT_PORT", "VMALERT", "VMALERT_PORT",
+	"BACKEND", "BIN", "BLUE", "BLUE_PORT", "DEPLOY", "GRAFANA_PORT", "GREEN", "GREEN_PORT", "HOST", "MONITORING", "NOFILE", "PATIENCE",
+	"PORT", "RUN_DIR", "URL", "USER",
+	"LOKI_PORT", "VICTORIALOGS", "VICTORIALOGS_PORT", "VICTORIAMETRICS", "VICTORIAMETRICS_PORT",
+	"VLAGENT", "VLAGENT_PORT", "VMALERT", "VMALERT_PORT",
 }
 
 // isOthers reports whether a variable is somebody else's. Kubernetes makes some

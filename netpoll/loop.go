@@ -156,6 +156,16 @@ func (l *Loop) Del(fd int) error { return l.epoll.Del(fd) }
 // reports false when the loop is closed and the task will never run.
 func (l *Loop) Post(task func()) bool { return l.mailbox.post(task) }
 
+// Call runs task on the loop and waits until it has returned. It must not be
+// called from the loop itself. On a closed loop it returns at once, and task
+// does not run.
+func (l *Loop) Call(task func()) {
+	done := make(chan struct{})
+	if l.Post(func() { task(); close(done) }) {
+		<-done
+	}
+}
+
 // Now is the loop's clock: Monotonic as of the last tick. Reading it costs
 // nothing; it is at most a Tick old unless a callback takes longer.
 func (l *Loop) Now() time.Duration { return l.now }

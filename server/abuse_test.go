@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"turnstile/proto"
+	"turnstile/server/engine"
 )
 
 // Bad input gets a clear answer, nothing leaks, and nobody else notices.
@@ -104,6 +105,10 @@ func TestPingFlood(t *testing.T) {
 	check()
 }
 
+// What a client that does not read, or a store that does not answer, can make the
+// server hold: of answers to one client, in one flush more, and in all for a worker.
+const backlogHigh, oneFlush, heldMost = 64 << 10, 64 << 10, 32 << 20
+
 // A client that sends and never reads is no longer read itself once its
 // replies pile up, costs a bounded amount of memory, and is closed in time.
 func TestClientThatNeverReads(t *testing.T) {
@@ -118,7 +123,7 @@ func TestClientThatNeverReads(t *testing.T) {
 		if err != nil {
 			break // the server has closed, for what else would end a write without a deadline
 		}
-		if held := p.metric("websocket_backlog_bytes"); held > highWater+flushBytes+1000 {
+		if held := p.metric("websocket_backlog_bytes"); held > backlogHigh+oneFlush+1000 {
 			t.Fatalf("%v bytes held", held)
 		}
 	}
@@ -151,7 +156,7 @@ func TestSlowReaderGetsAll(t *testing.T) {
 		}
 		sending <- nil
 	}()
-	eventually(t, "the server stops reading", func() bool { return p.metric("websocket_backlog_bytes") > highWater })
+	eventually(t, "the server stops reading", func() bool { return p.metric("websocket_backlog_bytes") > backlogHigh })
 	for i := range uint64(messages) {
 		w.wantCount(i+1, "slow")
 	}
@@ -311,7 +316,7 @@ func TestMaxConnectionsPerIPTakesNoPlaces(t *testing.T) {
 func TestManyBeyondTheLimit(t *testing.T) {
 	p := startServer(t, "-max-connections", "1", "-handshake-timeout", "1m")
 	w := p.open("/ws/chat/")
-	for range beyondMost {
+	for range engine.MaxBeyondLimit {
 		newWire(t, p.dial())
 	}
 	eventually(t, "one is closed at once", func() bool {

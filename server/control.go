@@ -93,7 +93,7 @@ func inodeOf(path string) uint64 {
 // close ends the socket, and removes its file unless a successor puts its own
 // there.
 func (c *control) close() {
-	if !c.server.gone.Load() && inodeOf(c.path) == c.inode {
+	if !c.server.hasGiven.Load() && inodeOf(c.path) == c.inode {
 		os.Remove(c.path)
 	}
 	c.listener.Close()
@@ -247,14 +247,14 @@ type status struct {
 	PID         int   `json:"pid"`
 	Ready       bool  `json:"ready"`
 	Draining    bool  `json:"draining"`
-	Connections int64 `json:"connections"`
+	Connections int   `json:"connections"`
 	Sessions    int   `json:"sessions"`
 	UptimeMS    int64 `json:"uptime_ms"`
 }
 
 func (s *server) status() status {
 	return status{
-		PID: os.Getpid(), Ready: s.isReady(), Draining: s.drainSince.Load() != 0, Connections: s.connections.Load(),
+		PID: os.Getpid(), Ready: s.isReady(), Draining: s.drainSince.Load() != 0, Connections: s.connections(),
 		Sessions: s.store.Len(), UptimeMS: time.Since(s.started).Milliseconds(),
 	}
 }

@@ -84,20 +84,6 @@ func TestMessagesBeforeTheDrainAreAnswered(t *testing.T) {
 	p.wait()
 }
 
-// What comes between the drain's begin and a connection's goodbye is too late,
-// and is told so.
-func TestMessagesDuringTheDrainAreRefused(t *testing.T) {
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
-	buf := make([]byte, 1<<16)
-	e.onLoop(func(w *worker) { w.draining = true })
-	id := ""
-	e.onLoop(func(w *worker) { id = w.conns[0].session.ID().String() })
-	exchange(t, fd, text("too late"), []byte(`{"error":"Server is shutting down","session_id":"`+id+`"}`), buf)
-	exchange(t, fd, text("goodbye"), []byte("\x88\x10\x03\xe8Normal closure"), buf)
-	e.onLoop(func(w *worker) { w.draining = false })
-}
-
 func TestNewClientsDuringTheDrain(t *testing.T) {
 	p := startServer(t, "-drain-timeout", "10m", "-write-timeout", "10m")
 	holder := p.openDeaf() // the drain waits for it
@@ -137,7 +123,7 @@ func (p *process) openDeaf() *wire {
 			}
 		}
 	}()
-	eventually(p.t, "its replies pile up", func() bool { return p.metric("websocket_backlog_bytes") > highWater })
+	eventually(p.t, "its replies pile up", func() bool { return p.metric("websocket_backlog_bytes") > backlogHigh })
 	return w
 }
 
@@ -176,7 +162,7 @@ func TestDrainAnswersAllThatHasArrived(t *testing.T) {
 			unacked, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
 			full = unacked > 0 && unacked == before
 		})
-		return full && p.metric("websocket_backlog_bytes") > highWater
+		return full && p.metric("websocket_backlog_bytes") > backlogHigh
 	})
 	p.signal(syscall.SIGTERM)
 	p.waitLog("drain_started")
@@ -298,7 +284,7 @@ func TestTenThousand(t *testing.T) {
 // leaveAll ends all clients without a word and returns their sessions.
 func (s *swarm) leaveAll() (sessions []string) {
 	for _, c := range s.clients {
-		wait(c.loop, func() {
+		c.loop.Call(func() {
 			c.leave()
 			sessions = append(sessions, c.session)
 		})

@@ -1,17 +1,13 @@
 package main
 
-import "turnstile/proto"
+import (
+	"turnstile/proto"
+	"turnstile/server/engine"
+)
 
 // echo sends every message back as it came.
-type echo struct{}
+type echo struct{ engine.Silent }
 
-func (echo) onOpen(*Conn, *proto.Request) handshakeResult { return handshakeUpgraded }
-
-func (echo) onMessage(c *Conn, m proto.Message) {
-	c.worker.out = proto.AppendFrame(c.worker.out, m.Op, m.Payload)
+func (echo) OnMessage(_ *engine.Conn, m proto.Message, out []byte) []byte {
+	return proto.AppendFrame(out, m.Op, m.Payload)
 }
-
-func (echo) onHeartbeat(*Conn) {}
-func (echo) onDrain(*Conn)     {}
-func (echo) commit(*Conn) bool { return false }
-func (echo) onClosed(*Conn)    {}

@@ -8,22 +8,23 @@ import (
 	"time"
 
 	"turnstile/netpoll"
+	"turnstile/server/engine"
 	"turnstile/server/handover"
 	"turnstile/server/session"
 )
 
 // A giver hands everything that this process has over to its successor, on a
 // goroutine of its own: listeners, connections, and the sessions that nobody
-// holds. Each batch is frozen on its worker's loop, goes, and is then ended or
-// thawed there; all others are served meanwhile.
+// holds. Each batch is frozen on its worker's loop, goes, and is then released or
+// taken back there; all others are served meanwhile.
 type giver struct {
 	server   *server
 	exchange *handover.Exchange
 	moved    int // connections that were given
 }
 
-// giveBatch is how many connections are frozen at a time.
-const giveBatch = 64
+// batchSize is how many connections are frozen at a time.
+const batchSize = 64
 
 // lookAgain is how soon connections are looked at again that could not be
 // frozen, since the store is at work for them.
@@ -50,7 +51,7 @@ func (s *server) giveTo(conn *net.UnixConn) {
 		s.refuseHandover(x, refused)
 		return
 	}
-	wanted, err := x.Welcome(handover.Welcome{Connections: int(s.connections.Load()), Listeners: s.listenAddresses()})
+	wanted, err := x.Welcome(handover.Welcome{Connections: s.connections(), Listeners: s.listenAddresses()})
 	if err != nil {
 		s.log.Info().Err(err).Msg("handover_not_begun")
 		return
@@ -60,11 +61,9 @@ func (s *server) giveTo(conn *net.UnixConn) {
 
 // listenAddresses are those of the listeners, as they were asked for.
 func (s *server) listenAddresses() (addresses []string) {
-	wait(s.acceptor.loop, func() {
-		for _, l := range s.acceptor.listeners {
-			addresses = append(addresses, l.Asked)
-		}
-	})
+	for _, l := range s.engine.Listeners() {
+		addresses = append(addresses, l.Asked)
+	}
 	return addresses
 }
 
@@ -84,7 +83,7 @@ func (s *server) countRefusal(reason handover.Refusal) {
 
 // objection is why a process like this cannot take over, nil if it can.
 func (s *server) objection(h handover.Hello) *handover.RefusedError {
-	mine, need := s.hello(), int(s.connections.Load())
+	mine, need := s.hello(), s.connections()
 	refuse := func(reason handover.Refusal, format string, args ...any) *handover.RefusedError {
 		return &handover.RefusedError{Reason: reason, Text: fmt.Sprintf(format, args...)}
 	}
@@ -116,22 +115,22 @@ func containsAll(have, want []string) bool {
 // give carries the handover out. When it is done, the process drains what is
 // left, and ends; when it fails, it goes on serving what it still has.
 func (s *server) give(g *giver, wanted handover.Go) {
-	s.giver <- struct{}{}
-	defer func() { <-s.giver }()
+	s.giving <- struct{}{}
+	defer func() { <-s.giving }()
 	began := netpoll.Monotonic()
-	s.log.Info().Int64("connections", s.connections.Load()).Strs("listeners", wanted.Listeners).Msg("handover_started")
+	s.log.Info().Int("connections", s.connections()).Strs("listeners", wanted.Listeners).Msg("handover_started")
 	err := g.giveAll(wanted)
 	took := netpoll.Monotonic() - began
 	s.metrics.HandoverTime.Set(took)
 	if err != nil {
-		s.setGiving(false)
-		wait(s.acceptor.loop, func() { s.acceptor.takeBack() })
-		s.log.Error().Err(err).Int("moved", g.moved).Int64("left", s.connections.Load()).Int64("duration_ms", took.Milliseconds()).Msg("handover_failed")
+		s.engine.HoldRequests(false)
+		s.engine.TakeBack()
+		s.log.Error().Err(err).Int("moved", g.moved).Int("left", s.connections()).Int64("duration_ms", took.Milliseconds()).Msg("handover_failed")
 		return
 	}
-	s.log.Info().Int("moved", g.moved).Int64("left", s.connections.Load()).Int64("duration_ms", took.Milliseconds()).Msg("handover_finished")
-	s.gone.Store(true)
-	s.given <- struct{}{}
+	s.log.Info().Int("moved", g.moved).Int("left", s.connections()).Int64("duration_ms", took.Milliseconds()).Msg("handover_finished")
+	s.hasGiven.Store(true)
+	s.handedOver <- struct{}{}
 }
 
 func (g *giver) giveAll(wanted handover.Go) error {
@@ -139,7 +138,7 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	if s.drainSince.Load() != 0 {
 		return errDraining
 	}
-	s.setGiving(true)
+	s.engine.HoldRequests(true)
 	if err := g.giveListeners(wanted.Listeners); err != nil {
 		return err
 	}
@@ -148,7 +147,7 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	}
 	// Who has come meanwhile goes as well: the last look at the queues comes
 	// before the last look at the workers.
-	wait(s.acceptor.loop, func() { s.acceptor.empty(); s.acceptor.hold() })
+	s.engine.StopAccepting()
 	if err := g.giveConnections(); err != nil {
 		return err
 	}
@@ -164,14 +163,12 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	if err := g.exchange.Done(); err != nil {
 		return err
 	}
-	wait(s.acceptor.loop, func() { s.acceptor.stop() })
+	s.engine.CloseListeners()
 	return nil
 }
 
 func (g *giver) giveListeners(addresses []string) error {
-	a := g.server.acceptor
-	var lent []*netpoll.Listener
-	wait(a.loop, func() { lent = a.lend(addresses) })
+	lent := g.server.engine.Lend(addresses)
 	if len(lent) == 0 {
 		return nil
 	}
@@ -192,8 +189,8 @@ func (g *giver) giveSessions(states []session.State) error {
 }
 
 func (g *giver) giveConnections() error {
-	for _, w := range g.server.workers {
-		if err := g.giveWorker(w); err != nil {
+	for number := range g.server.config.Workers {
+		if err := g.giveWorker(number); err != nil {
 			return err
 		}
 	}
@@ -202,15 +199,13 @@ func (g *giver) giveConnections() error {
 
 // giveWorker gives the connections of a worker. Those that the store holds up
 // for longer than it may are left to the drain.
-func (g *giver) giveWorker(w *worker) error {
+func (g *giver) giveWorker(number int) error {
 	patience := g.server.config.StoreTimeout + time.Second
 	for progress := time.Now(); ; {
-		var batch []traveller
-		var staying int
-		wait(w.loop, func() { batch, staying = w.freeze(giveBatch) })
+		batch, staying := g.server.engine.Freeze(number, batchSize)
 		switch {
-		case len(batch) > 0:
-			if err := g.giveTravellers(w, batch); err != nil {
+		case len(batch.FDs) > 0:
+			if err := g.giveBatch(batch); err != nil {
 				return err
 			}
 			progress = time.Now()
@@ -225,32 +220,12 @@ func (g *giver) giveWorker(w *worker) error {
 	}
 }
 
-func (g *giver) giveTravellers(w *worker, batch []traveller) error {
-	records := make([]handover.Record, len(batch))
-	fds := make([]int, len(batch))
-	for i, t := range batch {
-		records[i], fds[i] = t.record, int(t.conn.fd)
+func (g *giver) giveBatch(b *engine.Batch) error {
+	if err := g.exchange.OfferConnections(b.Records, b.FDs); err != nil {
+		b.TakeBack()
+		return err
 	}
-	err := g.exchange.OfferConnections(records, fds)
-	wait(w.loop, func() {
-		for _, t := range batch {
-			if err == nil {
-				t.conn.depart()
-			} else {
-				t.conn.thaw()
-			}
-		}
-	})
-	if err == nil {
-		g.moved += len(batch)
-	}
-	return err
-}
-
-// setGiving tells all workers that requests to upgrade are left to another
-// process, or no longer, and waits until they know.
-func (s *server) setGiving(giving bool) {
-	for _, w := range s.workers {
-		wait(w.loop, func() { w.setGiving(giving) })
-	}
+	b.Release()
+	g.moved += len(b.FDs)
+	return nil
 }

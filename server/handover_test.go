@@ -235,7 +235,7 @@ func TestHandoverOfASlowReader(t *testing.T) {
 				}
 			}
 		}()
-		eventually(t, "the client is backed up", func() bool { return d.reigns.metric("websocket_backlog_bytes") > highWater })
+		eventually(t, "the client is backed up", func() bool { return d.reigns.metric("websocket_backlog_bytes") > backlogHigh })
 		d.succeed()
 		if d.reigns.metric("websocket_backlog_bytes") == 0 {
 			t.Error("no backlog has come along")
@@ -323,7 +323,7 @@ func atSteps(t *testing.T, steps []string, run func(t *testing.T, env string)) {
 }
 
 // brokenCrowd is large enough for a second batch of each worker's.
-const brokenCrowd = 3 * giveBatch
+const brokenCrowd = 3 * batchSize
 
 // TestHandoverOldDies kills the old server at each step. What it has given, or
 // the new one has accepted, goes on there without an interruption; the others'

@@ -24,9 +24,12 @@ var mayImport = map[string][]string{
 	"turnstile/server/doctest":     {},                                                    // for tests
 	"turnstile/server/oracle":      {"turnstile/proto"},                                   // for tests
 	"turnstile/bench":              {"turnstile/netpoll", "turnstile/proto", "turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
+	"turnstile/server/engine": {
+		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/handover", "github.com/rs/zerolog",
+	},
 	"turnstile/server": {
 		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/admin", "turnstile/server/handover",
-		"github.com/rs/zerolog",
+		"turnstile/server/engine", "github.com/rs/zerolog",
 	},
 }
 

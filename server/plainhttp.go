@@ -6,11 +6,8 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"slices"
 	"sync/atomic"
 	"time"
-
-	"turnstile/netpoll"
 )
 
 // maxPlainHTTP bounds how many plain HTTP requests are served at once: each
@@ -40,24 +37,21 @@ func newPlainHTTP(handler http.Handler, timeout time.Duration) *plainHTTP {
 	return p
 }
 
-// handOff gives the connection, with what has been read of it, to net/http.
-func (c *Conn) handOff(read []byte) {
-	p := c.worker.server.plain
+// Reserve implements engine.PlainServer.
+func (p *plainHTTP) Reserve() bool {
 	if p.active.Add(1) > maxPlainHTTP {
 		p.active.Add(-1)
-		c.refuse(handshakeTooMany)
-		return
+		return false
 	}
-	read = slices.Clone(read)
-	c.state = stateClosed
-	c.worker.remove(c)
-	conn, err := netpoll.NetConn(int(c.fd))
-	if err != nil {
-		p.active.Add(-1)
-		return
-	}
-	p.queue <- &rewound{conn, read} // never waits: it holds as many as may be active
+	return true
 }
+
+// Unreserve implements engine.PlainServer.
+func (p *plainHTTP) Unreserve() { p.active.Add(-1) }
+
+// Serve implements engine.PlainServer. The queue never makes it wait: it holds as
+// many as there are places.
+func (p *plainHTTP) Serve(conn net.Conn) { p.queue <- conn }
 
 func (p *plainHTTP) onState(_ net.Conn, state http.ConnState) {
 	if state == http.StateClosed || state == http.StateHijacked {
@@ -90,18 +84,3 @@ func (p *plainHTTP) Close() error {
 
 // Addr implements net.Listener.
 func (p *plainHTTP) Addr() net.Addr { return &net.TCPAddr{} }
-
-// A rewound connection gives first what has been read of it before.
-type rewound struct {
-	net.Conn
-	read []byte
-}
-
-func (r *rewound) Read(p []byte) (int, error) {
-	if len(r.read) == 0 {
-		return r.Conn.Read(p)
-	}
-	n := copy(p, r.read)
-	r.read = r.read[n:]
-	return n, nil
-}

@@ -312,14 +312,14 @@ func TestRedisStandsStill(t *testing.T) {
 		}()
 	}
 	held := func() float64 { return p.metric("websocket_backlog_bytes") }
-	eventually(t, "all are held up", func() bool { return held() > clients*highWater })
+	eventually(t, "all are held up", func() bool { return held() > clients*backlogHigh })
 	reads := p.metric("websocket_read_calls_total")
 	eventually(t, "they are no longer read", func() bool {
 		before := reads
 		reads = p.metric("websocket_read_calls_total")
 		return reads-before <= 2 // which are the scrape's own
 	})
-	if most := float64(clients * (highWater + flushBytes + 4096)); held() > most {
+	if most := float64(clients * (backlogHigh + oneFlush + 4096)); held() > most {
 		t.Errorf("%v bytes are held, want at most %v", held(), most)
 	}
 	redis.Continue()
@@ -340,14 +340,14 @@ func TestHeldBudget(t *testing.T) {
 	for _, w := range wires {
 		go w.conn.Write(text(big))
 	}
-	eventually(t, "the budget is used up", func() bool { return p.metric("websocket_backlog_bytes") > heldBudget })
+	eventually(t, "the budget is used up", func() bool { return p.metric("websocket_backlog_bytes") > heldMost })
 	reads := p.metric("websocket_read_calls_total")
 	eventually(t, "nobody is read", func() bool {
 		before := reads
 		reads = p.metric("websocket_read_calls_total")
 		return reads-before <= 2 // which are the scrape's own
 	})
-	if held := p.metric("websocket_backlog_bytes"); held > heldBudget+1<<20 {
+	if held := p.metric("websocket_backlog_bytes"); held > heldMost+1<<20 {
 		t.Errorf("%v bytes are held", held)
 	}
 	redis.Continue()

@@ -17,38 +17,37 @@ import (
 	"turnstile/metrics"
 	"turnstile/netpoll"
 	"turnstile/server/admin"
+	"turnstile/server/engine"
 	"turnstile/server/handover"
 	"turnstile/server/session"
 )
 
-// A server is the process: its workers, their acceptor, and what they share.
+// A server is the process: the engine, what it is built from, and its life.
 type server struct {
-	// Fixed after newServer.
+	// Fixed after newServer: its parts.
 	config    *Config
 	log       zerolog.Logger
 	metrics   *metrics.Metrics
 	store     session.Store
 	memory    *session.Memory // the store, if it is the embedded one
-	peers     *peers
-	endpoints []*endpoint
+	endpoints []engine.Endpoint
+	listeners []*netpoll.Listener // to begin with
+	engine    *engine.Engine
 	plain     *plainHTTP
 	debug     *http.Server
-	pool      *netpoll.Pool
-	workers   []*worker
-	acceptor  *acceptor
 	started   time.Time
-	failure   chan error    // what ends the process
-	asked     chan struct{} // a drain is asked for
-	given     chan struct{} // another process has taken over
-	giver     chan struct{} // full while connections are given to another process
-	first     *takeover     // what -take-over-from asks for, nil without it
+
+	// Fixed after newServer: what run waits for.
+	failure         chan error    // what ends the process
+	drainRequested  chan struct{} // a drain is asked for
+	handedOver      chan struct{} // another process has taken over
+	giving          chan struct{} // full while connections are given to another process
+	initialTakeover *takeover     // what -take-over-from asks for, nil without it
 
 	// Atomic.
-	connections atomic.Int64 // sockets of the workers
-	beyond      atomic.Int64 // sockets that only wait to be refused
 	ready       atomic.Bool
 	handingOver atomic.Bool             // or being asked to
-	gone        atomic.Bool             // everything is another process's
+	hasGiven    atomic.Bool             // everything is another process's
 	control     atomic.Pointer[control] // nil without -control
 	drainSince  atomic.Int64            // time.Duration on netpoll's clock, 0 before the drain
 }
@@ -61,12 +60,11 @@ var errKilled = errors.New("ended by a second signal before the drain was over")
 func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	s := &server{
 		config: config, log: log, started: time.Now(),
-		failure: make(chan error, 1), asked: make(chan struct{}, 1), given: make(chan struct{}, 1), giver: make(chan struct{}, 1),
+		failure: make(chan error, 1), drainRequested: make(chan struct{}, 1), handedOver: make(chan struct{}, 1), giving: make(chan struct{}, 1),
 	}
 	if config.Redis == nil {
 		s.openMemory()
 	}
-	s.peers = newPeers(config)
 	s.metrics = s.newMetrics()
 	if err := s.openDebug(); err != nil {
 		return nil, err
@@ -76,32 +74,51 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	}
 	s.endpoints = s.newEndpoints()
 	var err error
-	if s.first, err = s.takeOverFirst(); err != nil {
+	if s.initialTakeover, err = s.prepareInitialTakeover(); err != nil {
 		return nil, err
 	}
-	listeners, err := listenAll(s.first.listensElse(config.Listen))
-	if err != nil {
+	if s.listeners, err = listenAll(s.initialTakeover.listensElse(config.Listen)); err != nil {
 		return nil, err
 	}
-	if err := s.startLoops(listeners); err != nil {
+	if s.engine, err = s.newEngine(); err != nil {
 		return nil, err
 	}
-	s.plain = newPlainHTTP(admin.Handler(admin.Config{
-		Started: s.started,
-		State:   func() (bool, bool) { return s.isReady(), s.drainSince.Load() != 0 },
-		Metrics: s.metrics.Write,
-	}), config.HandshakeTimeout)
-	if s.first == nil || config.Control != config.TakeOverFrom {
+	if s.initialTakeover == nil || config.Control != config.TakeOverFrom {
 		err = s.openControl()
 	} // else when what is there now has handed over
 	return s, err
 }
 
+// newEndpoints are the applications: see DESIGN.md for how to add one.
+func (s *server) newEndpoints() []engine.Endpoint {
+	endpoints := []engine.Endpoint{{Path: "/ws/chat", New: func() engine.Handler { return &counter{drainTimeout: s.config.DrainTimeout} }}}
+	if s.config.Echo {
+		endpoints = append(endpoints, engine.Endpoint{Path: "/ws/echo", New: func() engine.Handler { return echo{} }})
+	}
+	return endpoints
+}
+
+func (s *server) newEngine() (*engine.Engine, error) {
+	c := s.config
+	s.plain = newPlainHTTP(admin.Handler(admin.Config{
+		Started: s.started,
+		State:   func() (bool, bool) { return s.isReady(), s.drainSince.Load() != 0 },
+		Metrics: s.metrics.Write,
+	}), c.HandshakeTimeout)
+	return engine.New(engine.Config{
+		Workers: c.Workers, Endpoints: s.endpoints,
+		MaxConnections: c.MaxConnections, MaxConnectionsPerIP: c.MaxConnectionsPerIP, MaxMessage: c.MaxMessage, MessageRate: c.MessageRate,
+		Origins: c.Origins, TrustedProxies: c.TrustedProxies,
+		Heartbeat: c.Heartbeat, HandshakeTimeout: c.HandshakeTimeout, WriteTimeout: c.WriteTimeout,
+		Store: s.store, Metrics: s.metrics, Log: s.log, Plain: s.plain, Fatal: s.fail,
+	})
+}
+
 // openControl listens for commands, if the configuration says so.
 func (s *server) openControl() error {
 	if s.config.Control == "" {
-		if s.first != nil {
-			s.log.Warn().Msg("no_control")
+		if s.initialTakeover != nil {
+			s.log.Warn().Msg("control_not_configured")
 		}
 		return nil
 	}
@@ -127,27 +144,6 @@ func listenAll(addresses []string) (listeners []*netpoll.Listener, err error) {
 	return listeners, nil
 }
 
-// startLoops starts a loop for each worker, and the last one for the acceptor.
-func (s *server) startLoops(listeners []*netpoll.Listener) (err error) {
-	n := s.config.Workers
-	s.pool, err = netpoll.NewPool(n+1, func(i int) netpoll.Config {
-		config := netpoll.Config{Fatal: s.fail}
-		if i < n {
-			latency := s.metrics.Workers[i].LoopLatency
-			config.OnTick = func(late time.Duration) { latency.Update(late.Seconds()) }
-		}
-		return config
-	})
-	if err != nil {
-		return err
-	}
-	for i, loop := range s.pool.Loops[:n] {
-		s.workers = append(s.workers, newWorker(s, loop, s.metrics.Workers[i]))
-	}
-	s.acceptor = newAcceptor(s, s.pool.Loops[n], listeners)
-	return nil
-}
-
 func (s *server) openDebug() error {
 	if s.config.DebugListen == "" {
 		return nil
@@ -164,12 +160,7 @@ func (s *server) openDebug() error {
 
 func (s *server) newMetrics() *metrics.Metrics {
 	var labels metrics.Labels
-	for _, reason := range closeReasonNames {
-		labels.Closes = append(labels.Closes, metrics.Label{Value: reason.name, IsError: reason.isError})
-	}
-	for _, outcome := range handshakeOutcomes {
-		labels.Handshakes = append(labels.Handshakes, metrics.Label{Value: outcome.name, IsError: outcome.isError})
-	}
+	labels.Handshakes, labels.Closes = engine.Labels()
 	for _, reason := range handover.Refusals {
 		labels.Refusals = append(labels.Refusals, string(reason))
 	}
@@ -189,9 +180,11 @@ func (s *server) newMetrics() *metrics.Metrics {
 // run is the life of the server. It returns after a drain (nil), at a second
 // signal (errKilled), or when something broke that cannot be mended.
 func (s *server) run(signals <-chan os.Signal) error {
-	s.acceptor.loop.Post(s.open)
-	if s.first != nil {
-		go s.first.runFirst()
+	if err := s.open(); err != nil {
+		return err
+	}
+	if s.initialTakeover != nil {
+		go s.initialTakeover.runInitial()
 	}
 	var drained <-chan struct{}
 	var over <-chan time.Time
@@ -208,9 +201,9 @@ func (s *server) run(signals <-chan os.Signal) error {
 				return errKilled
 			}
 			begin(signal.String())
-		case <-s.asked:
+		case <-s.drainRequested:
 			begin(commandDrain)
-		case <-s.given:
+		case <-s.handedOver:
 			begin(commandHandover)
 		case <-drained:
 			drained, over, stopped = nil, nil, s.stop()
@@ -224,22 +217,21 @@ func (s *server) run(signals <-chan os.Signal) error {
 	}
 }
 
-// open begins to accept; it runs on the acceptor's loop.
-func (s *server) open() {
-	if err := s.acceptor.start(); err != nil {
-		s.fail(err)
-		return
-	}
-	if s.memory != nil {
-		(&sweeper{server: s}).start()
-	}
-	s.ready.Store(s.drainSince.Load() == 0)
+// open begins to accept.
+func (s *server) open() error {
 	var addresses []string
-	for _, l := range s.acceptor.listeners {
+	for _, l := range s.listeners {
 		addresses = append(addresses, l.Addr)
 	}
-	if s.first != nil {
-		addresses = append(addresses, s.first.wants()...)
+	if err := s.engine.Listen(s.listeners...); err != nil {
+		return err
+	}
+	if s.memory != nil {
+		s.engine.Every(time.Second, s.memory.Expire)
+	}
+	s.ready.Store(true)
+	if s.initialTakeover != nil {
+		addresses = append(addresses, s.initialTakeover.wants()...)
 	}
 	e := s.log.Info()
 	if url := pageURL(addresses); url != "" {
@@ -247,6 +239,7 @@ func (s *server) open() {
 	}
 	e.Strs("listen", addresses).Int("pid", os.Getpid()).Str("revision", revision).Stringer("flags", s.config).Msg("server_started")
 	s.notify(notifyReady)
+	return nil
 }
 
 // pageURL is where a browser on this machine finds the console; empty if no
@@ -281,77 +274,29 @@ func (s *server) fail(err error) {
 	}
 }
 
-// arrive counts a socket that was accepted. One beyond a limit takes nobody's
-// place while it waits to be refused; ok is false if too many wait for that.
-// See forget.
-func (s *server) arrive(fd int, ip netip.Addr) (a arrival, ok bool) {
-	s.metrics.Accepted.Inc()
-	a = arrival{fd: fd, ip: ip}
-	if !s.peers.trusts(ip) {
-		a.charged = s.peers.charge(ip)
-		a.refused = !a.charged
-	}
-	a.over = a.refused
-	if !a.over && s.connections.Add(1) > int64(s.config.MaxConnections) {
-		a.over = true
-		s.connections.Add(-1)
-	}
-	if a.over && s.beyond.Add(1) > beyondMost {
-		s.beyond.Add(-1)
-		s.metrics.Dropped.Inc()
-		if a.charged {
-			s.peers.release(ip)
-		}
-		return a, false
-	}
-	return a, true
-}
-
-// beyondMost is how many sockets beyond the limits may wait to be refused; the
-// file descriptors for them are set aside.
-const beyondMost = 128
-
-// forget undoes arrive.
-func (s *server) forget(c *Conn) {
-	if c.over {
-		s.beyond.Add(-1)
-	} else {
-		s.connections.Add(-1)
-	}
-	if c.charged {
-		s.peers.release(c.clientIP())
-	}
-}
-
-// drain lets every worker say goodbye. The channel is closed when no upgraded
-// connection is left. The listeners stay open until then, for new requests to
-// be refused in so many words, and for health checks and scrapes.
+// drain has every client told goodbye. The channel is closed when none is left.
 func (s *server) drain(why string) <-chan struct{} {
-	s.log.Info().Str("reason", why).Int64("connections", s.connections.Load()).Msg("drain_started")
+	s.log.Info().Str("reason", why).Int("connections", s.connections()).Msg("drain_started")
 	s.notify(notifyStopping)
 	s.ready.Store(false)
 	s.drainSince.Store(int64(netpoll.Monotonic()))
-	done := make(chan struct{})
-	left := atomic.Int64{}
-	left.Store(int64(len(s.workers)))
-	for _, w := range s.workers {
-		w.loop.Post(func() {
-			w.drain(func() {
-				if left.Add(-1) == 0 {
-					close(done)
-				}
-			})
-		})
-	}
-	return done
+	return s.engine.Drain()
 }
 
 // requestDrain has run begin a drain, as a signal does.
 func (s *server) requestDrain() {
 	select {
-	case s.asked <- struct{}{}:
+	case s.drainRequested <- struct{}{}:
 	default: // it is asked for already
 	}
+}
+
+// connections is how many sockets it holds.
+func (s *server) connections() int {
+	if s.engine == nil {
+		return 0 // it asks to take over, before it starts
+	}
+	return s.engine.Connections()
 }
 
 // isReady reports whether new connections are served.
@@ -380,14 +325,11 @@ func (s *server) end() error {
 		c.close()
 	}
 	select {
-	case s.giver <- struct{}{}: // and nothing is given from here on
+	case s.giving <- struct{}{}: // and nothing is given from here on
 	case <-ctx.Done():
 	}
-	wait(s.acceptor.loop, func() { s.acceptor.stop() })
-	var cut int
-	for _, w := range s.workers {
-		wait(w.loop, func() { cut += w.cut() })
-	}
+	s.engine.CloseListeners()
+	cut := s.engine.Cut()
 	s.plain.stop(ctx)
 	if s.debug != nil {
 		s.debug.Close()
@@ -395,15 +337,7 @@ func (s *server) end() error {
 	if err := s.store.Close(ctx); err != nil {
 		s.log.Error().Err(err).Msg("sessions_not_released")
 	}
-	err := s.pool.Close()
+	err := s.engine.Close()
 	s.log.Info().Int64("duration_ms", s.drainTime().Milliseconds()).Int("cut", cut).Msg("server_stopped")
 	return err
-}
-
-// wait runs task on loop and waits until it has returned.
-func wait(loop *netpoll.Loop, task func()) {
-	done := make(chan struct{})
-	if loop.Post(func() { task(); close(done) }) {
-		<-done
-	}
 }

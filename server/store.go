@@ -27,22 +27,3 @@ func (s *server) openRedis() {
 		},
 	})
 }
-
-// A sweeper forgets sessions whose time is over, once a second, on the
-// acceptor's loop.
-type sweeper struct {
-	server *server
-	timer  netpoll.Timer
-}
-
-func (w *sweeper) start() {
-	w.timer.Owner = w
-	w.OnTimer()
-}
-
-// OnTimer implements netpoll.Expirer.
-func (w *sweeper) OnTimer() {
-	w.server.memory.Expire()
-	loop := w.server.acceptor.loop
-	loop.Schedule(&w.timer, loop.Now()+time.Second)
-}

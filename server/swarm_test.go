@@ -86,7 +86,7 @@ func (s *swarm) close() {
 		return
 	}
 	for _, c := range s.clients {
-		wait(c.loop, func() { c.leave() })
+		c.loop.Call(func() { c.leave() })
 	}
 	pool := s.pool
 	s.pool = nil

@@ -5,10 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -52,14 +50,14 @@ func (s *server) hello() handover.Hello {
 	h := handover.Hello{
 		Version: handover.Version, Store: "embedded", Subprotocols: []string{proto.Subprotocol},
 		MaxMessage:      s.config.MaxMessage,
-		Connections:     s.config.MaxConnections - int(s.connections.Load()),
+		Connections:     s.config.MaxConnections - s.connections(),
 		FileDescriptors: s.config.fdLimit - netpoll.OpenFDs(),
 	}
 	if s.config.Redis != nil {
 		h.Store = s.config.Redis.String()
 	}
 	for _, e := range s.endpoints {
-		h.Endpoints = append(h.Endpoints, e.path)
+		h.Endpoints = append(h.Endpoints, e.Path)
 	}
 	return h
 }
@@ -164,7 +162,7 @@ func (t *takeover) take(b *handover.Batch) {
 		t.takeListener(b.FDs[i], address)
 	}
 	if len(b.Records) > 0 {
-		s.adopt(b.FDs, b.Records)
+		s.engine.Adopt(b.FDs, b.Records)
 		t.totals.Connections += len(b.Records)
 	}
 	if s.memory != nil && len(b.Sessions) > 0 {
@@ -178,38 +176,15 @@ func (t *takeover) take(b *handover.Batch) {
 }
 
 func (t *takeover) takeListener(fd int, address string) {
-	a := t.server.acceptor
 	l, err := netpoll.AdoptListener(fd, address)
 	if err == nil {
-		wait(a.loop, func() { err = a.add(l) })
+		err = t.server.engine.Listen(l)
 	}
 	if err != nil {
 		t.server.fail(fmt.Errorf("cannot take over the listener at %q: %w", address, err))
 		return
 	}
 	t.taken = append(t.taken, address)
-}
-
-// adopt deals connections to the workers, and waits until they have them: what
-// comes later may be claims of the same sessions.
-func (s *server) adopt(fds []int, records []handover.Record) {
-	s.connections.Add(int64(len(records)))
-	for i := range records {
-		if r := &records[i]; r.Charged {
-			s.peers.readmit(netip.AddrFrom16(r.IP).Unmap())
-		}
-	}
-	var adopting sync.WaitGroup
-	for n, w := range s.workers {
-		adopting.Go(func() {
-			wait(w.loop, func() {
-				for i := n; i < len(records); i += len(s.workers) {
-					w.arrive(fds[i], &records[i])
-				}
-			})
-		})
-	}
-	adopting.Wait()
 }
 
 // listensElse is what of the addresses is not taken over; t may be nil.
@@ -222,14 +197,14 @@ func (t *takeover) listensElse(addresses []string) (others []string) {
 	return others
 }
 
-// runFirst runs the takeover that the process has begun with, and then takes
+// runInitial runs the takeover that the process has begun with, and then takes
 // the other one's place. Where it fails, the listeners that did not come are
 // opened.
-func (t *takeover) runFirst() {
+func (t *takeover) runInitial() {
 	go t.receive()
 	t.run(func(err error) {
 		if err == nil {
-			t.succeed()
+			t.takeItsPlace()
 		}
 	})
 	if t.err == nil {
@@ -243,11 +218,11 @@ func (t *takeover) runFirst() {
 			t.listenInstead(address)
 		}
 	}
-	t.succeed()
+	t.takeItsPlace()
 }
 
-// succeed listens for commands where the other process did.
-func (t *takeover) succeed() {
+// takeItsPlace listens for commands where the other process did.
+func (t *takeover) takeItsPlace() {
 	s := t.server
 	if s.control.Load() != nil {
 		return // it has a socket of its own
@@ -270,7 +245,7 @@ func (t *takeover) listenInstead(address string) {
 		l, err = netpoll.Listen(address)
 	}
 	if err == nil {
-		wait(s.acceptor.loop, func() { err = s.acceptor.add(l) })
+		err = s.engine.Listen(l)
 	}
 	if err != nil {
 		s.fail(err)
@@ -280,9 +255,9 @@ func (t *takeover) listenInstead(address string) {
 // listenAgain is how soon an address is tried again that is in use.
 const listenAgain = 20 * time.Millisecond
 
-// takeOverFirst is the takeover that -take-over-from asks for, prepared before
+// prepareInitialTakeover prepares the takeover that -take-over-from asks for, before
 // the listeners are opened; nil without it, or if nobody is there.
-func (s *server) takeOverFirst() (*takeover, error) {
+func (s *server) prepareInitialTakeover() (*takeover, error) {
 	path := s.config.TakeOverFrom
 	if path == "" {
 		return nil, nil

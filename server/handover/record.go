@@ -15,7 +15,7 @@ const Version = 1
 type Record struct {
 	Frozen      time.Duration // when the old process stopped serving it, on CLOCK_MONOTONIC
 	Endpoint    string        // the path it was upgraded at; "" while its request is not whole
-	Second      bool          // it speaks the second version of the protocol
+	V2          bool          // it speaks the second version of the protocol
 	IP          [16]byte      // of the client
 	Charged     bool          // IP counts in the limit for each address
 	Paused      bool          // Unparsed holds whole frames, which wait for Backlog to leave
@@ -23,10 +23,10 @@ type Record struct {
 	LastRead    time.Duration
 	HeartbeatAt time.Duration
 	Deadline    time.Duration
-	PaidUntil   time.Duration // of the limit on messages a second
+	RateTAT     time.Duration // the theoretical arrival time of the limit on messages a second
 	Unparsed    []byte        // bytes read of an unfinished request or frame
 	Backlog     []byte        // what the socket did not take yet
-	Owed        int           // bytes of it that have to leave before Deadline
+	Due         int           // bytes of it that have to leave before Deadline
 	Parser      Parser
 	Session     Session
 }
@@ -56,16 +56,16 @@ type Session struct {
 func (r *Record) fields(c *codec) {
 	c.duration(&r.Frozen)
 	c.text(&r.Endpoint)
-	c.flag(&r.Second)
+	c.flag(&r.V2)
 	c.array(&r.IP)
 	c.flag(&r.Charged)
 	c.flag(&r.Paused)
-	for _, d := range []*time.Duration{&r.Opened, &r.LastRead, &r.HeartbeatAt, &r.Deadline, &r.PaidUntil} {
+	for _, d := range []*time.Duration{&r.Opened, &r.LastRead, &r.HeartbeatAt, &r.Deadline, &r.RateTAT} {
 		c.duration(d)
 	}
 	c.bytes(&r.Unparsed)
 	c.bytes(&r.Backlog)
-	c.int(&r.Owed)
+	c.int(&r.Due)
 	c.byte(&r.Parser.Op)
 	c.bytes(&r.Parser.Message)
 	c.int(&r.Parser.Seen)

@@ -59,7 +59,7 @@ func decode(t testing.TB, body []byte, fds int) (*Batch, error) {
 // forgets is zero on the other side.
 func TestRecordRoundTrip(t *testing.T) {
 	lowest := filled(t)
-	lowest.Frozen, lowest.PaidUntil, lowest.Owed = math.MinInt64, math.MaxInt64, math.MinInt
+	lowest.Frozen, lowest.RateTAT, lowest.Due = math.MinInt64, math.MaxInt64, math.MinInt
 	lowest.Session.Count, lowest.Parser.Op = math.MaxUint64, math.MaxUint8
 	want := []Record{filled(t), {}, lowest}
 	got, err := decode(t, encode(want...), len(want))

@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"net/netip"
@@ -12,40 +12,53 @@ import (
 // A Conn is one client's socket, from its accept to its close. It belongs to
 // one worker for ever; all its methods but Loop and OnTakenOver run on that
 // worker's loop. Its memory is never reused, since a late event may still find it.
+//
+// Its fields are grouped by what they are about; the small ones come first, so that
+// the struct has no holes: see TestSizeOfAConnection.
 type Conn struct {
 	// Fixed after newConn.
 	worker *worker
 	opened time.Duration // netpoll.Monotonic at the accept, then at the upgrade
 
-	// Owned by the worker's loop. (The order keeps the struct at 240 bytes.)
-	fd       int32
-	index    int32            // in worker.conns
-	owed     int32            // bytes of the backlog that have to leave before deadline
-	free     int32            // bytes of the backlog that may be sent; what follows waits for the store
-	asked    int32            // up to where the pending commit or claim will free it, 0 if none is pending
-	code     proto.StatusCode // of the close frame that was sent, or else received
-	state    state
-	reason   closeReason
-	watched  uint8     // what the loop watches for: netpoll.Events, which fit
-	eof      bool      // the client has sent its last byte
-	starved  bool      // in worker.starved
-	paused   bool      // spill holds whole frames, which wait for the backlog or for the store
-	over     bool      // it came when -max-connections was reached
-	charged  bool      // ip counts in the limit for each address
-	v2       bool      // the client speaks proto.Subprotocol
-	ip       [16]byte  // see clientIP
-	leaving  leaving   // whether it is on its way to another process
+	// Owned by the worker's loop.
+
+	// Its place, and how it ends.
+	fd      int32
+	index   int32            // in worker.conns
+	code    proto.StatusCode // of the close frame that was sent, or else received
+	state   state
+	reason  CloseReason
+	leaving leaving // whether it is on its way to another process
+
+	// The client, and what it asked for.
+	ip          [16]byte // see clientIP
+	beyondLimit bool     // it came when -max-connections was reached
+	charged     bool     // ip counts in the limit for each address
+	v2          bool     // the client speaks proto.Subprotocol
+
+	// What it waits for.
+	watched uint8 // what the loop watches for: netpoll.Events, which fit
+	eof     bool  // the client has sent its last byte
+	paused  bool  // spill holds whole frames, which wait for the backlog or for the store
+	starved bool  // in worker.starved
+	storing bool  // a commit or a claim is under way
+	dirty   bool  // in worker.dirty
+
+	// The application, and what it counts.
 	endpoint *endpoint // nil until the request is upgraded, or its session is asked for
-	parser   proto.Parser
-	spill    []byte // what has been read of an unfinished request or frame, or waits for the backlog
-	backlog  []byte // what the socket did not take yet
-	timer    netpoll.Timer
 	session  session.Lease
 
+	// Bytes, from the client and to it.
+	parser  proto.Parser
+	spill   []byte // what has been read of an unfinished request or frame, or waits for the backlog
+	backlog *backlog
+
+	// Deadlines.
+	timer       netpoll.Timer
 	lastRead    time.Duration // when something came last
 	heartbeatAt time.Duration // when the next heartbeat is due
-	deadline    time.Duration // of the request, of what is owed, or of the client's own close
-	paidUntil   time.Duration // the theoretical arrival time of -message-rate
+	deadline    time.Duration // of the request, of what is due, or of the client's own close
+	rateTAT     time.Duration // the theoretical arrival time of -message-rate
 }
 
 // A state is where a connection stands. It only goes forward.
@@ -60,15 +73,15 @@ const (
 	stateClosed                 // the fd is gone
 )
 
-// A closeReason is why an upgraded connection ended: a label of the metrics
+// A CloseReason is why an upgraded connection ended: a label of the metrics
 // and a word of the log.
-type closeReason uint8
+type CloseReason uint8
 
 const (
-	closePeer closeReason = iota
+	closePeer CloseReason = iota
 	closeGone
 	closeReset
-	closeGoodbye
+	CloseGoodbye
 	closeShutdown
 	closeTakenOver
 	closeIdle
@@ -76,7 +89,7 @@ const (
 	closeProtocol
 	closeNotUTF8
 	closeTooBig
-	closeUnsupported
+	CloseUnsupported
 	closeRate
 	closeStoreUnavailable
 	closeReasons // how many there are
@@ -90,7 +103,7 @@ var closeReasonNames = [closeReasons]struct {
 	closePeer:         {"peer_closed", false},
 	closeGone:         {"peer_gone", false},
 	closeReset:        {"connection_reset", true},
-	closeGoodbye:      {"goodbye", false},
+	CloseGoodbye:      {"goodbye", false},
 	closeShutdown:     {"server_shutdown", false},
 	closeTakenOver:    {"session_taken_over", false},
 	closeIdle:         {"idle_timeout", true},
@@ -98,13 +111,13 @@ var closeReasonNames = [closeReasons]struct {
 	closeProtocol:     {"protocol_error", true},
 	closeNotUTF8:      {"invalid_utf8", true},
 	closeTooBig:       {"message_too_big", true},
-	closeUnsupported:  {"unsupported_data", true},
+	CloseUnsupported:  {"unsupported_data", true},
 	closeRate:         {"rate_limited", true},
 
 	closeStoreUnavailable: {"store_unavailable", true},
 }
 
-func (r closeReason) String() string { return closeReasonNames[r].name }
+func (r CloseReason) String() string { return closeReasonNames[r].name }
 
 // The codes that stand in the log for a close frame without a code, and for a
 // close without a close frame (RFC 6455 §7.4.1).
@@ -117,8 +130,8 @@ func newConn(w *worker, a arrival) *Conn {
 	now := w.loop.Now()
 	c := &Conn{
 		worker: w, fd: int32(a.fd), opened: now, lastRead: now,
-		deadline: now + w.config.HandshakeTimeout,
-		ip:       a.ip.As16(), over: a.over, charged: a.charged,
+		deadline: now + w.engine.config.HandshakeTimeout,
+		ip:       a.ip.As16(), beyondLimit: a.beyondLimit, charged: a.charged,
 		parser: proto.Parser{Rules: &w.rules},
 	}
 	c.timer.Owner = c
@@ -153,7 +166,7 @@ func (c *Conn) onEvent(events netpoll.Events) {
 	}
 	c.flush()
 	c.finishDrain()
-	if c.session.Count != before && c.asked == 0 {
+	if c.session.Count != before && !c.storing {
 		c.worker.metrics.MessageLatency.Update((netpoll.Monotonic() - began).Seconds())
 	}
 }
@@ -164,10 +177,10 @@ func (c *Conn) watch() {
 	if !c.eof && c.leaving == leavingNot && (c.state >= stateClosing || !c.paused && !c.backedUp()) {
 		events |= netpoll.Readable
 	}
-	if c.free > 0 {
+	if len(c.backlog.ready()) > 0 {
 		events |= netpoll.Writable
 	}
-	if events == 0 && c.leaving == leavingNot && c.state == stateOpen && len(c.backlog) == 0 && !c.eof {
+	if events == 0 && c.leaving == leavingNot && c.state == stateOpen && c.backlog == nil && !c.eof {
 		c.worker.starve(c)
 	}
 	if c.state == stateClosed || events == netpoll.Events(c.watched) {
@@ -194,17 +207,17 @@ func (c *Conn) fail(err *proto.Error) {
 // sendClose appends a close frame. What comes after it from the client is not
 // looked at; the connection closes once all has been sent and the client has
 // closed too, or the time for that is over.
-func (c *Conn) sendClose(reason closeReason, code proto.StatusCode, text string) {
+func (c *Conn) sendClose(reason CloseReason, code proto.StatusCode, text string) {
 	c.worker.out = proto.AppendClose(c.worker.out, code, text)
 	c.code = code
 	c.finish(reason)
 }
 
 // finish lets the connection close once all has been sent.
-func (c *Conn) finish(reason closeReason) {
+func (c *Conn) finish(reason CloseReason) {
 	c.reason = reason
 	c.state = stateClosing
-	c.deadline = c.worker.loop.Now() + c.worker.config.WriteTimeout
+	c.deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
 	c.schedule()
 }
 
@@ -227,25 +240,31 @@ const lingerTime = 2 * time.Second
 
 // close ends the connection now: whatever is unsent is dropped. A second call
 // does nothing. Only handOff, to net/http, is another way out.
-func (c *Conn) close(reason closeReason) {
+func (c *Conn) close(reason CloseReason) {
 	if c.state == stateClosed {
 		return
 	}
 	before := c.state
 	c.state = stateClosed
-	if c.endpoint != nil {
-		c.endpoint.onClosed(c)
-	}
+	c.leaveSession()
 	switch {
 	case before == stateClaiming:
 		c.countHandshake(handshakeAbandoned, nil)
 	case c.endpoint != nil:
+		c.endpoint.handler.OnClosed(c)
 		c.reportClosed(reason)
 	}
 	c.dropHeld()
 	c.worker.relieveSoon()
-	c.worker.metrics.Backlog.Add(-int64(len(c.backlog)))
-	c.backlog, c.spill, c.parser = nil, nil, proto.Parser{}
-	c.worker.remove(c)
+	c.dispose()
+}
+
+// dispose gives back all that the connection has, its fd last.
+func (c *Conn) dispose() {
+	w := c.worker
+	w.metrics.Backlog.Add(-int64(c.backlog.length()))
+	c.backlog = w.free.sent(c.backlog, c.backlog.length())
+	c.spill, c.parser = nil, proto.Parser{}
+	w.remove(c)
 	netpoll.CloseFD(int(c.fd))
 }

@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"time"
@@ -7,7 +7,48 @@ import (
 	"turnstile/server/session"
 )
 
-// Conn implements session.Owner: what the store has to say runs on its loop.
+// What was counted, and when the answers that say so may leave; what the store has
+// to say to a connection runs on its loop.
+
+// commit has the store keep what was counted; pending says that the answers from
+// worker.heldFrom on wait for OnCommitted, or OnClaimed. When another connection has
+// claimed the session meanwhile, nothing of it counts, and those answers are cut off.
+func (c *Conn) commit() (pending bool) {
+	w := c.worker
+	if c.state == stateClaiming {
+		w.heldFrom = 0
+		return true
+	}
+	counted := c.session.Count - c.session.Committed()
+	if counted == 0 {
+		return false
+	}
+	switch w.engine.config.Store.Commit(&c.session) {
+	case session.Pending:
+		return true
+	case session.Committed:
+		w.metrics.Messages.Add(counted)
+	default:
+		w.out = w.out[:min(w.heldFrom, len(w.out))]
+		c.undo()
+		c.takenOver()
+	}
+	return false
+}
+
+// undo takes back what was counted and not stored.
+func (c *Conn) undo() {
+	c.dropHeld()
+	c.session.Count = c.session.Committed()
+}
+
+// leaveSession lets the session wait for its next owner.
+func (c *Conn) leaveSession() {
+	if c.session.Held() {
+		c.worker.engine.config.Store.Release(&c.session)
+	}
+}
+
 var _ session.Owner = (*Conn)(nil)
 
 // Loop implements session.Owner.
@@ -22,10 +63,9 @@ func (c *Conn) OnClaimed(resumed bool, err error) {
 		c.refuseClaim(handshakeStoreUnavailable)
 		return
 	}
-	c.asked = 0
-	c.release(len(c.backlog) - int(c.free))
-	c.open(c.worker.takeRequestID(c))
-	c.greet(resumed)
+	c.backlog.startCommit()
+	c.releaseHeld()
+	c.open(c.worker.takeRequestID(c), resumed)
 	c.paused = len(c.spill) > 0
 	c.flush()
 	c.proceed()
@@ -35,13 +75,13 @@ func (c *Conn) OnClaimed(resumed bool, err error) {
 func (c *Conn) refuseClaim(result handshakeResult) {
 	c.worker.takeRequestID(c)
 	c.dropHeld()
-	c.endpoint.onClosed(c)
+	c.leaveSession()
 	c.endpoint = nil
 	c.refuse(result)
 	c.flush()
 }
 
-// OnCommitted implements session.Owner: replies were waiting for it.
+// OnCommitted implements session.Owner: answers were waiting for it.
 func (c *Conn) OnCommitted(outcome session.Outcome, counted uint64, took time.Duration) {
 	if c.state == stateClosed {
 		return
@@ -51,26 +91,19 @@ func (c *Conn) OnCommitted(outcome session.Outcome, counted uint64, took time.Du
 	case session.Committed:
 		w.metrics.Messages.Add(counted)
 		w.metrics.MessageLatency.Update(took.Seconds())
-		c.release(int(c.asked - c.free))
-		c.asked = 0
 		if c.session.Count == c.session.Committed() {
-			c.release(len(c.backlog) - int(c.free))
+			c.backlog.startCommit() // nothing waits for another one
 		}
+		c.releaseHeld()
 	case session.Revoked:
-		c.takeBack()
+		c.undo()
 		c.takenOver()
 	default:
-		c.takeBack()
+		c.undo()
 		c.sendClose(closeStoreUnavailable, proto.StatusTryAgainLater, "session store out of reach")
 	}
 	c.flush()
 	c.proceed()
-}
-
-// takeBack undoes what was counted and not stored.
-func (c *Conn) takeBack() {
-	c.dropHeld()
-	c.session.Count = c.session.Committed()
 }
 
 // proceed goes on with what waited for the store.
@@ -96,11 +129,11 @@ func (c *Conn) OnTakenOver() {
 // takenOver says goodbye to the connection whose session another one has
 // claimed.
 func (c *Conn) takenOver() {
-	c.worker.out = proto.AppendTakenOver(c.worker.out, c.session.Committed())
+	c.answer(c.endpoint.handler.OnTakenOver(c, c.worker.out))
 	c.sendClose(closeTakenOver, proto.StatusTakenOver, "session taken over")
 }
 
-// starve notes a connection that is not read because of others' held replies.
+// starve notes a connection that is not read because of others' held answers.
 func (w *worker) starve(c *Conn) {
 	if !c.starved {
 		c.starved = true

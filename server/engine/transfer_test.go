@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"testing"
@@ -10,10 +10,10 @@ import (
 	"turnstile/server/handover"
 )
 
-// TestTravellerKeepsItsTimes: what was due in so long before the old process
+// TestArrivedKeepsItsTimes: what was due in so long before the old process
 // stopped serving a connection is due that much sooner here.
-func TestTravellerKeepsItsTimes(t *testing.T) {
-	e := startEngine(t, "-heartbeat", "30s")
+func TestArrivedKeepsItsTimes(t *testing.T) {
+	h := startEngine(t)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -24,10 +24,10 @@ func TestTravellerKeepsItsTimes(t *testing.T) {
 	before := netpoll.Monotonic()
 	r := handover.Record{
 		Frozen: netpoll.Clock() - away, Opened: -time.Hour, LastRead: -10 * time.Second,
-		HeartbeatAt: 7 * time.Second, Deadline: 3 * time.Second, PaidUntil: -time.Minute,
+		HeartbeatAt: 7 * time.Second, Deadline: 3 * time.Second, RateTAT: -time.Minute,
 	}
-	e.onLoop(func(w *worker) {
-		c := w.newTraveller(pair[0], &r)
+	h.onLoop(func(w *worker) {
+		c := w.newArrived(pair[0], &r)
 		took := netpoll.Monotonic() - before
 		for name, got := range map[string][2]time.Duration{
 			"opened": {c.opened, r.Opened}, "lastRead": {c.lastRead, r.LastRead}, "heartbeatAt": {c.heartbeatAt, r.HeartbeatAt}, "deadline": {c.deadline, r.Deadline},
@@ -37,11 +37,11 @@ func TestTravellerKeepsItsTimes(t *testing.T) {
 				t.Errorf("%s is %v off", name, off)
 			}
 		}
-		if c.paidUntil != max(0, c.lastRead-r.LastRead+r.PaidUntil) {
-			t.Errorf("paidUntil is %v", c.paidUntil)
+		if c.rateTAT != max(0, c.lastRead-r.LastRead+r.RateTAT) {
+			t.Errorf("rateTAT is %v", c.rateTAT)
 		}
-		c.state, c.endpoint = stateOpen, w.server.endpoints[0]
-		due, every := c.heartbeatAt, w.config.Heartbeat
+		c.state, c.endpoint = stateOpen, w.endpoints[0]
+		due, every := c.heartbeatAt, w.engine.config.Heartbeat
 		c.heartbeat(due + 2*every + time.Second) // it was away for two of them
 		w.out = w.out[:0]
 		if c.heartbeatAt != due+3*every {
@@ -53,26 +53,20 @@ func TestTravellerKeepsItsTimes(t *testing.T) {
 // TestTakenOverWhileFrozen: a connection that was taken back is told what it
 // could not be told while it was frozen.
 func TestTakenOverWhileFrozen(t *testing.T) {
-	e := startEngine(t)
+	h := startEngine(t)
 	buf := make([]byte, 1<<16)
-	target := "/ws/chat/?session_id=" + someSession
-	first := e.connect(target)
-	if err := unix.SetsockoptTimeval(first, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)}); err != nil {
-		t.Fatal(err)
-	}
+	target := "/count?session_id=" + someSession
+	first := h.connect(target)
 	exchange(t, first, text("a"), []byte(`"a"}`), buf)
-	var batch []traveller
-	e.onLoop(func(w *worker) {
-		w.giving = true
-		batch, _ = w.freeze(1)
-		w.giving = false
-	})
-	if len(batch) != 1 || batch[0].record.Session.Count != 1 {
+	h.engine.HoldRequests(true)
+	batch, _ := h.engine.Freeze(0, 1)
+	h.engine.HoldRequests(false)
+	if len(batch.FDs) != 1 || batch.Records[0].Session.Count != 1 {
 		t.Fatalf("frozen: %+v", batch)
 	}
-	second := e.connect(target)
+	second := h.connect(target)
 	exchange(t, second, text("b"), []byte(`"b"}`), buf)
-	e.onLoop(func(w *worker) { batch[0].conn.thaw() })
+	batch.TakeBack()
 	exchange(t, first, nil, []byte("session taken over"), buf)
 	exchange(t, second, text("c"), []byte(`"c"}`), buf)
 }

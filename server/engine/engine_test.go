@@ -1,16 +1,13 @@
-package main
+package engine
 
 import (
 	"bytes"
-	"io"
-	"os"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 	"unsafe"
 
-	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"turnstile/netpoll"
@@ -18,82 +15,12 @@ import (
 	"turnstile/server/session"
 )
 
-// An engine is a server in this process, for what cannot be seen from outside.
-type engine struct {
-	t       testing.TB
-	server  *server
-	signals chan os.Signal
-	ended   chan error
-}
-
-func startEngine(t testing.TB, flags ...string) *engine {
-	t.Helper()
-	flags = append([]string{"-listen", testHost + ":0", "-workers", "1"}, flags...)
-	config, err := parseConfig(flags, noEnvironment, 2, 20_000, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := newServer(config, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &engine{t: t, server: s, signals: make(chan os.Signal, 1), ended: make(chan error, 1)}
-	go func() { e.ended <- s.run(e.signals) }()
-	t.Cleanup(func() {
-		e.signals <- unix.SIGTERM
-		if err := <-e.ended; err != nil {
-			t.Error(err)
-		}
-	})
-	eventually(t, "the server is ready", s.ready.Load)
-	return e
-}
-
-// connect opens a blocking client socket and upgrades it.
-func (e *engine) connect(target string) (fd int) {
-	e.t.Helper()
-	fd = connectFD(e.t, e.server.acceptor.listeners[0].Addr)
-	unix.SetNonblock(fd, false)
-	e.t.Cleanup(func() { unix.Close(fd) })
-	if _, err := unix.Write(fd, []byte(upgradeRequest(target))); err != nil {
-		e.t.Fatal(err)
-	}
-	var answer [1024]byte
-	n, err := unix.Read(fd, answer[:])
-	if err != nil || !bytes.HasPrefix(answer[:n], []byte("HTTP/1.1 101")) {
-		e.t.Fatalf("%s, %v", answer[:n], err)
-	}
-	return fd
-}
-
-// onLoop runs f on the only worker's loop.
-func (e *engine) onLoop(f func(w *worker)) {
-	w := e.server.workers[0]
-	wait(w.loop, func() { f(w) })
-}
-
-// exchange sends a burst of frames and reads until its last reply is there.
-func exchange(t testing.TB, fd int, burst, last, buf []byte) {
-	if _, err := unix.Write(fd, burst); err != nil {
-		t.Fatal(err)
-	}
-	for got := 0; ; {
-		n, err := unix.Read(fd, buf[got:])
-		if err != nil || n == 0 {
-			t.Fatal(n, err)
-		}
-		if got += n; bytes.HasSuffix(buf[:got], last) {
-			return
-		}
-	}
-}
-
 func TestMessageAllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Log("the race detector allocates; this run only shows that messages pass")
 	}
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t)
+	fd := h.connect("/count")
 	burst := bytes.Repeat(text("a message"), 16)
 	burst = append(burst, frame(proto.OpPing, true, "?")...)
 	pong := proto.AppendFrame(nil, proto.OpPong, []byte("?"))
@@ -105,14 +32,14 @@ func TestMessageAllocatesNothing(t *testing.T) {
 }
 
 func TestSystemCallsOfAMessage(t *testing.T) {
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t)
+	fd := h.connect("/count")
 	buf := make([]byte, 64<<10)
-	m := e.server.metrics.Workers[0]
+	m := h.metrics()
 	count := func(messages int) (reads, writes uint64) {
 		burst := bytes.Repeat(text("x"), messages-1)
 		burst = append(burst, text("last")...)
-		settle := func() { e.onLoop(func(*worker) {}) } // a client may have an answer before its write is counted
+		settle := func() { h.onLoop(func(*worker) {}) } // a client may have an answer before its write is counted
 		settle()
 		r, w := m.ReadCalls.Load(), m.WriteCalls.Load()
 		exchange(t, fd, burst, []byte(`"last"}`), buf)
@@ -128,22 +55,22 @@ func TestSystemCallsOfAMessage(t *testing.T) {
 
 // A read behind an unfinished frame takes as much as any other.
 func TestStreamIsReadInFullBuffers(t *testing.T) {
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t)
+	fd := h.connect("/count")
 	stream := bytes.Repeat(text("x"), 5000)
 	stream = append(stream, text("last")...)
 	unix.Write(fd, stream[:3])
 	eventually(t, "a part of a frame is kept", func() (kept bool) {
-		e.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 3 })
+		h.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 3 })
 		return kept
 	})
 	var before uint64
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		before = w.metrics.ReadCalls.Load()
 		unix.Write(fd, stream[3:]) // all arrives before the loop goes on
 	})
 	exchange(t, fd, nil, []byte(`"last"}`), make([]byte, 1<<20))
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		if reads := w.metrics.ReadCalls.Load() - before; reads != 1 {
 			t.Errorf("%d reads for %d bytes", reads, len(stream)-3)
 		}
@@ -152,11 +79,11 @@ func TestStreamIsReadInFullBuffers(t *testing.T) {
 
 // The text of one long message does not stay as memory for replies.
 func TestLongReplyIsNotKept(t *testing.T) {
-	e := startEngine(t, "-max-message", "1000000")
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t, func(c *Config) { c.MaxMessage = 1_000_000 })
+	fd := h.connect("/count")
 	message := strings.Repeat("\x01", 1_000_000)
 	exchange(t, fd, text(message), []byte(`"}`), make([]byte, 8<<20))
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		if cap(w.out) > outMost {
 			t.Errorf("%d bytes are kept", cap(w.out))
 		}
@@ -164,29 +91,29 @@ func TestLongReplyIsNotKept(t *testing.T) {
 }
 
 func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t)
+	fd := h.connect("/count")
 	buf := make([]byte, 1<<20)
 	fragments := bytes.Join([][]byte{frame(proto.OpText, false, "a"), frame(proto.OpContinuation, true, "b")}, nil)
 	exchange(t, fd, fragments, []byte(`"ab"}`), buf)
 	whole := text("cut in two")
 	unix.Write(fd, whole[:5])
 	eventually(t, "the first half is kept", func() (kept bool) {
-		e.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 5 })
+		h.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 5 })
 		return kept
 	})
 	exchange(t, fd, whole[5:], []byte(`"cut in two"}`), buf)
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		c := w.conns[0]
 		if c.spill != nil || c.backlog != nil || c.parser != (proto.Parser{Rules: &w.rules}) {
-			t.Errorf("spill %d, backlog %d, parser %+v", cap(c.spill), cap(c.backlog), c.parser)
+			t.Errorf("spill %d, backlog %d, parser %+v", cap(c.spill), c.backlog.length(), c.parser)
 		}
 	})
 }
 
 // The size is a size class of Go's allocator: one byte more costs 16.
 func TestSizeOfAConnection(t *testing.T) {
-	if size := unsafe.Sizeof(Conn{}); size > 240 {
+	if size := unsafe.Sizeof(Conn{}); size > 224 {
 		t.Errorf("a Conn has %d bytes: is every field worth it?", size)
 	}
 }
@@ -194,33 +121,33 @@ func TestSizeOfAConnection(t *testing.T) {
 // Closing must be safe from every state, in the middle of whatever runs, and
 // end in nothing held.
 func TestCloseFromEveryState(t *testing.T) {
-	e := startEngine(t, "-session-ttl", "1h")
+	h := startEngine(t)
 	reach := map[state]func(c *Conn){
 		stateOpen:      func(*Conn) {},
-		stateLingering: func(c *Conn) { c.sendClose(closeGoodbye, proto.StatusNormalClosure, "") },
+		stateLingering: func(c *Conn) { c.sendClose(CloseGoodbye, proto.StatusNormalClosure, "") },
 		stateClosing: func(c *Conn) {
 			c.worker.out = append(c.worker.out, make([]byte, 8<<20)...) // more than the socket takes
-			c.sendClose(closeGoodbye, proto.StatusNormalClosure, "")
+			c.sendClose(CloseGoodbye, proto.StatusNormalClosure, "")
 		},
 	}
 	for want, act := range reach {
-		e.connect("/ws/chat/")
-		e.onLoop(func(w *worker) { act(w.conns[0]); w.conns[0].flush() })
+		h.connect("/count")
+		h.onLoop(func(w *worker) { act(w.conns[0]); w.conns[0].flush() })
 		eventually(t, "the state is reached", func() (reached bool) {
-			e.onLoop(func(w *worker) { reached = len(w.conns) == 1 && w.conns[0].state == want })
+			h.onLoop(func(w *worker) { reached = len(w.conns) == 1 && w.conns[0].state == want })
 			return reached
 		})
-		e.onLoop(func(w *worker) {
+		h.onLoop(func(w *worker) {
 			c := w.conns[0]
 			c.close(closeReset)
 			c.close(closeReset)
 			c.flush()
 			if len(w.conns) != 0 || w.upgraded != 0 || c.backlog != nil {
-				t.Errorf("from state %d: %d connections, %d upgraded, backlog %d", want, len(w.conns), w.upgraded, len(c.backlog))
+				t.Errorf("from state %d: %d connections, %d upgraded, backlog %d", want, len(w.conns), w.upgraded, c.backlog.length())
 			}
 		})
 	}
-	if held := e.server.metrics.Workers[0].Backlog.Load(); held != 0 {
+	if held := h.metrics().Backlog.Load(); held != 0 {
 		t.Errorf("backlog of %d bytes is counted", held)
 	}
 }
@@ -228,15 +155,15 @@ func TestCloseFromEveryState(t *testing.T) {
 // The number of a closed fd may be somebody else's by the time a late event
 // comes.
 func TestLateEventTouchesNothing(t *testing.T) {
-	e := startEngine(t)
-	e.connect("/ws/chat/")
+	h := startEngine(t)
+	h.connect("/count")
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		c := w.conns[0]
 		number := int(c.fd)
 		c.close(closeReset)
@@ -254,10 +181,10 @@ func TestLateEventTouchesNothing(t *testing.T) {
 
 // A closed connection is garbage at once: no timer and no table holds it.
 func TestClosedConnectionIsFreed(t *testing.T) {
-	e := startEngine(t, "-heartbeat", "1h")
+	h := startEngine(t, func(c *Config) { c.Heartbeat = time.Hour })
 	freed := make(chan struct{})
-	e.connect("/ws/chat/")
-	e.onLoop(func(w *worker) {
+	h.connect("/count")
+	h.onLoop(func(w *worker) {
 		c := w.conns[0]
 		runtime.SetFinalizer(c, func(*Conn) { close(freed) })
 		c.close(closeReset)
@@ -276,23 +203,23 @@ func TestClosedConnectionIsFreed(t *testing.T) {
 // After a pause of the whole process every client looks silent; what they sent
 // meanwhile is in their sockets.
 func TestLastLookBeforeAClientIsDead(t *testing.T) {
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t)
+	fd := h.connect("/count")
 	buf := make([]byte, 1<<16)
 	exchange(t, fd, text("one"), []byte(`"one"}`), buf)
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		c := w.conns[0]
 		unix.Write(fd, text("two"))
-		c.lastRead -= 3 * w.config.Heartbeat
+		c.lastRead -= 3 * w.engine.config.Heartbeat
 		c.OnTimer()
 		if c.state != stateOpen {
 			t.Errorf("state %d", c.state)
 		}
 	})
 	exchange(t, fd, text("three"), []byte(`"three"}`), buf)
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		c := w.conns[0]
-		if c.lastRead -= 3 * w.config.Heartbeat; c.session.Count != 3 {
+		if c.lastRead -= 3 * w.engine.config.Heartbeat; c.session.Count != 3 {
 			t.Errorf("%d messages counted", c.session.Count)
 		}
 		if c.OnTimer(); c.state != stateClosed {
@@ -304,25 +231,25 @@ func TestLastLookBeforeAClientIsDead(t *testing.T) {
 // Progress alone does not help: what is owed keeps its deadline until all of it
 // has left, and only what came after it gets a new one.
 func TestEveryByteOwedHasItsDeadline(t *testing.T) {
-	e := startEngine(t, "-write-timeout", "10m")
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t, func(c *Config) { c.WriteTimeout = 10 * time.Minute })
+	fd := h.connect("/count")
 	const big = 32 << 20 // more than any socket takes
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		w.out = append(w.out, make([]byte, big)...)
 		w.conns[0].flush()
 	})
 	// progress reads until the socket takes more, and reports what that did
 	// to a deadline of 1.
-	progress := func(owed int32) (left int32, deadline time.Duration) {
+	progress := func(owed int) (left int, deadline time.Duration) {
 		buf := make([]byte, 1<<20)
 		for moved := false; !moved; {
 			unix.Read(fd, buf)
-			e.onLoop(func(w *worker) {
+			h.onLoop(func(w *worker) {
 				c := w.conns[0]
-				held := len(c.backlog)
-				c.deadline, c.owed = 1, owed
+				held := c.backlog.length()
+				c.deadline, c.backlog.due = 1, owed
 				c.onWritable()
-				moved, left, deadline = len(c.backlog) < held, c.owed, c.deadline
+				moved, left, deadline = c.backlog.length() < held, c.backlog.due, c.deadline
 			})
 		}
 		return left, deadline
@@ -335,11 +262,25 @@ func TestEveryByteOwedHasItsDeadline(t *testing.T) {
 	}
 }
 
+// What comes between the drain's begin and a connection's goodbye is too late,
+// and is told so.
+func TestMessagesDuringTheDrainAreRefused(t *testing.T) {
+	h := startEngine(t)
+	fd := h.connect("/count")
+	buf := make([]byte, 1<<16)
+	h.onLoop(func(w *worker) { w.draining = true })
+	id := ""
+	h.onLoop(func(w *worker) { id = w.conns[0].session.ID().String() })
+	exchange(t, fd, text("too late"), []byte(`{"error":"Server is shutting down","session_id":"`+id+`"}`), buf)
+	exchange(t, fd, text("goodbye"), []byte("\x88\x10\x03\xe8Normal closure"), buf)
+	h.onLoop(func(w *worker) { w.draining = false })
+}
+
 // What is in a socket, not yet read, when the drain begins has arrived in time.
 func TestDrainReadsWhatHasArrived(t *testing.T) {
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
-	e.onLoop(func(w *worker) {
+	h := startEngine(t)
+	fd := h.connect("/count")
+	h.onLoop(func(w *worker) {
 		unix.Write(fd, text("in time"))
 		w.drain(func() {})
 	})
@@ -360,16 +301,16 @@ func TestDrainReadsWhatHasArrived(t *testing.T) {
 // A claim between two messages of one callback: the replies to what did not
 // count are not sent, and what was sent stands.
 func TestTakeoverWithinACallback(t *testing.T) {
-	e := startEngine(t)
-	fd := e.connect("/ws/chat/")
+	h := startEngine(t)
+	fd := h.connect("/count")
 	buf := make([]byte, 1<<16)
 	exchange(t, fd, text("one"), []byte(`"one"}`), buf)
 	var other stolen
-	e.onLoop(func(w *worker) {
+	h.onLoop(func(w *worker) {
 		c := w.conns[0]
 		c.onFrame(proto.Message{Op: proto.OpPing, Payload: []byte("p")})
 		c.onFrame(proto.Message{Op: proto.OpText, Payload: []byte("two")})
-		if _, err := e.server.store.Claim(&other.lease, c.session.ID(), &other); err != nil {
+		if _, err := h.engine.config.Store.Claim(&other.lease, c.session.ID(), &other); err != nil {
 			t.Error(err)
 		}
 		c.onFrame(proto.Message{Op: proto.OpText, Payload: []byte("three")})
@@ -403,8 +344,8 @@ func (*stolen) OnClaimed(bool, error)                              { panic("noth
 func (*stolen) OnCommitted(session.Outcome, uint64, time.Duration) { panic("nothing is pending") }
 
 func BenchmarkMessageInProcess(b *testing.B) {
-	e := startEngine(b)
-	fd := e.connect("/ws/chat/")
+	h := startEngine(b)
+	fd := h.connect("/count")
 	burst := bytes.Repeat(text("a message of thirty-two bytes..."), 16)
 	burst = append(burst, text("last")...)
 	buf := make([]byte, 64<<10)

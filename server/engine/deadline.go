@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"time"
@@ -19,14 +19,14 @@ func (c *Conn) nextDeadline() time.Duration {
 		return c.deadline
 	}
 	next := min(c.heartbeatAt, c.idleAt())
-	if c.free > 0 {
+	if len(c.backlog.ready()) > 0 {
 		next = min(next, c.deadline)
 	}
 	return next
 }
 
 func (c *Conn) idleAt() time.Duration {
-	return c.lastRead + c.worker.config.Heartbeat*idleHeartbeats/10
+	return c.lastRead + c.worker.engine.config.Heartbeat*idleHeartbeats/10
 }
 
 func (c *Conn) schedule() { c.worker.loop.Schedule(&c.timer, c.nextDeadline()) }
@@ -40,8 +40,8 @@ func (c *Conn) OnTimer() {
 	case c.state == stateHandshake:
 		c.countHandshake(handshakeTimeout, nil)
 		c.close(closeGone)
-	case c.asked != 0 && c.state != stateOpen:
-		c.deadline = now + c.worker.config.WriteTimeout // the store will tell, in its own time
+	case c.storing && c.state != stateOpen:
+		c.deadline = now + c.worker.engine.config.WriteTimeout // the store will tell, in its own time
 	case c.state == stateClosing:
 		c.close(closeSlowConsumer)
 	case c.state == stateLingering:
@@ -68,7 +68,7 @@ func (c *Conn) onDue(now time.Duration) {
 			c.close(closeIdle)
 		}
 	}
-	if c.state == stateOpen && c.free > 0 && now >= c.deadline {
+	if c.state == stateOpen && len(c.backlog.ready()) > 0 && now >= c.deadline {
 		c.close(closeSlowConsumer)
 	}
 	if c.state == stateOpen && now >= c.heartbeatAt {
@@ -79,9 +79,9 @@ func (c *Conn) onDue(now time.Duration) {
 // heartbeat sends the application's heartbeat and a ping in one write. Its
 // phase counts from when the connection opened; what was missed is left out.
 func (c *Conn) heartbeat(now time.Duration) {
-	every := c.worker.config.Heartbeat
+	every := c.worker.engine.config.Heartbeat
 	c.heartbeatAt += every * (1 + (now-c.heartbeatAt)/every)
-	c.endpoint.onHeartbeat(c)
+	c.answer(c.endpoint.handler.OnHeartbeat(c, c.worker.out))
 	c.worker.out = proto.AppendFrame(c.worker.out, proto.OpPing, nil)
 	c.worker.metrics.Heartbeats.Inc()
 }

@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"slices"
@@ -17,17 +17,17 @@ const drainSlice = 256
 // refused. onEmpty is called on the loop when the last connection has closed.
 func (w *worker) drain(onEmpty func()) {
 	w.draining = true
-	w.setGiving(false)
-	w.arrived = make(map[*Conn]int)
+	w.setHoldRequests(false)
+	w.unread = make(map[*Conn]int)
 	var idle []*Conn
 	for _, c := range slices.Clone(w.conns) {
 		switch {
-		case c.leaving == leavingAway: // see thaw
+		case c.leaving == leavingAway: // see takeBack
 		case c.state == stateClaiming:
 			c.refuseClaim(handshakeDraining)
 		case c.state != stateOpen:
 		case c.paused || netpoll.Unread(int(c.fd)) > 0:
-			w.arrived[c] = netpoll.Unread(int(c.fd))
+			w.unread[c] = netpoll.Unread(int(c.fd))
 		default:
 			idle = append(idle, c)
 		}
@@ -52,7 +52,7 @@ func (w *worker) sayGoodbye(conns []*Conn) {
 
 func (c *Conn) goodbye() {
 	if c.state == stateOpen && c.leaving == leavingNot {
-		c.endpoint.onDrain(c)
+		c.answer(c.endpoint.handler.OnDrain(c, c.worker.out))
 		c.sendClose(closeShutdown, proto.StatusGoingAway, "Going away")
 		c.flush()
 	}
@@ -63,25 +63,25 @@ func (w *worker) isLate(c *Conn) bool {
 	if !w.draining {
 		return false
 	}
-	_, early := w.arrived[c]
+	_, early := w.unread[c]
 	return !early
 }
 
-// mayTake is how many bytes of at most room a read of c's may take: in a drain,
+// mayRead is how many bytes of at most room a read of c's may be: in a drain,
 // no more than had arrived when it began.
-func (w *worker) mayTake(c *Conn, room int) int {
-	if left, early := w.arrived[c]; early && left > 0 {
+func (w *worker) mayRead(c *Conn, room int) int {
+	if left, early := w.unread[c]; early && left > 0 {
 		return min(room, left)
 	}
 	return room
 }
 
-// tookLast notes that n bytes of c's were read, and reports whether they were
+// readLast notes that n bytes of c's were read, and reports whether they were
 // the last that had arrived before the drain.
-func (w *worker) tookLast(c *Conn, n int) bool {
-	left, early := w.arrived[c]
+func (w *worker) readLast(c *Conn, n int) bool {
+	left, early := w.unread[c]
 	if early {
-		w.arrived[c] = left - n
+		w.unread[c] = left - n
 	}
 	return early && left <= n
 }
@@ -90,8 +90,8 @@ func (w *worker) tookLast(c *Conn, n int) bool {
 // handled that had arrived before the drain began.
 func (c *Conn) finishDrain() {
 	w := c.worker
-	if left, early := w.arrived[c]; early && left <= 0 && !c.paused {
-		delete(w.arrived, c)
+	if left, early := w.unread[c]; early && left <= 0 && !c.paused {
+		delete(w.unread, c)
 		c.goodbye()
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"bytes"
@@ -9,7 +9,7 @@ import (
 	"turnstile/proto"
 )
 
-// Peers knows which proxies are believed, and how many connections each client
+// A peers knows which proxies are believed, and how many connections each client
 // address has. It is safe for concurrent use; it is touched when a connection
 // opens and closes, never by a message.
 type peers struct {
@@ -20,8 +20,8 @@ type peers struct {
 	count map[netip.Prefix]int // Guarded by mu.
 }
 
-func newPeers(config *Config) *peers {
-	return &peers{trusted: config.TrustedProxies, limit: config.MaxConnectionsPerIP, count: make(map[netip.Prefix]int)}
+func newPeers(trusted []netip.Prefix, limit int) *peers {
+	return &peers{trusted: trusted, limit: limit, count: make(map[netip.Prefix]int)}
 }
 
 // trusts reports whether a peer may say for whom it speaks. The zero Addr is

@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"github.com/rs/zerolog"
@@ -13,7 +13,7 @@ func (c *Conn) reportOpened(requestID []byte) {
 	w.upgraded++
 	w.metrics.Active.Add(1)
 	c.countHandshake(handshakeUpgraded, nil)
-	e := c.event(w.server.log.Info())
+	e := c.event(w.engine.config.Log.Info())
 	if len(requestID) > 0 {
 		e = e.Bytes("request_id", requestID[:min(len(requestID), longestRequestID)])
 	}
@@ -24,13 +24,13 @@ func (c *Conn) reportOpened(requestID []byte) {
 const longestRequestID = 64
 
 // reportClosed counts and logs the end of an upgraded connection.
-func (c *Conn) reportClosed(reason closeReason) {
+func (c *Conn) reportClosed(reason CloseReason) {
 	w := c.worker
 	w.metrics.Active.Add(-1)
 	w.metrics.Closes[reason].Inc()
 	lived := netpoll.Monotonic() - c.opened
-	w.server.metrics.Duration.Update(lived.Seconds())
-	c.event(w.server.log.Info()).
+	w.engine.config.Metrics.Duration.Update(lived.Seconds())
+	c.event(w.engine.config.Log.Info()).
 		Uint16("close_code", uint16(c.loggedCode(reason))).
 		Stringer("reason", reason).
 		Int64("duration_ms", lived.Milliseconds()).
@@ -47,7 +47,7 @@ func (w *worker) leave() {
 	}
 }
 
-func (c *Conn) loggedCode(reason closeReason) proto.StatusCode {
+func (c *Conn) loggedCode(reason CloseReason) proto.StatusCode {
 	switch {
 	case c.code != 0:
 		return c.code
@@ -83,7 +83,7 @@ func (c *Conn) countHandshake(result handshakeResult, answer *proto.Refusal) {
 	if answer == nil && !outcome.isError {
 		return
 	}
-	e := c.event(c.worker.server.log.Debug()).Str("reason", outcome.name)
+	e := c.event(c.worker.engine.config.Log.Debug()).Str("reason", outcome.name)
 	if answer != nil {
 		e = e.Int("status", answer.Status).Str("answer", answer.Text)
 	}

@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"slices"
@@ -27,7 +27,7 @@ func (c *Conn) onReadable() {
 		if c.state == stateOpen && c.backedUp() {
 			return
 		}
-		buf, seen := c.room()
+		buf, seen := c.readInto()
 		n, err := netpoll.Read(int(c.fd), buf[seen:])
 		c.worker.metrics.ReadCalls.Inc()
 		if err == netpoll.ErrAgain {
@@ -43,31 +43,31 @@ func (c *Conn) onReadable() {
 		}
 		c.worker.metrics.BytesIn.Add(uint64(n))
 		c.lastRead = c.worker.loop.Now()
-		c.take(buf[:seen+n], seen)
-		if c.worker.tookLast(c, n) || seen+n < len(buf) || c.state == stateClosed || c.paused || c.backedUp() {
+		c.consume(buf[:seen+n], seen)
+		if c.worker.readLast(c, n) || seen+n < len(buf) || c.state == stateClosed || c.paused || c.backedUp() {
 			return
 		}
 	}
 }
 
-// room is the memory for the next read, in which the spill stands in front:
+// readInto is the memory for the next read, in which the spill stands in front:
 // the buffer of the worker, so that an idle connection holds none, or where the
 // spill is if it is large.
-func (c *Conn) room() (buf []byte, seen int) {
+func (c *Conn) readInto() (buf []byte, seen int) {
 	seen = len(c.spill)
 	if seen < spillSmall {
-		copy(c.worker.in, c.spill)
-		buf = c.worker.in
+		copy(c.worker.readBuffer, c.spill)
+		buf = c.worker.readBuffer
 	} else {
 		c.spill = slices.Grow(c.spill, seen)
 		buf = c.spill[:cap(c.spill)]
 	}
-	return buf[:seen+c.worker.mayTake(c, len(buf)-seen)], seen
+	return buf[:seen+c.worker.mayRead(c, len(buf)-seen)], seen
 }
 
-// take handles buf, whose first seen bytes are the spill, and makes what is
+// consume handles buf, whose first seen bytes are the spill, and makes what is
 // unfinished of it the spill.
-func (c *Conn) take(buf []byte, seen int) {
+func (c *Conn) consume(buf []byte, seen int) {
 	used := 0
 	if c.state == stateHandshake {
 		used = c.onRequest(buf, seen)
@@ -86,8 +86,8 @@ func (c *Conn) take(buf []byte, seen int) {
 	}
 }
 
-// onFrames handles the frames in buf until one is unfinished, or the replies
-// no longer go out, and returns how many bytes it has used.
+// onFrames handles the frames in buf until one is unfinished, or the answers
+// do not leave, and returns how many bytes it has used.
 func (c *Conn) onFrames(buf []byte) (used int) {
 	for c.state == stateOpen {
 		if c.backedUp() {
@@ -124,20 +124,31 @@ func (c *Conn) onFrame(m proto.Message) {
 			c.sendClose(closeRate, proto.StatusPolicyViolation, "too many messages")
 			return
 		}
-		c.endpoint.onMessage(c, m)
+		c.onMessage(m)
+	}
+}
+
+// onMessage has the application answer a message. Where it has counted it, the
+// answer is held until the count is stored.
+func (c *Conn) onMessage(m proto.Message) {
+	w := c.worker
+	start, before := len(w.out), c.session.Count
+	c.answer(c.endpoint.handler.OnMessage(c, m, w.out))
+	if c.session.Count != before && before == c.session.Committed() {
+		w.heldFrom = start
 	}
 }
 
 // overRate counts a message against -message-rate: the generic cell rate
 // algorithm (ITU-T I.371), with a second's worth of messages as its burst.
 func (c *Conn) overRate() bool {
-	rate := c.worker.config.MessageRate
+	rate := c.worker.engine.config.MessageRate
 	if rate == 0 {
 		return false
 	}
 	now := c.worker.loop.Now()
-	c.paidUntil = max(c.paidUntil, now) + time.Second/time.Duration(rate)
-	return c.paidUntil > now+time.Second
+	c.rateTAT = max(c.rateTAT, now) + time.Second/time.Duration(rate)
+	return c.rateTAT > now+time.Second
 }
 
 // onEOF follows the client's last byte. What it sent before is still answered.

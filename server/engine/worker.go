@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"net/netip"
@@ -13,45 +13,58 @@ import (
 // loop runs on one goroutine; no connection is ever seen by two.
 type worker struct {
 	// Fixed after newWorker.
-	server  *server
-	loop    *netpoll.Loop
-	config  *Config
-	metrics *metrics.Worker
-	rules   proto.Rules
-	inbox   *inbox
+	engine    *Engine
+	loop      *netpoll.Loop
+	metrics   *metrics.Worker
+	rules     proto.Rules
+	endpoints []*endpoint
+	inbox     *inbox
 
 	// Owned by the loop.
+
+	// Connections.
 	conns      []*Conn
-	upgraded   int              // connections that are upgraded and not closed
-	in         []byte           // what a read goes into where no frame is unfinished
-	out        []byte           // what the running callback has appended; empty between callbacks
-	held       int              // where in out the replies start whose count is not committed
-	heldBytes  int              // of all backlogs, what waits for the store
-	starved    []*Conn          // not read, because heldBytes is too much
+	upgraded   int              // how many are upgraded and not closed
 	requestIDs map[*Conn]string // of requests that wait for their session
-	text       []byte           // what a log line is given
 	upgrader   *proto.Upgrader
-	draining   bool
-	giving     bool          // another process takes over
-	arrived    map[*Conn]int // what of a drain's connections is still to be read, nil before it
-	onEmpty    func()        // called once, when a draining worker has no upgraded connection left
+
+	// Memory that callbacks share.
+	readBuffer []byte // what a read goes into where no frame is unfinished
+	out        []byte // what the running callback has appended; empty between callbacks
+	frame      []byte // what Conn.Send makes
+	text       []byte // what a log line is given
+	free       freeList
+	farewell   farewell // what the running handler has asked for
+
+	// What waits.
+	heldFrom  int     // where in out the answers start whose count is not stored
+	heldBytes int     // of all backlogs, what waits for the store
+	starved   []*Conn // not read, because heldBytes is too much
+	dirty     []*Conn // have frames of Conn.Send to send
+
+	// The end.
+	draining     bool
+	holdRequests bool          // another process takes over, and answers them
+	unread       map[*Conn]int // what of a drain's connections had arrived and is to be read, nil before it
+	onEmpty      func()        // called once, when a draining worker has no upgraded connection left
 }
 
 // An arrival is what the acceptor knows of a socket.
 type arrival struct {
-	fd      int
-	ip      netip.Addr // zero for a unix socket
-	over    bool       // it is beyond -max-connections
-	charged bool       // it counts for ip in -max-connections-per-ip
-	refused bool       // it is beyond that
+	fd          int
+	ip          netip.Addr // zero for a unix socket
+	beyondLimit bool       // it is beyond -max-connections
+	charged     bool       // it counts for ip in -max-connections-per-ip
+	refused     bool       // it is beyond that
 }
 
-func newWorker(s *server, loop *netpoll.Loop, m *metrics.Worker) *worker {
+func newWorker(e *Engine, loop *netpoll.Loop, m *metrics.Worker) *worker {
 	w := &worker{
-		server: s, loop: loop, config: s.config, metrics: m,
-		rules:    proto.Rules{FromClient: true, MaxMessage: s.config.MaxMessage},
-		in:       make([]byte, readBufferBytes),
-		upgrader: proto.NewUpgrader(proto.Subprotocol), requestIDs: make(map[*Conn]string),
+		engine: e, loop: loop, metrics: m,
+		rules:      proto.Rules{FromClient: true, MaxMessage: e.config.MaxMessage},
+		endpoints:  newEndpoints(e.config.Endpoints),
+		readBuffer: make([]byte, readBufferBytes),
+		upgrader:   proto.NewUpgrader(proto.Subprotocol), requestIDs: make(map[*Conn]string),
 	}
 	w.inbox = newInbox(w)
 	return w
@@ -74,8 +87,8 @@ func (w *worker) adopt(a arrival) {
 // false returned. See remove.
 func (w *worker) enrol(c *Conn) bool {
 	if err := w.loop.Add(int(c.fd), netpoll.Readable, c.onEvent); err != nil {
-		w.server.log.Warn().Err(err).Msg("connection_dropped")
-		w.server.forget(c)
+		w.engine.config.Log.Warn().Err(err).Msg("connection_dropped")
+		w.engine.forget(c)
 		netpoll.CloseFD(int(c.fd))
 		return false
 	}
@@ -96,8 +109,8 @@ func (w *worker) remove(c *Conn) {
 	w.conns[last] = nil
 	w.conns = w.conns[:last]
 	delete(w.requestIDs, c)
-	delete(w.arrived, c)
-	w.server.forget(c)
+	delete(w.unread, c)
+	w.engine.forget(c)
 }
 
 // An inbox passes sockets from the acceptor to a worker: one task for as many

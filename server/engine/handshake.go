@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"bytes"
@@ -6,6 +6,7 @@ import (
 
 	"turnstile/netpoll"
 	"turnstile/proto"
+	"turnstile/server/session"
 )
 
 // A handshakeResult is what became of a request to upgrade: a label of the
@@ -75,9 +76,9 @@ func (c *Conn) onRequest(buf []byte, seen int) (used int) {
 	case end == 0:
 		return 0
 	}
-	e := c.worker.server.endpointOf(proto.RequestPath(buf[:end]))
+	e := c.worker.endpointAt(proto.RequestPath(buf[:end]))
 	switch {
-	case e != nil && c.worker.giving:
+	case e != nil && c.worker.holdRequests:
 		c.paused = true // the process that takes over answers it
 		return 0
 	case e != nil:
@@ -111,14 +112,15 @@ func (c *Conn) upgrade(e *endpoint, header []byte) {
 		return
 	}
 	w.out = out
-	result := c.admit(request)
+	c.v2 = request.Protocol == proto.Subprotocol
+	resumed, result := false, c.admit(request)
 	if result == handshakeUpgraded {
-		result = e.onOpen(c, request)
+		resumed, result = c.ask(e.handler.OnRequest(c, request))
 	}
 	switch result {
 	case handshakeUpgraded:
 		c.endpoint = e
-		c.open(request.RequestID)
+		c.open(request.RequestID, resumed)
 	case handshakePending:
 		c.endpoint, c.state, c.paused = e, stateClaiming, true
 		w.keepRequestID(c, request.RequestID)
@@ -128,32 +130,55 @@ func (c *Conn) upgrade(e *endpoint, header []byte) {
 	}
 }
 
+// ask asks the store for the session that the application wishes for.
+func (c *Conn) ask(wish Wish) (resumed bool, result handshakeResult) {
+	store, err := c.worker.engine.config.Store, error(nil)
+	switch wish.kind {
+	case wishBadSession:
+		return false, handshakeBadSession
+	case wishMint:
+		err = store.Mint(&c.session, c)
+	case wishClaim:
+		resumed, err = store.Claim(&c.session, wish.id, c)
+	}
+	switch err {
+	case nil:
+		return resumed, handshakeUpgraded
+	case session.ErrPending:
+		return false, handshakePending
+	case session.ErrFull:
+		return false, handshakeStoreFull
+	}
+	return false, handshakeStoreUnavailable
+}
+
 // open makes the connection one that frames go through.
-func (c *Conn) open(requestID []byte) {
+func (c *Conn) open(requestID []byte, resumed bool) {
 	w := c.worker
 	c.state = stateOpen
 	c.opened = netpoll.Monotonic()
-	c.heartbeatAt = c.opened + w.config.Heartbeat
+	c.heartbeatAt = c.opened + w.engine.config.Heartbeat
 	c.schedule()
 	c.reportOpened(requestID)
+	c.answer(c.endpoint.handler.OnOpen(c, resumed, w.out))
 }
 
 // admit checks what holds for every endpoint.
 func (c *Conn) admit(r *proto.Request) handshakeResult {
-	s := c.worker.server
+	e := c.worker.engine
 	switch {
 	case c.worker.draining:
 		return handshakeDraining
-	case c.over:
+	case c.beyondLimit:
 		return handshakeTooMany
-	case !originAllowed(r.Origin, r.Host, s.config.Origins):
-		s.log.Debug().Bytes("origin", r.Origin).Bytes("host", r.Host).Strs("origins", s.config.Origins).Msg("origin_not_allowed")
+	case !originAllowed(r.Origin, r.Host, e.config.Origins):
+		e.config.Log.Debug().Bytes("origin", r.Origin).Bytes("host", r.Host).Strs("origins", e.config.Origins).Msg("origin_not_allowed")
 		return handshakeBadOrigin
 	}
-	if peer := c.clientIP(); s.peers.trusts(peer) {
-		client := s.peers.clientOf(r, peer)
+	if peer := c.clientIP(); e.peers.trusts(peer) {
+		client := e.peers.clientOf(r, peer)
 		c.ip = client.As16()
-		if c.charged = s.peers.charge(client); !c.charged {
+		if c.charged = e.peers.charge(client); !c.charged {
 			return handshakeTooManyOfIP
 		}
 	}

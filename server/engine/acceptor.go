@@ -1,4 +1,4 @@
-package main
+package engine
 
 import (
 	"slices"
@@ -20,7 +20,7 @@ const (
 // them to the workers in turn.
 type acceptor struct {
 	// Fixed after newAcceptor.
-	server *server
+	engine *Engine
 	loop   *netpoll.Loop
 
 	// Owned by the loop.
@@ -32,14 +32,14 @@ type acceptor struct {
 	failed    error // what was said of the shortage that is not over yet
 }
 
-func newAcceptor(s *server, loop *netpoll.Loop, listeners []*netpoll.Listener) *acceptor {
-	a := &acceptor{server: s, loop: loop, listeners: listeners}
+func newAcceptor(e *Engine, loop *netpoll.Loop) *acceptor {
+	a := &acceptor{engine: e, loop: loop}
 	a.resume.Owner = a
 	return a
 }
 
-// start watches the listeners; it runs on the loop.
-func (a *acceptor) start() error {
+// watchAll watches the listeners; it runs on the loop.
+func (a *acceptor) watchAll() error {
 	for _, l := range a.listeners {
 		if err := a.watch(l); err != nil {
 			return err
@@ -134,32 +134,32 @@ func (a *acceptor) onConnections(l *netpoll.Listener) (more bool) {
 			a.onFailure(l, err)
 			return false
 		}
-		arrival, ok := a.server.arrive(fd, peer.Addr())
+		arrival, ok := a.engine.arrive(fd, peer.Addr())
 		if !ok {
 			netpoll.CloseFD(fd)
 			continue
 		}
-		a.server.workers[a.next].inbox.put(arrival)
-		a.next = (a.next + 1) % len(a.server.workers)
+		a.engine.workers[a.next].inbox.put(arrival)
+		a.next = (a.next + 1) % len(a.engine.workers)
 	}
 	return true
 }
 
 // onFailure lets the listeners rest: level-triggered, they would call back at
-// once and for ever. Who waits in their queues is not lost.
+// once and for ever. The kernel keeps who waits in their queues meanwhile.
 func (a *acceptor) onFailure(l *netpoll.Listener, err error) {
 	if a.paused {
 		return
 	}
 	a.paused = true
-	a.server.metrics.Paused.Inc()
+	a.engine.config.Metrics.Paused.Inc()
 	for _, l := range a.listeners {
 		a.loop.Del(l.FD)
 	}
 	a.loop.Schedule(&a.resume, a.loop.Now()+acceptPause)
 	if a.failed != err {
 		a.failed = err
-		e := a.server.log.Error().Err(err).Str("listen", l.Addr)
+		e := a.engine.config.Log.Error().Err(err).Str("listen", l.Addr)
 		if netpoll.IsExhausted(err) {
 			e = e.Str("advice", "file descriptors or socket memory have run out: raise LimitNOFILE or lower -max-connections")
 		}
@@ -171,14 +171,14 @@ func (a *acceptor) onFailure(l *netpoll.Listener, err error) {
 func (a *acceptor) onNobodyWaits() {
 	if a.failed != nil {
 		a.failed = nil
-		a.server.log.Info().Msg("accept_resumed")
+		a.engine.config.Log.Info().Msg("accept_resumed")
 	}
 }
 
 // OnTimer implements netpoll.Expirer: accepting goes on.
 func (a *acceptor) OnTimer() {
 	a.paused = false
-	if err := a.start(); err != nil {
-		a.server.fail(err)
+	if err := a.watchAll(); err != nil {
+		a.engine.config.Fatal(err)
 	}
 }

@@ -1,0 +1,241 @@
+// Package engine holds WebSocket connections, from accept to close, on a fixed
+// number of event loops: handshakes, frames, deadlines, backpressure, commits,
+// drain, and the way of a connection to another process. What a message means is
+// a Handler's, which appends answers; all the rest is the same for every one.
+//
+// An Engine's methods may be called from any goroutine, but not from a loop: they
+// wait for one. Those of a Conn run on its worker's loop. The engine ends no process
+// and reads no flag; what it cannot go on without is told to Config.Fatal.
+package engine
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"turnstile/metrics"
+	"turnstile/netpoll"
+	"turnstile/server/session"
+)
+
+// A Config is what an Engine is held to. Whoever sets it has checked it.
+type Config struct {
+	Workers   int // event loops
+	Endpoints []Endpoint
+
+	// Limits; see -help.
+	MaxConnections      int
+	MaxConnectionsPerIP int // 0 is no limit
+	MaxMessage          int // bytes
+	MessageRate         int // a second for each connection; 0 is no limit
+
+	// Who is let in, and believed.
+	Origins        []string
+	TrustedProxies []netip.Prefix
+
+	// Deadlines.
+	Heartbeat        time.Duration
+	HandshakeTimeout time.Duration
+	WriteTimeout     time.Duration
+
+	Store   session.Store
+	Metrics *metrics.Metrics // made with the labels of Labels
+	Log     zerolog.Logger
+	Plain   PlainServer
+	Fatal   func(error) // called from any goroutine
+}
+
+// An Endpoint is a path, without its last slash, and the application there.
+type Endpoint struct {
+	Path string
+	New  func() Handler // called once for each worker
+}
+
+// An Engine is the acceptor, the workers, and what they share.
+type Engine struct {
+	// Fixed after New.
+	config   Config
+	peers    *peers
+	pool     *netpoll.Pool
+	workers  []*worker
+	acceptor *acceptor
+
+	// Atomic.
+	connections atomic.Int64 // sockets of the workers
+	beyondLimit atomic.Int64 // sockets that only wait to be refused
+}
+
+// New starts a loop for each worker, and one for the acceptor. Nobody is served
+// until Listen.
+func New(config Config) (*Engine, error) {
+	e := &Engine{config: config, peers: newPeers(config.TrustedProxies, config.MaxConnectionsPerIP)}
+	var err error
+	e.pool, err = netpoll.NewPool(config.Workers+1, func(i int) netpoll.Config {
+		loop := netpoll.Config{Fatal: config.Fatal}
+		if i < config.Workers {
+			latency := config.Metrics.Workers[i].LoopLatency
+			loop.OnTick = func(late time.Duration) { latency.Update(late.Seconds()) }
+		}
+		return loop
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i, loop := range e.pool.Loops[:config.Workers] {
+		e.workers = append(e.workers, newWorker(e, loop, config.Metrics.Workers[i]))
+	}
+	e.acceptor = newAcceptor(e, e.pool.Loops[config.Workers])
+	return e, nil
+}
+
+// Labels are the values of the metrics' labels for what becomes of requests and
+// connections, in the order in which an Engine counts them.
+func Labels() (handshakes, closes []metrics.Label) {
+	for _, outcome := range handshakeOutcomes {
+		handshakes = append(handshakes, metrics.Label{Value: outcome.name, IsError: outcome.isError})
+	}
+	for _, reason := range closeReasonNames {
+		closes = append(closes, metrics.Label{Value: reason.name, IsError: reason.isError})
+	}
+	return handshakes, closes
+}
+
+// Listen accepts on more listeners, which are the engine's from then on.
+func (e *Engine) Listen(listeners ...*netpoll.Listener) (err error) {
+	e.acceptor.loop.Call(func() {
+		for i := 0; i < len(listeners) && err == nil; i++ {
+			err = e.acceptor.add(listeners[i])
+		}
+	})
+	return err
+}
+
+// Listeners are those that it accepts on.
+func (e *Engine) Listeners() (listeners []netpoll.Listener) {
+	e.acceptor.loop.Call(func() {
+		for _, l := range e.acceptor.listeners {
+			listeners = append(listeners, *l)
+		}
+	})
+	return listeners
+}
+
+// Lend stops accepting on the listeners that were asked for by these addresses,
+// and returns them. Another process may accept on them.
+func (e *Engine) Lend(addresses []string) (lent []*netpoll.Listener) {
+	e.acceptor.loop.Call(func() { lent = e.acceptor.lend(addresses) })
+	return lent
+}
+
+// StopAccepting accepts whoever waits, and then nobody until TakeBack.
+func (e *Engine) StopAccepting() {
+	e.acceptor.loop.Call(func() { e.acceptor.empty(); e.acceptor.hold() })
+}
+
+// TakeBack undoes Lend and StopAccepting.
+func (e *Engine) TakeBack() { e.acceptor.loop.Call(e.acceptor.takeBack) }
+
+// CloseListeners ends accepting for good.
+func (e *Engine) CloseListeners() { e.acceptor.loop.Call(e.acceptor.stop) }
+
+// Every calls f on the acceptor's loop, now and each period from then on.
+func (e *Engine) Every(period time.Duration, f func()) {
+	e.acceptor.loop.Post((&repeated{loop: e.acceptor.loop, period: period, f: f}).start)
+}
+
+// Connections is how many sockets it holds.
+func (e *Engine) Connections() int { return int(e.connections.Load()) }
+
+// Drain has every worker say goodbye. The channel is closed when no upgraded
+// connection is left. The listeners stay open until then, for new requests to be
+// refused in so many words, and for plain HTTP.
+func (e *Engine) Drain() <-chan struct{} {
+	done := make(chan struct{})
+	var left atomic.Int64
+	left.Store(int64(len(e.workers)))
+	for _, w := range e.workers {
+		w.loop.Post(func() {
+			w.drain(func() {
+				if left.Add(-1) == 0 {
+					close(done)
+				}
+			})
+		})
+	}
+	return done
+}
+
+// Cut closes whatever connections are left, and returns how many of them had been
+// upgraded.
+func (e *Engine) Cut() (upgraded int) {
+	for _, w := range e.workers {
+		w.loop.Call(func() { upgraded += w.cut() })
+	}
+	return upgraded
+}
+
+// Close ends the loops. No connection and no listener may be left.
+func (e *Engine) Close() error { return e.pool.Close() }
+
+// MaxBeyondLimit is how many sockets beyond the limits may wait to be refused; the
+// file descriptors for them are set aside.
+const MaxBeyondLimit = 128
+
+// arrive counts a socket that was accepted. One beyond a limit takes nobody's
+// place while it waits to be refused; ok is false if too many wait for that.
+// See forget.
+func (e *Engine) arrive(fd int, ip netip.Addr) (a arrival, ok bool) {
+	e.config.Metrics.Accepted.Inc()
+	a = arrival{fd: fd, ip: ip}
+	if !e.peers.trusts(ip) {
+		a.charged = e.peers.charge(ip)
+		a.refused = !a.charged
+	}
+	a.beyondLimit = a.refused
+	if !a.beyondLimit && e.connections.Add(1) > int64(e.config.MaxConnections) {
+		a.beyondLimit = true
+		e.connections.Add(-1)
+	}
+	if a.beyondLimit && e.beyondLimit.Add(1) > MaxBeyondLimit {
+		e.beyondLimit.Add(-1)
+		e.config.Metrics.Dropped.Inc()
+		if a.charged {
+			e.peers.release(ip)
+		}
+		return a, false
+	}
+	return a, true
+}
+
+// forget undoes arrive.
+func (e *Engine) forget(c *Conn) {
+	if c.beyondLimit {
+		e.beyondLimit.Add(-1)
+	} else {
+		e.connections.Add(-1)
+	}
+	if c.charged {
+		e.peers.release(c.clientIP())
+	}
+}
+
+// A repeated calls f once a period.
+type repeated struct {
+	loop   *netpoll.Loop
+	period time.Duration
+	f      func()
+	timer  netpoll.Timer
+}
+
+func (r *repeated) start() {
+	r.timer.Owner = r
+	r.OnTimer()
+}
+
+// OnTimer implements netpoll.Expirer.
+func (r *repeated) OnTimer() {
+	r.f()
+	r.loop.Schedule(&r.timer, r.loop.Now()+r.period)
+}

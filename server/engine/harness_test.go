@@ -1,0 +1,185 @@
+package engine
+
+import (
+	"bytes"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"turnstile/metrics"
+	"turnstile/netpoll"
+	"turnstile/proto"
+	"turnstile/server/session"
+)
+
+// testHost is a loopback address of the tests' own: a port there is never the
+// source port of somebody's connection to 127.0.0.1.
+const testHost = "127.0.0.74"
+
+// patience bounds every wait of the tests; nothing waits for so long that works.
+const patience = 30 * time.Second
+
+const someSession = "1df8902a-2987-496f-a19a-937f834b88d1"
+
+// tally is an application that counts, and says so in the frames of the counter.
+type tally struct{ Silent }
+
+func (tally) OnRequest(_ *Conn, r *proto.Request) Wish {
+	text, asked := r.QueryValue("session_id")
+	if id, ok := session.ParseID(text); asked && ok {
+		return Resume(id)
+	}
+	return NewSession
+}
+
+func (tally) OnMessage(c *Conn, m proto.Message, out []byte) []byte {
+	id := c.SessionID().Text()
+	switch {
+	case string(m.Payload) == "goodbye":
+		c.Close(CloseGoodbye, proto.StatusNormalClosure, "Normal closure")
+		return out
+	case c.IsLate():
+		return proto.AppendShuttingDown(out, id[:])
+	}
+	return proto.AppendCount(out, c.Add(), id[:], m.Payload)
+}
+
+func (tally) OnDrain(c *Conn, out []byte) []byte { return proto.AppendShutdown(out, c.Count(), -1) }
+
+func (tally) OnTakenOver(c *Conn, out []byte) []byte { return proto.AppendTakenOver(out, c.Stored()) }
+
+// noPlain has no place for plain HTTP.
+type noPlain struct{}
+
+func (noPlain) Reserve() bool  { return false }
+func (noPlain) Serve(net.Conn) { panic("BUG: no place was reserved") }
+func (noPlain) Unreserve()     { panic("BUG: no place was reserved") }
+
+// A harness is an engine with one worker, whose insides the tests look at.
+type harness struct {
+	t      testing.TB
+	engine *Engine
+	addr   string
+}
+
+// startEngine starts an engine with tally at /count; change may change its
+// configuration.
+func startEngine(t testing.TB, change ...func(*Config)) *harness {
+	t.Helper()
+	store := session.NewMemory(session.MemoryConfig{TTL: time.Hour, Max: 1000, Timeout: 5 * time.Second, Now: netpoll.Monotonic})
+	var labels metrics.Labels
+	labels.Handshakes, labels.Closes = Labels()
+	config := Config{
+		Workers: 1, Endpoints: []Endpoint{{"/count", func() Handler { return tally{} }}},
+		MaxConnections: 1000, MaxMessage: 64 << 10,
+		Heartbeat: 30 * time.Second, HandshakeTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second,
+		Store: store, Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Plain: noPlain{},
+		Fatal: func(err error) { t.Error(err) },
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	e, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := netpoll.Listen(testHost + ":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Listen(l); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		e.CloseListeners()
+		e.Cut()
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &harness{t: t, engine: e, addr: l.Addr}
+}
+
+// connect opens a blocking client socket and upgrades it; no read of it waits for
+// longer than patience.
+func (h *harness) connect(target string) (fd int) {
+	h.t.Helper()
+	to, err := net.ResolveTCPAddr("tcp", h.addr)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { unix.Close(fd) })
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(patience / time.Second)})
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())}); err != nil {
+		h.t.Fatal(err)
+	}
+	request := "GET " + target + " HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	if _, err := unix.Write(fd, []byte(request)); err != nil {
+		h.t.Fatal(err)
+	}
+	var answer []byte
+	for one := make([]byte, 1); !bytes.HasSuffix(answer, []byte("\r\n\r\n")); answer = append(answer, one[0]) {
+		if n, err := unix.Read(fd, one); err != nil || n == 0 {
+			h.t.Fatalf("%s, %v", answer, err)
+		}
+	}
+	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101")) {
+		h.t.Fatalf("%s", answer)
+	}
+	return fd
+}
+
+// onLoop runs f on the only worker's loop.
+func (h *harness) onLoop(f func(w *worker)) {
+	w := h.engine.workers[0]
+	w.loop.Call(func() { f(w) })
+}
+
+func (h *harness) metrics() *metrics.Worker { return h.engine.workers[0].metrics }
+
+// exchange sends a burst of frames and reads until its last answer is there.
+func exchange(t testing.TB, fd int, burst, last, buf []byte) {
+	t.Helper()
+	if len(burst) > 0 {
+		if _, err := unix.Write(fd, burst); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for got := 0; ; {
+		n, err := unix.Read(fd, buf[got:])
+		if err != nil || n == 0 {
+			t.Fatalf("after %q: %d, %v", buf[:got], n, err)
+		}
+		if got += n; bytes.HasSuffix(buf[:got], last) {
+			return
+		}
+	}
+}
+
+func frame(op proto.OpCode, fin bool, payload string) []byte {
+	return proto.AppendMaskedFrame(nil, op, fin, [4]byte{0x12, 0x34, 0x56, 0x78}, []byte(payload))
+}
+
+func text(payload string) []byte { return frame(proto.OpText, true, payload) }
+
+// eventually waits for a condition; what says what should come true.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.After(patience); !condition(); {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}

@@ -1,0 +1,285 @@
+package engine
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+	"turnstile/server/handover"
+	"turnstile/server/session"
+)
+
+// How a connection goes to another process: frozen here, made a record of, and
+// then released or taken back; and how one that comes goes on. What is not said to
+// be called from any goroutine runs on the worker's loop.
+
+// leaving is how far a connection is on its way to another process.
+type leaving uint8
+
+const (
+	leavingNot  leaving = iota
+	leavingSoon         // it is not read any more, and is frozen when its session's commit is done
+	leavingAway         // it is frozen: the loop does not watch it
+)
+
+// A Batch is some connections of one worker that are frozen: nobody serves them
+// until Release or TakeBack.
+type Batch struct {
+	Records []handover.Record
+	FDs     []int // of the same connections, in the same order; still open
+
+	worker *worker
+	conns  []*Conn
+}
+
+// Freeze freezes at most n connections of the worker with this number. Those that
+// the store is at work for are frozen when that is over: staying is how many there
+// are, and calling again will find them. It may be called from any goroutine.
+func (e *Engine) Freeze(number, n int) (b *Batch, staying int) {
+	w := e.workers[number]
+	w.loop.Call(func() { b, staying = w.freeze(n) })
+	return b, staying
+}
+
+// Release ends the connections here: another process owns them. It may be called
+// from any goroutine.
+func (b *Batch) Release() {
+	b.worker.loop.Call(func() {
+		for _, c := range b.conns {
+			c.release()
+		}
+	})
+}
+
+// TakeBack goes on with the connections here. It may be called from any goroutine.
+func (b *Batch) TakeBack() {
+	b.worker.loop.Call(func() {
+		for _, c := range b.conns {
+			c.takeBack()
+		}
+	})
+}
+
+// HoldRequests has requests to upgrade wait for another process to answer them, or
+// no longer. On return, every worker knows.
+func (e *Engine) HoldRequests(hold bool) {
+	for _, w := range e.workers {
+		w.loop.Call(func() { w.setHoldRequests(hold) })
+	}
+}
+
+// Adopt goes on with connections that another process had, and returns when the
+// workers have them: what comes later may be claims of the same sessions.
+func (e *Engine) Adopt(fds []int, records []handover.Record) {
+	e.connections.Add(int64(len(records)))
+	for i := range records {
+		if r := &records[i]; r.Charged {
+			e.peers.readmit(netip.AddrFrom16(r.IP).Unmap())
+		}
+	}
+	var adopting sync.WaitGroup
+	for n, w := range e.workers {
+		adopting.Go(func() {
+			w.loop.Call(func() {
+				for i := n; i < len(records); i += len(e.workers) {
+					w.arrive(fds[i], &records[i])
+				}
+			})
+		})
+	}
+	adopting.Wait()
+}
+
+// freeze is Engine.Freeze.
+func (w *worker) freeze(n int) (b *Batch, staying int) {
+	b = &Batch{worker: w}
+	for i := len(w.conns) - 1; i >= 0 && len(b.conns) < n && w.holdRequests; i-- {
+		c := w.conns[i]
+		if !c.mayLeave() {
+			continue
+		}
+		if state, ok := c.settled(); ok {
+			b.conns, b.FDs = append(b.conns, c), append(b.FDs, int(c.fd))
+			b.Records = append(b.Records, c.freeze(state))
+			continue
+		}
+		if staying++; staying <= n && c.state == stateOpen { // the others are served meanwhile
+			c.leaving = leavingSoon
+			c.watch()
+		}
+	}
+	return b, staying
+}
+
+// mayLeave reports whether a connection is worth another process's while: one
+// that is closing ends here.
+func (c *Conn) mayLeave() bool { return c.state <= stateOpen && c.leaving != leavingAway }
+
+// settled reports whether nothing of the connection waits for the store; then
+// its session is lent.
+func (c *Conn) settled() (state session.State, ok bool) {
+	switch {
+	case c.state == stateClaiming || c.storing:
+		return state, false
+	case !c.session.Held():
+		return state, true
+	}
+	return c.worker.engine.config.Store.Lend(&c.session)
+}
+
+// freeze stops serving the connection, and makes a record of it.
+func (c *Conn) freeze(state session.State) handover.Record {
+	w := c.worker
+	w.loop.Del(int(c.fd)) // or the other process's copy would still report here
+	w.loop.Cancel(&c.timer)
+	c.leaving, c.watched = leavingAway, 0
+	now, parser := netpoll.Monotonic(), c.parser.State()
+	r := handover.Record{
+		Frozen: netpoll.Clock(), V2: c.v2, IP: c.ip, Charged: c.charged, Paused: c.paused && c.state == stateOpen,
+		Opened: c.opened - now, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
+		Deadline: c.deadline - now, RateTAT: c.rateTAT - now,
+		Unparsed: c.spill, Backlog: c.backlog.all(),
+		Parser:  handover.Parser{Op: uint8(parser.Op), Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail},
+		Session: handover.Session(state),
+	}
+	if c.backlog != nil {
+		r.Due = c.backlog.due
+	}
+	if c.endpoint != nil {
+		r.Endpoint = c.endpoint.path
+	}
+	return r
+}
+
+// takeBack goes on with a connection that was frozen, or was about to be.
+func (c *Conn) takeBack() {
+	w := c.worker
+	frozen := c.leaving == leavingAway
+	c.leaving = leavingNot
+	if c.state == stateClosed {
+		return
+	}
+	if frozen && !c.unfreeze() {
+		return
+	}
+	if c.state == stateHandshake && c.paused {
+		c.paused = false
+		c.consume(c.spill, 0)
+	}
+	c.resume()
+	c.flush()
+	if w.draining {
+		c.goodbye()
+	}
+}
+
+// unfreeze has the loop watch the connection again, and the store keep its session.
+// It reports false if the connection is closed.
+func (c *Conn) unfreeze() bool {
+	w := c.worker
+	if c.session.Held() {
+		w.engine.config.Store.TakeBack(&c.session)
+	}
+	if err := w.loop.Add(int(c.fd), netpoll.Readable, c.onEvent); err != nil {
+		c.close(closeReset)
+		return false
+	}
+	c.watched = uint8(netpoll.Readable)
+	c.schedule()
+	if c.session.IsRevoked() { // OnTakenOver found it frozen
+		c.takenOver()
+	}
+	return true
+}
+
+// release ends the connection here: another process owns it.
+func (c *Conn) release() {
+	w := c.worker
+	if c.state == stateClosed {
+		return // a drain has cut it in the meantime
+	}
+	c.state = stateClosed
+	if c.session.Held() {
+		w.engine.config.Store.GiveAway(&c.session)
+	}
+	c.dispose()
+	if c.endpoint != nil {
+		c.endpoint.handler.OnClosed(c)
+		w.metrics.HandedOver.Inc()
+		w.metrics.Active.Add(-1)
+		w.leave()
+	}
+}
+
+// arrive goes on with a connection that another process had.
+func (w *worker) arrive(fd int, r *handover.Record) {
+	c := w.newArrived(fd, r)
+	if !w.enrol(c) {
+		return
+	}
+	if c.endpoint != nil {
+		c.unpack(r)
+	}
+	c.schedule()
+	if c.endpoint == nil && len(r.Unparsed) > 0 {
+		c.consume(r.Unparsed, 0)
+	}
+	c.flush()
+	c.resume()
+	c.flush()
+	if w.draining {
+		c.goodbye()
+	}
+	w.engine.config.Metrics.HandoverPause.Update((netpoll.Clock() - r.Frozen).Seconds())
+}
+
+// newArrived is a connection that starts with what its record says of time and
+// place.
+func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
+	frozen := netpoll.Monotonic() - (netpoll.Clock() - r.Frozen)
+	c := newConn(w, arrival{fd: fd, charged: r.Charged})
+	c.ip, c.v2, c.paused = r.IP, r.V2, r.Paused
+	c.opened, c.lastRead, c.heartbeatAt = frozen+r.Opened, frozen+r.LastRead, frozen+r.HeartbeatAt
+	c.deadline, c.rateTAT = frozen+r.Deadline, max(0, frozen+r.RateTAT)
+	if r.Endpoint != "" {
+		c.endpoint = w.endpointAt([]byte(r.Endpoint))
+	}
+	return c
+}
+
+// unpack takes over what the record holds of an upgraded connection.
+func (c *Conn) unpack(r *handover.Record) {
+	w := c.worker
+	c.state = stateOpen
+	c.spill = slices.Clone(r.Unparsed)
+	if c.backlog = w.free.add(nil, r.Backlog, len(r.Backlog)); c.backlog != nil {
+		c.backlog.due = min(max(r.Due, 0), c.backlog.sendable)
+	}
+	c.parser.Restore(proto.ParserState{
+		Op: proto.OpCode(r.Parser.Op), Message: slices.Clone(r.Parser.Message), Seen: r.Parser.Seen, Tail: r.Parser.Tail,
+	})
+	if r.Session.ID != [16]byte{} {
+		w.engine.config.Store.Adopt(&c.session, session.State(r.Session), c)
+	}
+	w.upgraded++
+	w.metrics.Adopted.Inc()
+	w.metrics.Active.Add(1)
+	w.metrics.Backlog.Add(int64(c.backlog.length()))
+	c.endpoint.handler.OnAdopt(c)
+}
+
+// setHoldRequests is Engine.HoldRequests. Who was held up, or was about to be
+// frozen, is served again.
+func (w *worker) setHoldRequests(hold bool) {
+	w.holdRequests = hold
+	if hold {
+		return
+	}
+	for _, c := range slices.Clone(w.conns) {
+		if c.leaving == leavingSoon || c.state == stateHandshake && c.paused {
+			c.takeBack()
+		}
+	}
+}

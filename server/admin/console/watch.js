@@ -259,7 +259,7 @@ function showStale(stale, since) {
   $("watch").dataset.stale = stale;
   if (!stale) return;
   const extent = since ? `since ${timeOfDay(since)}: these figures are from then` : "yet";
-  $("watch-state").textContent = `no answer from /metrics/ ${extent}`;
+  $("watch-state").textContent = `no answer ${extent}`;
 }
 
 /** Says in the place of the charts why there are none. */

@@ -166,20 +166,3 @@ func TestDocumentEvents(t *testing.T) {
 		}
 	}
 }
-
-// TestDocumentLinks: what it leads to within the repository is there.
-func TestDocumentLinks(t *testing.T) {
-	text := document(t)
-	for _, m := range regexp.MustCompile(`\]\(([^)]+)\)`).FindAllStringSubmatch(text, -1) {
-		link := m[1]
-		if anchor, ok := strings.CutPrefix(link, "#"); ok {
-			if !regexp.MustCompile(`(?mi)^##+ ` + anchor + `$`).MatchString(text) {
-				t.Errorf("no heading for %s", link)
-			}
-		} else if !strings.HasPrefix(link, "http://127.0.0.1:") {
-			if _, err := os.Stat(link); err != nil {
-				t.Error(err)
-			}
-		}
-	}
-}

@@ -41,7 +41,7 @@ missing_packages() {
 	have_command shellcheck || echo shellcheck
 	have_command systemd-analyze || echo systemd
 	have_node || echo nodejs
-	have_command npm || have_npm_packages || echo npm
+	have_command npx || echo npm
 	have_chromium || echo chromium
 	# A Docker engine of the tests' own, and what goes into its images.
 	have_command dockerd && have_command docker || echo docker.io

@@ -1,7 +1,7 @@
 // What README.md has for Node and for pages, as it stands there, but for the
 // server's address.
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
@@ -56,7 +56,7 @@ async function run(t, line, cwd) {
 test("each sample has its test", () => assert.equal(blocks.length, 4));
 
 check("the dialogue with wscat", async (t) => {
-  if (!haveNpm(t, "wscat")) return;
+  if (!haveNpm(t, "wscat") || !need(t, spawnSync("npx", ["--version"]).status === 0, "npm, with npx")) return;
   const server = await startServer(t);
   const [command, ...lines] = dialogue.trim().split("\n");
   const line = command.replace(/^\$ /, "").replace("localhost:8000", server.address);

@@ -275,3 +275,21 @@ func TestLogsOfOneService(t *testing.T) {
 		t.Errorf("at ^C: %v", err)
 	}
 }
+
+// What the server has against its variables is told before anything starts, and
+// a variable that nobody knows is passed on.
+func TestVariablesOfTheServer(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	_, said, code := s.streams("dev-up.sh", "TURNSTILE_WORKERS=none")
+	if code != 2 || strings.Count(said, "\n") != 1 || !strings.Contains(said, "-workers must be a whole number") {
+		t.Errorf("exit code %d, errors %q", code, said)
+	}
+	if _, err := os.Stat(s.run + "/pid"); err == nil {
+		t.Error("something was started")
+	}
+	_, said, code = s.streams("dev-up.sh", "TURNSTILE_MAX_MESAGE=1000")
+	if code != 0 || strings.Count(said, "\n") != 1 || !strings.Contains(said, "warning: TURNSTILE_MAX_MESAGE: no flag has this variable") {
+		t.Errorf("exit code %d, errors %q", code, said)
+	}
+}

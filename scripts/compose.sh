@@ -34,6 +34,8 @@ build() {
 	REVISION=$(git -C "$ROOT" describe --always --dirty 2>/dev/null || echo unknown) compose build blue
 }
 
+flag_error() { :; } # the server is in an image: what it says is in its log
+
 start_colour() { compose up --detach --no-deps --no-build --force-recreate "$1"; }
 
 # stop_colour fails if the container had to be killed.

@@ -16,6 +16,8 @@ colour=$(active_colour) || colour=blue
 want_ports "$colour" nginx "${WATCHERS[@]}"
 echo "dev-up: the stack as $BACKEND, in $RUN"
 build
+wrong=$(flag_error)
+[[ -z $wrong ]] || refuse "$wrong"
 start_part redis
 if part_runs "$colour"; then
 	echo "  $colour runs already"

@@ -88,6 +88,14 @@ build() {
 	[[ -n ${SETTING[BIN]} ]] || make --silent -C "$ROOT" build-bench
 }
 
+# flag_error is what the server has against the variables for its flags, if anything:
+# it then ends with exit code 2, before it asks a server that is not there.
+flag_error() {
+	local said code=0
+	said=$("$BIN/server" -healthcheck "unix:$RUN/none:/healthz/" 2>&1) || code=$?
+	((code != 2)) || echo "${said#server: }"
+}
+
 # start_colour runs a copy of the server: the next build replaces bin/server
 # under a colour that may be restarted.
 start_colour() {

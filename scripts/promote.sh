@@ -94,12 +94,15 @@ next_colour() {
 }
 
 bring_up() {
+	local wrong
 	step 2 "build and start $next"
 	echo "$next" >"$RUN/promotion"
 	started=$next
 	! part_runs "$next" || say "  $next still runs from before: it is stopped first"
 	stop_colour "$next" "$DRAIN" || true
 	build || fail "it cannot be built"
+	wrong=$(flag_error)
+	[[ -z $wrong ]] || fail "$wrong"
 	start_colour "$next" || fail "$next cannot be started"
 
 	step 3 "wait until $next lives and is ready"

@@ -74,7 +74,8 @@ colour_answers() { colour_tool "$1" server -healthcheck "unix:$SOCKETS/$1.sock:$
 is_ready() { colour_answers "$1" /readyz/ &>/dev/null; }
 
 # await_colour COLOUR PAGE SECONDS waits until the page answers; fails at once
-# when the colour has ended, and shows its last lines.
+# when the colour has ended, and shows its last lines. It passes on which variables
+# the colour does not know.
 await_colour() {
 	local end=$(($(now) + $3 * 1000000)) said
 	until said=$(colour_answers "$1" "$2" 2>&1); do
@@ -87,6 +88,7 @@ await_colour() {
 		colour_log "$1" >&2
 		return 1
 	done
+	[[ $2 != /readyz/ ]] || colour_log "$1" | sed -n 's/.*"variable":"\([^"]*\)","advice":"\([^"]*\)".*"unknown_variable".*/  warning: \1: \2/p' >&2
 }
 
 # tell COLOUR COMMAND gives a colour a command, and prints its answer.
@@ -113,6 +115,7 @@ look_at() {
 # What differs between processes and containers. Both define SOCKETS, the folder
 # of the sockets as a colour sees it, WATCHERS, the parts that watch, and
 #   build               what the colours run
+#   flag_error          what is wrong with the variables for the server's flags
 #   start_colour COLOUR, stop_colour COLOUR SECONDS
 #   colour_log COLOUR   the last lines
 #   colour_tool COLOUR server|bench ARGS...     runs a program beside the colour

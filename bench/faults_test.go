@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -140,4 +141,86 @@ func TestLimits(t *testing.T) {
 	f("server and generator together used 3.90 of 4 processors", 1700*ms, 2200*ms, none, none)
 	f("other programs used 0.50 of 4 processors meanwhile", 1700*ms, 100*ms, 500*ms, none)
 	f("the generator's own lateness is 6.00 of the 10.0 ms", none, none, none, 6*ms)
+}
+
+// wantRefusal runs bench, which has to end with one line and no report.
+func wantRefusal(t *testing.T, want string, args ...string) {
+	t.Helper()
+	out, err := benchCommand(args...).CombinedOutput()
+	if text := string(out); err == nil || !strings.Contains(text, want) || strings.Count(text, "\n") != 1 {
+		t.Errorf("bench %q: %v, want one line with %q: %s", args, err, want, text)
+	}
+}
+
+// TestProcessThatIsNoServer: the figures of somebody else's process are no
+// figures of the server.
+func TestProcessThatIsNoServer(t *testing.T) {
+	url, pid := startServer(t)
+	idler := exec.Command("sleep", "1h")
+	if err := idler.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { idler.Process.Kill(); idler.Wait() })
+	wantRefusal(t, "is sleep, which listens on no socket", "-url", url, "-pid", strconv.Itoa(idler.Process.Pid), "connect")
+	wantRefusal(t, "-pid 4194305: there is no such process", "-url", url, "-pid", "4194305", "connect") // beyond PID_MAX_LIMIT
+	if os.Getuid() == 0 {
+		wantRefusalAsNobody(t, "-pid "+pid+" is a process of another user", "-url", url, "-pid", pid, "connect")
+	}
+}
+
+// wantRefusalAsNobody is wantRefusal of a bench that has no privilege.
+func wantRefusalAsNobody(t *testing.T, want string, args ...string) {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "bench") // t.TempDir is for this user only
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(folder) })
+	program, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(folder, "bench")
+	if err := errors.Join(os.WriteFile(path, program, 0o755), os.Chmod(folder, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := benchCommand(args...)
+	cmd.Path = path
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), want) {
+		t.Errorf("bench %q as nobody: %v, want %q: %s", args, err, want, out)
+	}
+}
+
+// TestServerBehindAnother: the server may stand behind a proxy, which is what
+// the URL leads to; the report says that it is not the same.
+func TestServerBehindAnother(t *testing.T) {
+	url := answering(t, func(n int) int { return n }) // by this process
+	_, pid := startServer(t)
+	r, out, _ := runBench(t, "-url", url, "-pid", pid, "-conns", "2", "connect")
+	if !strings.Contains(r.Note, "does not listen on "+url+" itself") || !strings.Contains(out, "bench: "+r.Note) {
+		t.Errorf("note %q: %s", r.Note, out)
+	}
+	r, _, _ = runBench(t, "-url", url, "-pid", strconv.Itoa(os.Getpid()), "-conns", "2", "connect")
+	if r.Note != "" {
+		t.Errorf("note %q on the server itself", r.Note)
+	}
+}
+
+// TestMoreThanTheServerHolds: a load that it cannot hold ends the run, before
+// it begins or at the first scenario.
+func TestMoreThanTheServerHolds(t *testing.T) {
+	server := buildServer(t)
+	shell := filepath.Join(t.TempDir(), "few")
+	if err := os.WriteFile(shell, []byte("#!/bin/sh\nulimit -n 300\nexec "+strings.Replace(server, listenPlace, "$1", 1)+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	wantRefusal(t, "-conns is 301, but the server may have no more than 300 files open", "-server", shell+" {listen}", "-conns", "301", "connect")
+	r, out, code := runBench(t, "-server", server+" -max-connections 5", "-conns", "8", "connect", "echo")
+	if want := "3 of 8 connections could not be opened: not upgraded: HTTP/1.1 503"; code != exitFellShort || !strings.Contains(r.Failed, want) || !strings.Contains(out, want) {
+		t.Errorf("exit code %d, failed %q: %s", code, r.Failed, out)
+	}
+	if len(r.Parts) != 1 {
+		t.Errorf("it went on with %s", r.Parts[1].Name)
+	}
 }

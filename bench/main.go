@@ -101,7 +101,10 @@ func (r *run) all() (err error) {
 		}
 		r.fleet.close()
 	}()
-	r.report.URL = r.options.URL
+	r.report.URL, r.report.Note = r.options.URL, r.server.note
+	if r.server.note != "" {
+		fmt.Fprintln(os.Stderr, "bench:", r.server.note)
+	}
 	if r.fleet, err = startFleet(r.options); err != nil {
 		return err
 	}

@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -39,8 +41,11 @@ const (
 	checkCounter = "counter"
 	checkNone    = "none"
 
-	maxRate = 1e7 // a second: more than one machine can
-	maxSize = 512 << 10
+	maxRate      = 1e7 // a second: more than one machine can
+	maxSize      = 512 << 10
+	maxInFlight  = 1 << 20
+	maxLoops     = 64
+	maxProcesses = 64 // of the generator, where file descriptors need so many
 )
 
 // clientsEach is how many clients one process has file descriptors for.
@@ -83,51 +88,136 @@ func parseOptions(args []string, out io.Writer) (*options, error) {
 			printUsage(out, f)
 			return nil, err
 		}
-		return nil, fmt.Errorf("%w; see -help", err)
+		return nil, plain(err, f)
 	}
 	o.Scenarios = f.Args()
 	return o, o.check()
 }
 
+// plain turns the flag package's error into one that starts with the flag, as
+// the server's do.
+func plain(err error, f *flag.FlagSet) error {
+	rest, ok := strings.CutPrefix(err.Error(), "invalid value ")
+	if !ok {
+		return fmt.Errorf("%w; see %s -help", err, f.Name())
+	}
+	value, rest, _ := strings.Cut(rest, " for flag ")
+	name, _, _ := strings.Cut(rest, ": ")
+	wanted := "a whole number"
+	switch f.Lookup(name[1:]).Value.(flag.Getter).Get().(type) {
+	case float64:
+		wanted = "a number"
+	case time.Duration:
+		wanted = "a duration, such as 10s or 1m30s"
+	}
+	return fmt.Errorf("%s must be %s, got %s", name, wanted, value)
+}
+
 // check looks for what cannot be, and fills in what follows from the rest.
 func (o *options) check() error {
-	for _, name := range o.Scenarios {
-		if !slices.ContainsFunc(scenarios, func(s scenario) bool { return s.name == name }) {
-			return fmt.Errorf("unknown scenario %q: there are %s", name, strings.Join(scenarioNames(), ", "))
-		}
-	}
-	switch {
-	case len(o.Scenarios) == 0:
-		return fmt.Errorf("name one or more scenarios: %s; see -help", strings.Join(scenarioNames(), ", "))
-	case (o.URL == "") == (o.Server == ""):
-		return errors.New("give either -url, for a server that runs, or -server, for one to start")
-	case o.Server != "" && !strings.Contains(o.Server, listenPlace):
-		return fmt.Errorf("-server must have %s where the address goes, such as 'bin/server -listen %s'", listenPlace, listenPlace)
-	case o.Check != checkCounter && o.Check != checkNone:
-		return fmt.Errorf("-check must be %s or %s, got %q", checkCounter, checkNone, o.Check)
-	case len(o.Scenarios) != len(slices.Compact(slices.Sorted(slices.Values(o.Scenarios)))):
-		return errors.New("a scenario is named twice: the figures of a report are found by its name")
-	case o.Conns < 1 || o.InFlight < 1 || o.Size < 1 || o.Loops < 1 || o.Duration <= 0:
-		return errors.New("-conns, -in-flight, -size, -loops and -duration must be more than 0")
-	case o.Size > maxSize:
-		return fmt.Errorf("-size must be at most %d, got %d", maxSize, o.Size)
-	case !(o.Rate > 0 && o.Rate <= maxRate) || !(o.ConnectRate >= 0 && o.ConnectRate <= maxRate):
-		return fmt.Errorf("-rate must be more than 0, -connect-rate 0 or more, both at most %.0f a second", maxRate)
-	case o.Processes < 0 || o.Processes > o.Conns:
-		return fmt.Errorf("-processes must be 0 to -conns, which is %d; got %d", o.Conns, o.Processes)
-	case o.PID < 0 || o.PID > 0 && o.Server != "":
-		return errors.New("-pid must be a process's, and goes with -url: with -server the process is known")
-	}
-	if o.URL != "" {
-		if _, err := parseTarget(o.URL, true); err != nil {
+	for _, check := range []func() error{o.checkScenarios, o.checkServer, o.checkNumbers, o.checkConns} {
+		if err := check(); err != nil {
 			return err
 		}
 	}
-	if o.Processes == 0 {
-		o.Processes = processesFor(o.Conns)
+	return nil
+}
+
+func (o *options) checkScenarios() error {
+	all := strings.Join(scenarioNames(), ", ")
+	if len(o.Scenarios) == 0 {
+		return fmt.Errorf("name one or more scenarios: %s; see bench -help", all)
+	}
+	for i, name := range o.Scenarios {
+		switch {
+		case strings.HasPrefix(name, "-"):
+			return fmt.Errorf("%s stands behind a scenario: flags come first", name)
+		case !slices.Contains(scenarioNames(), name):
+			return fmt.Errorf("unknown scenario %q: there are %s", name, all)
+		case slices.Contains(o.Scenarios[:i], name):
+			return fmt.Errorf("the scenario %s is named twice: the figures of a report are found by its name", name)
+		}
+	}
+	return nil
+}
+
+// checkServer looks at what is measured, and names it.
+func (o *options) checkServer() error {
+	switch {
+	case (o.URL == "") == (o.Server == ""):
+		return errors.New("give either -url, for a server that runs, or -server, for one to start")
+	case o.Server != "" && !strings.Contains(o.Server, listenPlace):
+		return fmt.Errorf("-server must have %s where the address goes, such as 'bin/server -listen %s', got %q", listenPlace, listenPlace, o.Server)
+	case o.Check != checkCounter && o.Check != checkNone:
+		return fmt.Errorf("-check must be %s or %s, got %q", checkCounter, checkNone, o.Check)
+	case o.PID < 0:
+		return fmt.Errorf("-pid must be the number of a process, got %d", o.PID)
+	case o.PID > 0 && o.Server != "":
+		return errors.New("-pid goes with -url: the process that -server starts is known")
+	}
+	if o.Name == "" && o.Server != "" {
+		o.Name = filepath.Base(strings.Fields(o.Server)[0])
 	}
 	if o.Name == "" {
-		o.Name = o.URL + o.Server
+		o.Name = o.URL
+	}
+	return nil
+}
+
+func (o *options) checkNumbers() error {
+	for _, whole := range []struct {
+		name             string
+		value, low, high int
+	}{
+		{"-in-flight", o.InFlight, 1, maxInFlight},
+		{"-size", o.Size, 1, maxSize},
+		{"-loops", o.Loops, 1, maxLoops},
+	} {
+		if whole.value < whole.low || whole.value > whole.high {
+			return fmt.Errorf("%s must be %d to %d, got %d", whole.name, whole.low, whole.high, whole.value)
+		}
+	}
+	switch {
+	case o.Duration <= 0 || o.Duration > maxDuration:
+		return fmt.Errorf("-duration must be more than 0 and at most %v, got %v", maxDuration, o.Duration)
+	case !(o.Rate > 0 && o.Rate <= maxRate):
+		return fmt.Errorf("-rate must be more than 0 and at most %.0f messages a second, got %v", maxRate, o.Rate)
+	case !(o.ConnectRate >= 0 && o.ConnectRate <= maxRate):
+		return fmt.Errorf("-connect-rate must be 0 to %.0f connections a second, got %v", maxRate, o.ConnectRate)
+	}
+	return nil
+}
+
+// maxDuration is more than anybody waits for.
+const maxDuration = 30 * 24 * time.Hour
+
+// checkConns looks at what this machine has file descriptors and ports for, and
+// divides the connections among processes.
+func (o *options) checkConns() error {
+	url := o.URL
+	if url == "" {
+		url = "ws://" + serverHost + ":1" + defaultPath // its port is not known yet
+	}
+	t, err := parseTarget(url, true)
+	if err != nil {
+		return err
+	}
+	files, ports := maxProcesses*clientsEach(), t.mostClients()
+	needed := processesFor(o.Conns)
+	sensible := max(needed, runtime.NumCPU())
+	switch {
+	case o.Conns < 1:
+		return fmt.Errorf("-conns must be more than 0, got %d", o.Conns)
+	case o.Conns > files:
+		return fmt.Errorf("-conns must be at most %d, got %d: %d processes of the generator have no more open files (ulimit -Hn)", files, o.Conns, maxProcesses)
+	case o.Conns > ports:
+		return fmt.Errorf("-conns must be at most %d, got %d: this machine has no more ports to connect to %s from (net.ipv4.ip_local_port_range)", ports, o.Conns, t.host)
+	case o.Processes < 0 || o.Processes > min(o.Conns, sensible):
+		return fmt.Errorf("-processes must be 0 to %d, got %d: one for each processor, connection, or %d connections is enough",
+			min(o.Conns, sensible), o.Processes, clientsEach())
+	}
+	if o.Processes == 0 {
+		o.Processes = needed
 	}
 	return nil
 }

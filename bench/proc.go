@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -87,22 +88,29 @@ func usageOfTree(pid int) (usage, error) {
 	if pid == 0 || err != nil {
 		return sum, err
 	}
-	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	for _, task := range tasks {
-		children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/children", pid, task.Name()))
-		for _, child := range strings.Fields(string(children)) {
-			n, _ := strconv.Atoi(child)
-			if u, err := usageOfTree(n); err == nil {
-				sum.CPU += u.CPU
-				sum.User += u.User
-				sum.System += u.System
-				sum.Resident += u.Resident
-				sum.Anonymous += u.Anonymous
-				sum.Threads += u.Threads
-			}
+	for _, child := range childrenOf(pid) {
+		if u, err := usageOfTree(child); err == nil {
+			sum.CPU += u.CPU
+			sum.User += u.User
+			sum.System += u.System
+			sum.Resident += u.Resident
+			sum.Anonymous += u.Anonymous
+			sum.Threads += u.Threads
 		}
 	}
 	return sum, nil
+}
+
+func childrenOf(pid int) (children []int) {
+	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		for child := range strings.FieldsSeq(string(text)) {
+			n, _ := strconv.Atoi(child)
+			children = append(children, n)
+		}
+	}
+	return children
 }
 
 // kilobytes is the number in a line of /proc/PID/status.

@@ -18,6 +18,7 @@ type report struct {
 	When      time.Time `json:"when"`
 	Machine   machine   `json:"machine"`
 	Options   *options  `json:"options"`
+	Note      string    `json:"note,omitempty"` // what is odd about the server
 	Parts     []*part   `json:"parts"`
 	Cut       bool      `json:"cut,omitempty"`    // the run was ended before its time
 	Failed    string    `json:"failed,omitempty"` // why it could not go on

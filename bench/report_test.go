@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -70,15 +72,27 @@ func TestOptionErrors(t *testing.T) {
 	f("either -url", "-url", "ws://x/", "-server", "y {listen}", "echo")
 	f("must have {listen}", "-server", "y", "echo")
 	f("-check must be", "-url", "ws://x/", "-check", "maybe", "echo")
-	f("more than 0", "-url", "ws://x/", "-conns", "0", "echo")
-	f("named twice", "-url", "ws://127.0.0.1/", "echo", "rate", "echo")
+	f("scenario echo is named twice", "-url", "ws://127.0.0.1/", "echo", "rate", "echo")
+	f("-conns stands behind a scenario", "-url", "ws://127.0.0.1/", "echo", "-conns")
 	for _, bad := range []string{"NaN", "Inf", "-1", "1e8"} {
-		f("-rate must be", "-url", "ws://127.0.0.1/", "-rate", bad, "echo")
-		f("-connect-rate 0 or more", "-url", "ws://127.0.0.1/", "-connect-rate", bad, "echo")
+		f("-rate must be more than 0 and at most 10000000", "-url", "ws://127.0.0.1/", "-rate", bad, "echo")
+		f("-connect-rate must be 0 to", "-url", "ws://127.0.0.1/", "-connect-rate", bad, "echo")
 	}
-	f("-size must be at most", "-url", "ws://127.0.0.1/", "-size", "10000000", "echo")
-	f("-processes must be 0 to -conns, which is 2", "-url", "ws://127.0.0.1/", "-conns", "2", "-processes", "3", "echo")
-	f("-pid", "-server", "y {listen}", "-pid", "1", "echo")
+	for flag, high := range map[string]int{"-size": maxSize, "-in-flight": maxInFlight, "-loops": maxLoops} {
+		for _, bad := range []int{0, high + 1} {
+			f(fmt.Sprintf("%s must be 1 to %d, got %d", flag, high, bad), "-url", "ws://127.0.0.1/", flag, fmt.Sprint(bad), "echo")
+		}
+	}
+	f("-duration must be more than 0", "-url", "ws://127.0.0.1/", "-duration", "-1s", "echo")
+	f("-conns must be more than 0, got 0", "-url", "ws://127.0.0.1/", "-conns", "0", "echo")
+	f("-conns must be at most", "-url", "unix:/x", "-conns", "99999999999", "echo")
+	f("no more ports to connect to 192.0.2.1:80 from", "-url", "ws://192.0.2.1/", "-conns", "65536", "echo")
+	f("-processes must be 0 to 2, got 3", "-url", "ws://127.0.0.1/", "-conns", "2", "-processes", "3", "echo")
+	f(fmt.Sprintf("-processes must be 0 to %d, got 90", runtime.NumCPU()), "-url", "ws://127.0.0.1/", "-processes", "90", "echo")
+	f("-pid goes with -url", "-server", "y {listen}", "-pid", "1", "echo")
+	f(`-conns must be a whole number, got "many"`, "-conns", "many", "echo")
+	f(`-rate must be a number, got "x"`, "-rate", "x", "echo")
+	f(`-duration must be a duration, such as 10s or 1m30s, got "7"`, "-duration", "7", "echo")
 	f("-url must be", "-url", "http://127.0.0.1/", "echo")
 	f("not defined", "-port", "1", "echo")
 	for _, bad := range []string{"http://x/", "x", "ws://", "wss://x/", "unix:", "unix::/path"} {

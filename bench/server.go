@@ -30,6 +30,7 @@ type server struct {
 	cmd    *exec.Cmd // nil if it was there before
 	stderr tail
 	exited chan struct{}
+	note   string // what is odd about it
 	// release gives back the port that is kept for the server.
 	release func()
 }
@@ -37,7 +38,8 @@ type server struct {
 // openServer starts the server, or takes the one that runs, and sets o.URL.
 func openServer(ctx context.Context, o *options) (*server, error) {
 	if o.Server == "" {
-		return &server{pid: o.PID}, nil
+		s := &server{pid: o.PID}
+		return s, s.check(o)
 	}
 	listen, release, err := netpoll.ReservePort(serverHost)
 	if err != nil {
@@ -54,7 +56,39 @@ func openServer(ctx context.Context, o *options) (*server, error) {
 	go func() { s.cmd.Wait(); close(s.exited) }()
 	s.pid = s.cmd.Process.Pid
 	o.URL = "ws://" + listen + defaultPath
-	return s, s.waitUntilItListens(ctx, listen)
+	err = s.waitUntilItListens(ctx, listen)
+	if err == nil {
+		err = s.check(o)
+	}
+	if err != nil {
+		s.stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+// check sees that the process can be what is asked for, where it is known.
+func (s *server) check(o *options) error {
+	if s.pid == 0 {
+		return nil
+	}
+	t, err := parseTarget(o.URL, true)
+	if err != nil {
+		return err
+	}
+	tree, err := processTree(s.pid)
+	if err != nil {
+		return err
+	}
+	if s.cmd == nil {
+		if s.note, err = tree.serves(t); err != nil {
+			return err
+		}
+	}
+	if files := tree.mostFiles(); o.Conns > files {
+		return fmt.Errorf("-conns is %d, but the server may have no more than %d files open: raise its limit (ulimit -n, LimitNOFILE), or lower -conns", o.Conns, files)
+	}
+	return nil
 }
 
 func (s *server) waitUntilItListens(ctx context.Context, address string) error {
@@ -74,13 +108,20 @@ func (s *server) waitUntilItListens(ctx context.Context, address string) error {
 	case ok:
 		return nil
 	}
-	s.stop()
 	return errors.Join(ctx.Err(), fmt.Errorf("the server does not listen on %s", address))
 }
 
-// lastWords is what the server said last on standard error, and how it ended.
+// lastWords is how the server has ended, and what it said last on standard
+// error: on the same line if it is one.
 func (s *server) lastWords() string {
-	return strings.TrimSpace(s.cmd.ProcessState.String() + "\n" + s.stderr.String())
+	said := strings.TrimSpace(s.stderr.String())
+	switch {
+	case said == "":
+		return s.cmd.ProcessState.String()
+	case strings.Contains(said, "\n"):
+		return s.cmd.ProcessState.String() + "\n" + said
+	}
+	return s.cmd.ProcessState.String() + ": " + said
 }
 
 // hasExited reports whether a server that was started here has ended.

@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -60,6 +62,33 @@ const defaultPath = "/ws/chat/"
 // portsEach is how many connections to one server a local address is used for:
 // Linux's default range of ports has 28,232.
 const portsEach = 25_000
+
+// loopbackAddresses is how many local addresses localAddress has, the usual one
+// included.
+const loopbackAddresses = 256
+
+// mostClients is how many connections to the target this machine has ports for.
+func (t *target) mostClients() int {
+	switch to := t.address.(type) {
+	case *unix.SockaddrUnix:
+		return math.MaxInt
+	case *unix.SockaddrInet4:
+		if netip.AddrFrom4(to.Addr).IsLoopback() {
+			return loopbackAddresses * portsEach
+		}
+	}
+	return localPorts()
+}
+
+// localPorts is how many ports the kernel gives to those who do not ask for one.
+func localPorts() int {
+	data, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	var low, high int
+	if n, _ := fmt.Sscan(string(data), &low, &high); err != nil || n != 2 {
+		return 1 << 16
+	}
+	return high - low + 1
+}
 
 // dial begins to connect, without waiting. To a server on this machine, each
 // portsEach clients come from another loopback address, so that ports do not

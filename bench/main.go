@@ -10,8 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -130,47 +128,6 @@ func (r *run) addDrain(open int64, took time.Duration, ok bool) {
 	}
 	p.addErrors()
 	r.report.Parts = append(r.report.Parts, p)
-}
-
-// judge lists the figures that are not what they are held to.
-func (r *report) judge() {
-	for _, p := range r.Parts {
-		for i := range p.Figures {
-			if f := &p.Figures[i]; !f.OK() {
-				r.FellShort = append(r.FellShort, strings.TrimSpace(fmt.Sprintf("%s: %s is %s %s", p.Name, f.Name, f.Shown(), f.Unit)))
-			}
-		}
-	}
-}
-
-// A heldFigure is one of the figures of the first rank, and what the project holds it to.
-type heldFigure struct {
-	part, figure string
-	most         float64
-}
-
-// firstRank is what users notice first, and pay for.
-var firstRank = []heldFigure{
-	{"sparse", "server CPU a message", 90},
-	{"sparse", "answer p99", 5},
-	{"sparse", "generator's own lateness p99", 0.3},
-	{"rate", "answer p99", 10},
-	{"rate", "generator's own lateness p99", 1},
-	{"idle", "resident memory a connection", 1000},
-	{"churn", "of it for each connection that was", 1000}, // its session is kept
-	{"drain", "drain time", 10},
-}
-
-// hold sets the project's targets for the scenarios that were run.
-func (r *report) hold() {
-	for _, held := range firstRank {
-		switch f := r.find(held.part, held.figure); {
-		case f != nil:
-			f.Most = &held.most
-		case slices.ContainsFunc(r.Parts, func(p *part) bool { return p.Name == held.part }):
-			r.FellShort = append(r.FellShort, fmt.Sprintf("%s: %s is not known", held.part, held.figure))
-		}
-	}
 }
 
 func complain(err error, code int) int {

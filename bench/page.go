@@ -32,7 +32,7 @@ func (r *report) page(data []byte) ([]byte, error) {
 		"ChartsCSS": template.CSS(uplot.Style),
 		"Script":    template.JS(read("report.js")),
 		"Style":     template.CSS(read("report.css")),
-		"Number":    number,
+		"Grouped":   func(n int) string { return grouped(int64(n)) },
 	})
 	return out.Bytes(), err
 }

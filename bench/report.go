@@ -61,15 +61,15 @@ func (f figure) Shown() string {
 	return number(f.Value)
 }
 
-// Held is what the figure is held to, 0 if it is not.
-func (f figure) Held() float64 {
+// Verdict says what the figure is held to.
+func (f figure) Verdict() string {
 	switch {
 	case f.Least != nil:
-		return *f.Least
+		return "at least " + number(*f.Least)
 	case f.Most != nil:
-		return *f.Most
+		return "at most " + number(*f.Most)
 	}
-	return 0
+	return ""
 }
 
 // A curve is latency by percentile, in milliseconds.

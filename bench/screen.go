@@ -119,19 +119,14 @@ func (s *screen) part(p *part) {
 }
 
 func (s *screen) verdict(f *figure) string {
-	var wanted string
-	switch {
-	case f.Least != nil:
-		wanted = "at least " + number(*f.Least)
-	case f.Most != nil:
-		wanted = "at most " + number(*f.Most)
-	default:
+	switch wanted := f.Verdict(); {
+	case wanted == "":
 		return ""
-	}
-	if f.OK() {
+	case f.OK():
 		return s.paint(green, "ok, "+wanted)
+	default:
+		return s.paint(red, "FELL SHORT, "+wanted)
 	}
-	return s.paint(red, "FELL SHORT, "+wanted)
 }
 
 // number writes three digits that matter, and whole thousands.

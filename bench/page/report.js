@@ -23,13 +23,18 @@
 
   function plot(frame, data, series, options) {
     const { ink, grid, lines } = colors();
+    // What a legend shows while the pointer is elsewhere would be empty: the last point instead.
+    const resting = data[0].length - 1;
     const axis = (more) => ({ stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, ...more });
-    drawn.push(new uPlot({
+    const chart = new uPlot({
       width: frame.clientWidth, height,
       scales: options.scales,
       series: [options.x, ...series.map((s, i) => ({ stroke: lines[i], width: 2, points: { show: data[0].length < 3 }, ...s }))],
       axes: [axis(options.xAxis), axis({ size: 64, ...options.yAxis }), ...(options.moreAxes || []).map(axis)],
-    }, data, frame));
+      hooks: { setCursor: [(u) => { if (u.cursor.idx == null) u.setLegend({ idx: resting }); }] },
+    }, data, frame);
+    chart.setLegend({ idx: resting });
+    drawn.push(chart);
   }
 
   // Percentiles are spread so that each further nine takes the same room.
@@ -75,8 +80,8 @@
       if (part.latency) latency(box, part.latency);
       const samples = part.series || [];
       if (samples.length < 2) continue;
-      if (samples.some((s) => s.rate > 0)) overTime(box, "messages a second", samples, [{ of: "rate", label: "messages a second" }]);
-      overTime(box, "connections", samples, [{ of: "connections", label: "connections" }]);
+      if (samples.some((s) => s.rate > 0)) overTime(box, "messages a second", samples, [{ of: "rate", label: "a second" }]);
+      overTime(box, "connections", samples, [{ of: "connections", label: "open" }]);
       if (samples.some((s) => s.resident > 0)) overTime(box, "resident memory of the server, MB", samples, [{ of: "resident", label: "MB", unit: 1e6 }]);
       overTime(box, "processors in use", samples, [{ of: "server", label: "server" }, { of: "generator", label: "generator" }]);
     }

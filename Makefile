@@ -35,6 +35,13 @@ build: ## Build bin/server
 build-bench: build ## Build bin/bench, the load generator, too
 	$(GO) build -trimpath -o $(BENCH) ./bench
 
+RELEASE = bin/turnstile.tar.gz
+
+.PHONY: release
+release: build-bench ## Pack bin/turnstile.tar.gz: what a machine with systemd needs (deploy/README.md)
+	tar -czf $(RELEASE) --owner=0 --group=0 $(BIN) $(BENCH) scripts deploy/nginx deploy/sysctl.conf deploy/turnstile@.service
+	@echo $(RELEASE)
+
 .PHONY: clean
 clean: dev-down ## End the stack; remove what was built, downloaded, stored and measured
 	rm -rf bin .cache .run bench/report

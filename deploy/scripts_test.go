@@ -110,7 +110,7 @@ func TestScriptsCheckVariables(t *testing.T) {
 		"TURNSTILE_BIN=/nope":                                   `TURNSTILE_BIN must be a folder with the programs server and bench, got "/nope"`,
 		"TURNSTILE_MONITORING=maybe":                            `TURNSTILE_MONITORING must be on or off, got "maybe"`,
 		"TURNSTILE_PATIENCE=abc":                                `TURNSTILE_PATIENCE must be whole seconds from 1 to 3600, got "abc"`,
-		"TURNSTILE_BACKEND=cloud":                               `TURNSTILE_BACKEND must be processes or compose, got "cloud"`,
+		"TURNSTILE_BACKEND=cloud":                               `TURNSTILE_BACKEND must be processes, compose or units, got "cloud"`,
 		"TURNSTILE_LISTEN=:80":                                  "TURNSTILE_LISTEN must not be set: -listen of a colour is for the scripts to give; unset it; TURNSTILE_HOST,",
 		"TURNSTILE_CONTROL=/tmp/c":                              "TURNSTILE_CONTROL must not be set: -control of a colour is for the scripts to give; unset it\n",
 		"TURNSTILE_TAKE_OVER_FROM=/tmp/c":                       "TURNSTILE_TAKE_OVER_FROM must not be set",

@@ -45,6 +45,8 @@ stop_colour() {
 }
 
 part_runs() { [[ -n $(compose ps --quiet --status running "$1") ]]; }
+start_command() { echo "make dev-up"; }
+keep() { :; } # after a reboot, make dev-up starts the one that served
 colour_log() { compose logs --no-color --no-log-prefix --tail 10 "$1" | sed 's/^/  /'; }
 
 # colour_tool runs a program of the image in the colour's own container, which

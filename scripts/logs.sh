@@ -18,7 +18,7 @@ logged=
 for service in "${services[@]}"; do
 	! has_logs "$service" || logged=yes
 done
-[[ -n $logged ]] || die "${*:-the stack} has logged nothing yet: make dev-up starts the stack"
+[[ -n $logged ]] || die "${*:-the stack} has logged nothing yet: $(start_command blue) starts it"
 
 trap 'exit 0' INT TERM
 show_logs "${services[@]}"

@@ -19,5 +19,5 @@ for colour in blue green; do
 		printf '# %s\n%s\n' "$colour" "$lines"
 	fi
 done
-((${#running[@]} > 0)) || die "no colour runs: make dev-up starts the stack"
+((${#running[@]} > 0)) || die "no colour runs: $(start_command blue) starts one"
 [[ -n $found ]] || die "no line of the metrics of ${running[*]} has \"$1\" in it"

@@ -56,6 +56,8 @@ trap : WINCH # ends the wait for the next view
 colour_lines() {
 	if [[ $BACKEND == compose ]]; then
 		compose logs --no-color --no-log-prefix --tail 1000 "$1"
+	elif [[ $BACKEND == units ]]; then
+		journalctl --unit "turnstile@$1" --lines 1000 --output cat --no-pager
 	elif [[ -f $RUN/log/$1.log ]]; then
 		tail -c 262144 "$RUN/log/$1.log"
 	fi

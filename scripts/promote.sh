@@ -157,6 +157,7 @@ retire() {
 	else
 		step 7 "hand the connections of $old over to $next"
 	fi
+	keep "$next"
 	started='' previous=''
 	trap '' HUP PIPE # it goes on to the end, whether or not somebody reads
 	if ! part_runs "$old"; then
@@ -186,9 +187,9 @@ trap 'reason="it was interrupted"; exit 130' INT
 trap 'reason="it was told to end"; exit 143' TERM
 trap 'fail "$GONE"' HUP PIPE
 
-active=$(active_colour) || die "no colour serves yet: make dev-up starts the first one"
+active=$(active_colour) || die "no colour serves yet: $(start_command blue) starts the first one"
 for part in redis nginx; do
-	part_runs "$part" || die "the stack is down, $part does not run: make dev-up starts it"
+	part_runs "$part" || die "the stack is down, $part does not run: $(start_command "$part") starts it"
 done
 next=$(next_colour "$wanted")
 old=$(other_colour "$next")
@@ -198,7 +199,7 @@ if [[ $active != "$next" ]]; then
 	step 1 "$old serves, $next is next"
 	bring_up
 elif ! part_runs "$next"; then
-	die "$next should serve, but does not run: make dev-up starts it"
+	die "$next should serve, but does not run: $(start_command "$next") starts it"
 elif part_runs "$old"; then
 	step 1 "$next serves already, but $old has not ended: going on with step 6"
 	started=$next previous=$old

@@ -35,7 +35,7 @@ setting BIN '' programs 'a folder with server and bench, instead of building the
 setting MONITORING on switch 'off: without what watches the stack'
 setting PATIENCE 15 seconds 'seconds that a promotion gives a colour to get ready'
 setting NOFILE 65536 number 'files that a container may open, where the engine can give so many'
-setting BACKEND '' backend 'processes or compose (compose where a Docker engine runs)'
+setting BACKEND '' backend 'processes, compose or units (units where turnstile@.service is installed, compose where a Docker engine runs)'
 
 # What a value of each kind is.
 declare -A ALLOWED=(
@@ -46,7 +46,7 @@ declare -A ALLOWED=(
 	[number]='a whole number from 1'
 	[switch]='on or off'
 	[seconds]='whole seconds from 1 to 3600'
-	[backend]='processes or compose'
+	[backend]='processes, compose or units'
 )
 
 # The path becomes part of nginx's configuration, and of sockets' addresses, which
@@ -58,7 +58,7 @@ is_programs() { [[ -f $1/server && -x $1/server && -f $1/bench && -x $1/bench ]]
 is_number() { [[ $1 =~ ^[1-9][0-9]{0,8}$ ]]; }
 is_switch() { [[ $1 == on || $1 == off ]]; }
 is_seconds() { [[ $1 =~ ^[1-9][0-9]{0,3}$ ]] && (($1 <= 3600)); }
-is_backend() { [[ $1 == processes || $1 == compose ]]; }
+is_backend() { [[ $1 == processes || $1 == compose || $1 == units ]]; }
 
 check_settings() {
 	local name

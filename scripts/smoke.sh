@@ -8,8 +8,8 @@ set -euo pipefail
 source "$(dirname "$0")/stack.sh"
 no_arguments "$@"
 
-active=$(active_colour) || die "no colour serves: make dev-up starts the stack"
-part_runs "$active" || die "$active should serve, but does not run: make dev-up starts it"
+active=$(active_colour) || die "no colour serves: $(start_command blue) starts one"
+part_runs "$active" || die "$active should serve, but does not run: $(start_command "$active") starts it"
 for colour in blue green; do
 	if part_runs "$colour"; then
 		smoke "$colour" "unix:$SOCKETS/$colour.sock"

@@ -112,20 +112,25 @@ look_at() {
 	[[ " ${unwatched[*]} " == *" $1 "* ]] || look "$2" "$3"
 }
 
-# What differs between processes and containers. Both define SOCKETS, the folder
-# of the sockets as a colour sees it, WATCHERS, the parts that watch, and
+# What differs between processes, containers and units. Each defines SOCKETS, the
+# folder of the sockets as a colour sees it, WATCHERS, the parts that watch, and
 #   build               what the colours run
 #   flag_error          what is wrong with the variables for the server's flags
 #   start_colour COLOUR, stop_colour COLOUR SECONDS
+#   start_command PART  prints what an operator runs to start it
+#   keep COLOUR         makes it the one that serves after a reboot
 #   colour_log COLOUR   the last lines
 #   colour_tool COLOUR server|bench ARGS...     runs a program beside the colour
 #   prepare_watchers    makes that those can be started
 #   start_part PART, part_runs PART, stop_parts, watchers_say
 #   want_programs       ends the script if one that the stack needs is missing
 #   has_logs PART, show_logs PART...
+have_units() { [[ -f /etc/systemd/system/turnstile@.service ]]; }
 have_docker() { command -v docker >/dev/null && docker info &>/dev/null; }
 
 BACKEND=${SETTING[BACKEND]}
-[[ -n $BACKEND ]] || if have_docker; then BACKEND=compose; else BACKEND=processes; fi
+if [[ -z $BACKEND ]]; then
+	if have_units; then BACKEND=units; elif have_docker; then BACKEND=compose; else BACKEND=processes; fi
+fi
 # shellcheck source-path=SCRIPTDIR source=processes.sh
 source "$ROOT/scripts/$BACKEND.sh"

@@ -40,6 +40,8 @@ missing_packages() {
 	have_command nginx || echo nginx-light
 	have_command shellcheck || echo shellcheck
 	have_command systemd-analyze || echo systemd
+	have_command debootstrap || echo debootstrap
+	[[ -f /usr/share/keyrings/debian-archive-keyring.gpg ]] || echo debian-archive-keyring # Ubuntu has none
 	have_node || echo nodejs
 	have_command npx || echo npm
 	have_chromium || echo chromium

@@ -40,7 +40,7 @@ func (s *stack) follow(blocks []doctest.Block) {
 }
 
 // endless are the commands that go on until ^C, with a text that each shows.
-var endless = map[string]string{"make monitor": "blue", "make logs": "server_started", "make logs SERVICE=green": "server_started"}
+var endless = map[string]string{"make monitor": "blue", "make logs": "server_started"}
 
 func (s *stack) runLine(line string) {
 	s.t.Helper()

@@ -49,7 +49,7 @@ var columns = []column{
 	{"sparse: CPU", "µs", "sparse", "server CPU a message", "less"},
 	{"many × 1: messages", "/s", "many × 1", "messages a second", "more"},
 	{"many × 1: CPU", "µs", "many × 1", "server CPU a message", "less"},
-	{"of it user", "µs", "many × 1", "of it user", "less"},
+	{"many × 1: user CPU", "µs", "many × 1", "of it user", "less"},
 	{"100 × 1: CPU", "µs", "100 × 1", "server CPU a message", "less"},
 	{"100 × 16: messages", "/s", "100 × 16", "messages a second", "more"},
 	{"100 × 16: CPU", "µs", "100 × 16", "server CPU a message", "less"},
@@ -106,7 +106,7 @@ func parsePeers(args []string, out io.Writer) (*boutPlan, error) {
 		f.PrintDefaults()
 		return nil, err
 	case err != nil:
-		return nil, fmt.Errorf("%w; see bench peers -help", err)
+		return nil, plain(err, f)
 	case f.NArg() > 0:
 		return nil, fmt.Errorf("unknown argument %q; see bench peers -help", f.Arg(0))
 	case p.rounds < 1 || p.conns < 1 || p.duration <= 0:
@@ -114,7 +114,7 @@ func parsePeers(args []string, out io.Writer) (*boutPlan, error) {
 	case !strings.Contains(p.server, listenPlace):
 		return nil, fmt.Errorf("-server must have %s where the address goes", listenPlace)
 	}
-	return p, nil
+	return p, (&options{Conns: p.conns}).checkConns()
 }
 
 // comparePeers is the command "peers".

@@ -62,7 +62,7 @@ func (b *bout) markdown() string {
 		}
 		out.WriteString("\n")
 	}
-	fmt.Fprintf(&out, "\nMedians of %d rounds, in brackets the ratio to %s; many is %s connections.\n", b.Rounds, ours, number(float64(b.Conns)))
+	fmt.Fprintf(&out, "\nMedians of %d rounds, in brackets the ratio to %s. %s\n", b.Rounds, ours, b.loads())
 	for _, r := range b.Results {
 		for what, n := range r.Errors {
 			fmt.Fprintf(&out, "\n%s: %d × %s\n", r.Name, n, what)
@@ -72,6 +72,12 @@ func (b *bout) markdown() string {
 		fmt.Fprintf(&out, "\nskipped: %s\n", name)
 	}
 	return out.String()
+}
+
+// loads says what the loads' names mean.
+func (b *bout) loads() string {
+	return fmt.Sprintf("Many is %s connections; × is the messages in flight on each. Sparse is many, each of which sends once in %.0f seconds: %s messages a second.",
+		grouped(int64(b.Conns)), sparsePeriod.Seconds(), number(float64(b.Conns)/sparsePeriod.Seconds()))
 }
 
 // write writes peers.json, peers.md and peers.html into a folder.
@@ -134,9 +140,10 @@ func (b *bout) page() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	known := slices.DeleteFunc(slices.Clone(columns), func(c column) bool { return len(b.bars(c)) == 0 })
 	var out bytes.Buffer
 	err = peersTemplate.Execute(&out, map[string]any{
-		"Bout": b, "Many": float64(b.Conns), "Columns": columns, "Bars": b.bars, "Number": number, "Style": template.CSS(style),
+		"Bout": b, "Loads": b.loads(), "Columns": known, "Bars": b.bars, "Number": number, "Style": template.CSS(style),
 	})
 	return out.Bytes(), err
 }

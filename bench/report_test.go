@@ -111,6 +111,8 @@ func TestPeersOptionErrors(t *testing.T) {
 		}
 	}
 	f("must be more than 0", "-rounds", "0")
+	f(`-rounds must be a whole number, got "x"`, "-rounds", "x")
+	f("-conns must be at most", "-conns", "999999999")
 	f("must be more than 0", "-duration", "-1s")
 	f("must have {listen}", "-server", "")
 	f(`unknown argument "gws"`, "gws")

@@ -36,7 +36,7 @@ func smoke(args []string) int {
 		f.PrintDefaults()
 		return exitOK
 	case err != nil:
-		return complain(fmt.Errorf("%w; see bench smoke -help", err), exitUsage)
+		return complain(plain(err, f), exitUsage)
 	case f.NArg() != 1 || *timeout <= 0:
 		return complain(errors.New("usage: bench smoke [-timeout 5s] [-reaches URL] URL"), exitUsage)
 	}

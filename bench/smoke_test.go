@@ -71,6 +71,7 @@ func serveInstead(t *testing.T, l net.Listener) (url string) {
 func TestSmokeUsage(t *testing.T) {
 	wantSmoke(t, exitUsage, "usage: bench smoke")
 	wantSmoke(t, exitUsage, "usage: bench smoke", "-timeout", "0s", "unix:x")
+	wantSmoke(t, exitUsage, `-timeout must be a duration, such as 10s or 1m30s, got "5"`, "-timeout", "5", "unix:x")
 	wantSmoke(t, exitUsage, `a server must be http://HOST:PORT, https://HOST:PORT or unix:SOCKET, got "localhost:80"`, "localhost:80")
 	wantSmoke(t, exitUsage, `got "ws://localhost/"`, "-reaches", "ws://localhost/", "unix:x")
 	wantSmoke(t, exitOK, "URL is http://HOST:PORT", "-help")

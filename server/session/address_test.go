@@ -91,7 +91,7 @@ func TestErrorsDoNotNameTheUser(t *testing.T) {
 }
 
 func TestToken(t *testing.T) {
-	for _, want := range []token{{}, {1, holderID{2, 3}, 4}, {1 << 63, holderID{1<<32 - 1, 1<<32 - 1}, 1<<32 - 1}} {
+	for _, want := range []token{{}, {1, leaseID{2, 3}, 4}, {1 << 63, leaseID{1<<32 - 1, 1<<32 - 1}, 1<<32 - 1}} {
 		if got := parseToken(want.String()); got != want {
 			t.Errorf("%v is read as %v", want, got)
 		}

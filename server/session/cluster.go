@@ -14,10 +14,10 @@ import (
 // says that they are. MOVED, and any node's trouble, make it ask again.
 type cluster struct {
 	// Fixed after newCluster.
-	store  *Redis
-	client *redis.ClusterClient // for CLUSTER SLOTS and publish/subscribe
-	limbo  *node                // takes what has no node, and is always down
-	again  chan struct{}
+	store      *Redis
+	client     *redis.ClusterClient // for CLUSTER SLOTS and publish/subscribe
+	unassigned *node                // takes the leases whose slot has no node; it is always down
+	again      chan struct{}
 }
 
 const (
@@ -27,11 +27,11 @@ const (
 
 func newCluster(s *Redis) *cluster {
 	c := &cluster{store: s, client: s.config.Address.cluster(s.config.Timeout), again: make(chan struct{}, 1)}
-	c.limbo = newNode(s, nil, s.config.Address.String(), "")
-	s.nodes = []*node{c.limbo}
-	s.routes.Store(&[]*node{c.limbo})
-	s.goes(c.run)
-	s.goes(func() { s.listen(c.client) })
+	c.unassigned = newNode(s, nil, s.config.Address.String(), "")
+	s.nodes = []*node{c.unassigned}
+	s.routes.Store(&[]*node{c.unassigned})
+	s.start(c.run)
+	s.start(func() { s.listen(c.client) })
 	return c
 }
 
@@ -55,7 +55,7 @@ func (c *cluster) run() {
 			told = true
 		} else if !told && c.store.stopped.Err() == nil {
 			told = true
-			c.store.config.OnTrouble(c.limbo.name, c.store.config.Address.withoutUser(err))
+			c.store.config.OnTrouble(c.unassigned.name, c.store.config.Address.withoutUser(err))
 		}
 		if !c.wait(err) {
 			return
@@ -90,7 +90,7 @@ func (c *cluster) apply(ranges []redis.ClusterSlot) {
 	defer s.mu.Unlock()
 	routes := make([]*node, slots)
 	for i := range routes {
-		routes[i] = c.limbo
+		routes[i] = c.unassigned
 	}
 	old := s.nodes
 	s.nodes = nil
@@ -103,14 +103,14 @@ func (c *cluster) apply(ranges []redis.ClusterSlot) {
 			routes[slot] = n
 		}
 	}
-	if slices.Contains(routes, c.limbo) {
-		s.nodes = append(s.nodes, c.limbo)
-		if !slices.Contains(old, c.limbo) {
-			c.limbo.failing.Store(int64(s.config.Now()))
+	if slices.Contains(routes, c.unassigned) {
+		s.nodes = append(s.nodes, c.unassigned)
+		if !slices.Contains(old, c.unassigned) {
+			c.unassigned.failing.Store(int64(s.config.Now()))
 		}
 	}
 	s.routes.Store(&routes)
-	c.limbo.up.Store(true) // from now on, what has no node may get one any moment
+	c.unassigned.up.Store(true) // from now on, what has no node may get one any moment
 	c.retire(old)
 }
 
@@ -125,7 +125,7 @@ func (c *cluster) keep(old []*node, addr string, slot uint16) *node {
 	}
 	for _, n := range old {
 		if n.name == addr {
-			n.probe = probeKey(slot)
+			n.probeKey = probeKey(slot)
 			s.nodes = append(s.nodes, n)
 			return n
 		}
@@ -137,7 +137,7 @@ func (c *cluster) keep(old []*node, addr string, slot uint16) *node {
 // any node where it belongs now.
 func (c *cluster) retire(old []*node) {
 	for _, n := range old {
-		if n != c.limbo && !slices.Contains(c.store.nodes, n) {
+		if n != c.unassigned && !slices.Contains(c.store.nodes, n) {
 			n.cancel()
 		}
 		queue := append(n.queue, n.claims...)
@@ -162,7 +162,7 @@ func (c *cluster) nodeAt(addr string) *node {
 func (c *cluster) add(addr, probe string) *node {
 	s := c.store
 	n := newNode(s, s.config.Address.node(addr, s.config.Timeout), addr, probe)
-	n.up.Store(c.limbo.up.Load()) // after the start, a new one gets time to answer
+	n.up.Store(c.unassigned.up.Load()) // after the start, a new one gets time to answer
 	s.nodes = append(s.nodes, n)
 	n.start()
 	return n

@@ -15,7 +15,7 @@ func TestSlotOf(t *testing.T) {
 	server := redistest.StartCluster(t, 1).Nodes[0]
 	for range 200 {
 		id := NewID()
-		record := recordKey(id, token{1, holderID{2, 3}, 4}.String())
+		record := recordKey(id, token{1, leaseID{2, 3}, 4}.String())
 		for _, key := range []string{ownerKey(id), record} {
 			if want := server.Do("CLUSTER", "KEYSLOT", key); want != int64(slotOf(id)) {
 				t.Fatalf("slot %d for %q, want %v", slotOf(id), key, want)

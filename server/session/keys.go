@@ -32,12 +32,12 @@ func recordKey(id ID, token string) string {
 // do no harm, however late they are carried out.
 type token struct {
 	epoch   uint64 // microseconds since 1970, and more than that of the owner before
-	holder  holderID
+	lease   leaseID
 	attempt uint32
 }
 
-// A holderID is one lease of one process.
-type holderID struct {
+// A leaseID is one lease of one process.
+type leaseID struct {
 	instance uint32 // the process, at random
 	serial   uint32
 }
@@ -46,8 +46,8 @@ type holderID struct {
 func (t token) String() string {
 	buf := make([]byte, 0, 48)
 	buf = strconv.AppendUint(buf, t.epoch, 16)
-	buf = strconv.AppendUint(append(buf, '.'), uint64(t.holder.instance), 16)
-	buf = strconv.AppendUint(append(buf, '-'), uint64(t.holder.serial), 16)
+	buf = strconv.AppendUint(append(buf, '.'), uint64(t.lease.instance), 16)
+	buf = strconv.AppendUint(append(buf, '-'), uint64(t.lease.serial), 16)
 	buf = strconv.AppendUint(append(buf, '.'), uint64(t.attempt), 16)
 	return string(buf)
 }
@@ -56,8 +56,8 @@ func (t token) String() string {
 // which is older than any.
 func parseToken(text string) token {
 	epoch, rest, _ := strings.Cut(text, ".")
-	holder, attempt, _ := strings.Cut(rest, ".")
-	instance, serial, _ := strings.Cut(holder, "-")
+	lease, attempt, _ := strings.Cut(rest, ".")
+	instance, serial, _ := strings.Cut(lease, "-")
 	var numbers [4]uint64
 	for i, digits := range []string{epoch, instance, serial, attempt} {
 		bits := 32
@@ -70,7 +70,7 @@ func parseToken(text string) token {
 		}
 		numbers[i] = n
 	}
-	return token{numbers[0], holderID{uint32(numbers[1]), uint32(numbers[2])}, uint32(numbers[3])}
+	return token{numbers[0], leaseID{uint32(numbers[1]), uint32(numbers[2])}, uint32(numbers[3])}
 }
 
 // channel is where an instance is told that one of its leases was taken over;

@@ -7,56 +7,57 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// listen hears from other instances that leases held here were taken over. It
-// is a hint: what counts is what Redis says when the lease is looked at. Without
-// it, a silent connection would only find out at its next renewal.
+// listen receives hints from other processes: a lease of this one has lost its
+// session. What counts is what Redis says when the lease is verified. Without
+// the hint, a silent connection would only find out at its next renewal.
 //
-// A lease that came from another process keeps its token, so it is spoken to by
-// that process's name.
+// A lease that came from another process keeps its token, and with it that
+// process's channel.
 func (s *Redis) listen(client redis.UniversalClient) {
 	sub := client.Subscribe(s.stopped, channel(s.instance))
 	defer sub.Close()
-	heard := sub.ChannelWithSubscriptions()
+	received := sub.ChannelWithSubscriptions()
 	for {
 		select {
 		case <-s.stopped.Done():
 			return
-		case <-s.moreNames:
-			sub.Subscribe(s.stopped, s.newChannels()...) // one that fails is made good when it connects again
-		case message := <-heard:
-			s.onHeard(message)
+		case <-s.subscribe:
+			sub.Subscribe(s.stopped, s.newChannels()...) // if it fails, the client subscribes when it connects again
+		case message := <-received:
+			s.onReceived(message)
 		}
 	}
 }
 
-// hear has listen listen to the name of another process as well. Under mu.
-func (s *Redis) hear(instance uint32) {
-	if s.names[instance] {
+// listenTo has listen subscribe to the channel of another process as well. Under
+// mu.
+func (s *Redis) listenTo(instance uint32) {
+	if s.instances[instance] {
 		return
 	}
-	s.names[instance] = true
-	s.unheard = append(s.unheard, instance)
+	s.instances[instance] = true
+	s.unsubscribed = append(s.unsubscribed, instance)
 	select {
-	case s.moreNames <- struct{}{}:
+	case s.subscribe <- struct{}{}:
 	default:
 	}
 }
 
-// newChannels are those of the names that are not listened to yet.
+// newChannels are those that are not subscribed to yet.
 func (s *Redis) newChannels() (channels []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, instance := range s.unheard {
+	for _, instance := range s.unsubscribed {
 		channels = append(channels, channel(instance))
 	}
-	s.unheard = nil
+	s.unsubscribed = nil
 	return channels
 }
 
-func (s *Redis) onHeard(message any) {
+func (s *Redis) onReceived(message any) {
 	switch message := message.(type) {
 	case *redis.Subscription:
-		s.verifyAll() // what was said before was not heard
+		s.verifyAll() // hints that were published before were not received
 	case *redis.Message:
 		name := strings.TrimPrefix(message.Channel, channelPrefix)
 		instance, err := strconv.ParseUint(name, 16, 32)
@@ -64,7 +65,7 @@ func (s *Redis) onHeard(message any) {
 			return
 		}
 		if serial, err := strconv.ParseUint(message.Payload, 10, 32); err == nil {
-			s.taken(holderID{uint32(instance), uint32(serial)})
+			s.onHint(leaseID{uint32(instance), uint32(serial)})
 		}
 	}
 }

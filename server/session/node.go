@@ -34,15 +34,15 @@ type node struct {
 	cancel context.CancelFunc
 
 	// Guarded by store.mu.
-	probe  string // a key that can always be written, "" while it has no slots
-	queue  []*remote
-	claims []*remote // wait until every lease has been looked at
-	closed bool      // to claims, for that reason
-	flight []flying
-	hints  []holderID // leases of other instances whose sessions were taken
+	probeKey    string // a key that can always be written, "" while it has no slots
+	queue       []*redisLease
+	claims      []*redisLease // claims that wait until every lease has been verified
+	holdsClaims bool          // new claims go there
+	batch       []inFlight
+	hints       []leaseID // leases of other processes, which have lost their sessions
 
 	// Owned by the goroutine.
-	troubled bool // OnTrouble has been told
+	reported bool // OnTrouble has been called
 
 	// Atomic: since when it does not answer, on the store's clock, 0 if it
 	// does; and whether it ever did.
@@ -51,13 +51,13 @@ type node struct {
 }
 
 func newNode(s *Redis, client *redis.Client, name, probe string) *node {
-	n := &node{store: s, client: client, name: name, probe: probe, wake: make(chan struct{}, 1)}
+	n := &node{store: s, client: client, name: name, probeKey: probe, wake: make(chan struct{}, 1)}
 	n.failing.Store(int64(s.config.Now()))
 	n.ctx, n.cancel = context.WithCancel(s.stopped)
 	return n
 }
 
-func (n *node) start() { n.store.goes(n.run) }
+func (n *node) start() { n.store.start(n.run) }
 
 // isDown reports whether the node has not answered for so long that waiting for
 // it makes no sense.
@@ -67,9 +67,9 @@ func (n *node) isDown() bool {
 }
 
 // push puts r at the end of the queue. Under store.mu.
-func (n *node) push(r *remote) {
+func (n *node) push(r *redisLease) {
 	r.queued = true
-	if n.closed && r.claiming() {
+	if n.holdsClaims && r.isClaiming() {
 		n.claims = append(n.claims, r)
 		return
 	}
@@ -85,7 +85,7 @@ func (n *node) run() {
 	defer n.client.Close()
 	pause := pauseFirst
 	for {
-		worked, err := n.converse()
+		worked, err := n.connect()
 		if n.ctx.Err() != nil {
 			return
 		}
@@ -102,15 +102,15 @@ func (n *node) run() {
 	}
 }
 
-// converse connects, and exchanges until something fails; worked says that it
-// had begun well.
-func (n *node) converse() (worked bool, err error) {
+// connect opens a connection and sends what is queued until something fails;
+// worked says that the connection was of use.
+func (n *node) connect() (worked bool, err error) {
 	conn := n.client.EphemeralConn()
 	defer conn.Close()
-	if err := n.try(conn); err != nil {
+	if err := n.probe(conn); err != nil {
 		return false, err
 	}
-	if err := n.revisit(conn); err != nil {
+	if err := n.verifyLeases(conn); err != nil {
 		return false, err
 	}
 	n.onSuccess()
@@ -123,7 +123,7 @@ func (n *node) converse() (worked bool, err error) {
 			return true, n.ctx.Err()
 		case <-n.wake:
 		case <-time.After(probeEvery):
-			if err := n.try(conn); err != nil {
+			if err := n.probe(conn); err != nil {
 				return true, err
 			}
 			n.onSuccess()
@@ -131,11 +131,11 @@ func (n *node) converse() (worked bool, err error) {
 	}
 }
 
-// revisit looks at every lease of the node's before any claim is carried out:
-// the server may have lost what was stored, and what is known here has to be
-// there again. Once to see, and twice more for those that are not as they were.
-func (n *node) revisit(conn *redis.Conn) error {
-	n.store.revisit(n)
+// verifyLeases verifies every lease of the node's before any claim is sent: the
+// server may have lost what it had stored, and what this process knows has to be
+// there again. The first round finds what is missing, two more restore it.
+func (n *node) verifyLeases(conn *redis.Conn) error {
+	n.store.holdClaims(n)
 	defer n.store.admitClaims(n)
 	for range 3 {
 		n.store.mu.Lock()
@@ -150,10 +150,10 @@ func (n *node) revisit(conn *redis.Conn) error {
 	return nil
 }
 
-// try sees whether the node takes writes.
-func (n *node) try(conn *redis.Conn) error {
+// probe sees whether the node takes writes.
+func (n *node) probe(conn *redis.Conn) error {
 	n.store.mu.Lock()
-	key := n.probe
+	key := n.probeKey
 	n.store.mu.Unlock()
 	if key == "" {
 		return conn.Ping(n.ctx).Err()
@@ -195,8 +195,8 @@ func (n *node) onTrouble(err error) {
 	s := n.store
 	s.config.Metrics.Errors[errorKindOf(err)].Inc()
 	n.failing.CompareAndSwap(0, int64(s.config.Now()))
-	if !n.troubled {
-		n.troubled = true
+	if !n.reported {
+		n.reported = true
 		s.config.OnTrouble(n.name, s.config.Address.withoutUser(err))
 	}
 	if s.cluster != nil {
@@ -212,7 +212,7 @@ func (n *node) onSuccess() {
 	n.up.Store(true)
 	s.config.Metrics.LastSuccess.Store(int64(now))
 	if since != 0 {
-		n.troubled = false
+		n.reported = false
 		s.config.OnRecovered(n.name, now-since)
 	}
 }
@@ -226,7 +226,7 @@ func (n *node) exchange(conn *redis.Conn) error {
 	}
 }
 
-// exchangeOnce sends one batch; more is false if there was nothing in the queue.
+// exchangeOnce sends one batch; more is false if the queue was empty.
 func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
 	batch, hints, more := n.take()
 	if len(batch)+len(hints) == 0 {
@@ -240,9 +240,9 @@ func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
 	return true, nil
 }
 
-// take moves the front of the queue into flight; more is false if there was
-// nothing in it.
-func (n *node) take() (batch []flying, hints []holderID, more bool) {
+// take makes a batch of the front of the queue; more is false if the queue was
+// empty.
+func (n *node) take() (batch []inFlight, hints []leaseID, more bool) {
 	s := n.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -250,19 +250,19 @@ func (n *node) take() (batch []flying, hints []holderID, more bool) {
 	count := min(len(n.queue), batchMost)
 	for _, r := range n.queue[:count] {
 		r.queued = false
-		if r.due(now, s.times.every) {
-			r.flying = true
-			n.flight = append(n.flight, newFlying(r, now, &s.times))
+		if r.isDue(now, &s.times) {
+			n.batch = append(n.batch, inFlight{lease: r, command: r.next(now, &s.times), asking: r.asking})
+			r.asking = false
 		}
 	}
 	n.queue = n.queue[:copy(n.queue, n.queue[count:])]
 	hints, n.hints = n.hints, nil
-	return n.flight, hints, count > 0
+	return n.batch, hints, count > 0
 }
 
 // send carries out a batch in one pipeline. What became of it is in the
 // commands.
-func (n *node) send(conn *redis.Conn, batch []flying, hints []holderID) {
+func (n *node) send(conn *redis.Conn, batch []inFlight, hints []leaseID) {
 	s := n.store
 	pipe := conn.Pipeline()
 	script := ownScript.Eval // the first one in a pipeline brings the text
@@ -278,8 +278,8 @@ func (n *node) send(conn *redis.Conn, batch []flying, hints []holderID) {
 	pipe.Exec(n.ctx)
 	if err := replicated(); err != nil {
 		for i := range batch {
-			if batch[i].cmd.Err() == nil {
-				batch[i].cmd.SetErr(err)
+			if batch[i].sent.Err() == nil {
+				batch[i].sent.SetErr(err)
 			}
 		}
 	}

@@ -2,25 +2,46 @@ package session
 
 import "time"
 
-// A note is what an owner has to be told.
+// A note is news for the holder of a lease.
 type note struct {
-	owner   Owner
-	lease   *Lease
-	kind    noteKind
-	outcome Outcome
-	count   uint64
-	resumed bool
-	asked   time.Duration
-	err     error
+	owner Owner
+	lease *Lease
+	news
 }
 
-type noteKind uint8
+// appendNote counts the news and adds it to what is to be delivered. Under mu.
+func (s *Redis) appendNote(notes []note, r *redisLease, n news) []note {
+	if n.kind == newsNone {
+		return notes
+	}
+	s.count(n)
+	return append(notes, note{owner: r.owner, lease: r.lease, news: n})
+}
 
-const (
-	noteClaimed noteKind = iota
-	noteCommitted
-	noteTakenOver
-)
+// count updates the metrics.
+func (s *Redis) count(n news) {
+	m := s.config.Metrics
+	switch n.kind {
+	case newsClaimed:
+		result := claimStarted
+		if n.resumed {
+			result = claimResumed
+		}
+		m.Claims[result].Inc()
+	case newsClaimUnavailable:
+		m.Claims[claimUnavailable].Inc()
+	case newsCommitted:
+		m.Commits[Committed].Inc()
+		m.CommitLatency.Update((s.config.Now() - n.askedAt).Seconds())
+	case newsCommitUnavailable:
+		m.Commits[Unavailable].Inc()
+	case newsRevoked:
+		m.Commits[Revoked].Inc()
+		m.Takeovers[takeoverFenced].Inc()
+	case newsTakenOver:
+		m.Takeovers[takeoverTold].Inc()
+	}
+}
 
 // deliver posts the notes to their owners' loops: one task for each loop.
 func (s *Redis) deliver(notes []note) {
@@ -52,25 +73,22 @@ func (s *Redis) deliver(notes []note) {
 	}
 }
 
-// messages makes the count the lease's, and returns how many it adds.
-func (n *note) messages() uint64 {
-	if n.outcome != Committed {
-		return 0
-	}
-	return n.count - n.lease.committed.Swap(n.count)
-}
-
 // tell runs on the owner's loop.
 func (n *note) tell(now func() time.Duration) {
 	switch n.kind {
-	case noteClaimed:
-		if n.err == nil {
-			n.lease.grant(n.count)
-		}
-		n.owner.OnClaimed(n.resumed, n.err)
-	case noteCommitted:
-		n.owner.OnCommitted(n.outcome, n.messages(), now()-n.asked)
-	case noteTakenOver:
+	case newsClaimed:
+		n.lease.grant(n.count)
+		n.owner.OnClaimed(n.resumed, nil)
+	case newsClaimUnavailable:
+		n.owner.OnClaimed(false, ErrUnavailable)
+	case newsCommitted:
+		messages := n.count - n.lease.committed.Swap(n.count)
+		n.owner.OnCommitted(Committed, messages, now()-n.askedAt)
+	case newsCommitUnavailable:
+		n.owner.OnCommitted(Unavailable, 0, now()-n.askedAt)
+	case newsRevoked:
+		n.owner.OnCommitted(Revoked, 0, now()-n.askedAt)
+	case newsTakenOver:
 		n.owner.OnTakenOver()
 	}
 }

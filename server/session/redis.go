@@ -26,10 +26,10 @@ type RedisConfig struct {
 }
 
 // Redis is the Store in Redis: it outlives the process, and is shared with
-// other instances. No call waits for the network. What is asked goes into the
-// queue of the session's node, from which one goroutine for each node takes
-// all there is, sends it in one pipeline, and posts the outcomes to the owners'
-// loops.
+// other instances. No call waits for the network. A lease that has a command to
+// send is put into the queue of its session's node. One goroutine for each node
+// takes all there is, sends it in one pipeline, and posts the outcomes to the
+// owners' loops. Which command comes next is for the lease's ownership to say.
 type Redis struct {
 	// Fixed after NewRedis.
 	config    RedisConfig
@@ -39,35 +39,57 @@ type Redis struct {
 	stopped   context.Context
 	running   sync.WaitGroup
 	instance  uint32
-	moreNames chan struct{} // says that something is in unheard
+	subscribe chan struct{} // says that something is in unsubscribed
 
-	mu      sync.Mutex
-	leases  map[holderID]*remote // Guarded by mu.
-	serial  uint32               // Guarded by mu.
-	names   map[uint32]bool      // Guarded by mu: the instances whose leases are or were here.
-	gave    bool                 // Guarded by mu: leases that began here may be elsewhere.
-	unheard []uint32             // Guarded by mu: those of names that are not listened to yet.
-	nodes   []*node              // Guarded by mu.
-	later   []*remote            // Guarded by mu: what the watch has to send.
-	drained chan struct{}        // Guarded by mu: closed when nothing is left to send, nil unless Close waits.
+	mu sync.Mutex // Guards all that follows but routes.
 
-	routes atomic.Pointer[[]*node] // by hash slot, or just one; changed under mu
+	// What this process has.
+	leases  map[leaseID]*redisLease
+	serial  uint32        // of the latest lease
+	drained chan struct{} // closed when nothing is left to send; nil unless Close waits
+
+	// Other processes.
+	hasGiven     bool            // leases that began here may be elsewhere
+	instances    map[uint32]bool // the processes whose leases are or were here, this one among them
+	unsubscribed []uint32        // those of instances whose channels are not subscribed to yet
+
+	// Where commands go.
+	nodes   []*node
+	waiting []*redisLease           // refused commands, which the watch sends again
+	routes  atomic.Pointer[[]*node] // by hash slot, or just one; changed under mu
 }
+
+// A redisLease is a lease of this process on a session in Redis.
+type redisLease struct {
+	// Fixed after Redis.begin or Redis.Adopt.
+	id   ID
+	slot uint16
+
+	// Guarded by Redis.mu.
+	owner  Owner // nil once it is released
+	lease  *Lease
+	queued bool // in a node's queue, or in Redis.waiting
+	asking bool // the next command follows an ASK redirection
+	ownership
+}
+
+// ID implements entry.
+func (r *redisLease) ID() ID { return r.id }
 
 // lifetimes are how long what is in Redis lives.
 type lifetimes struct {
-	every time.Duration // between two renewals of a session that is held
-	left  time.Duration // the record of a session that nobody holds
-	held  time.Duration // the record of one that is held: it outlives a crash by left
-	owner time.Duration // the owner's key: longer than any record, or two could count
-	watch time.Duration // between two looks at what waits
+	renewal  time.Duration // between two renewals of a session that is held
+	released time.Duration // the record of a session that nobody holds
+	record   time.Duration // the record of one that is held: after a crash it lives for released at least
+	owner    time.Duration // the owner's key: longer than any record, or two leases could count
+	watch    time.Duration // between two looks at what waits
 }
 
 func newLifetimes(ttl, timeout time.Duration) lifetimes {
-	every := min(ttl/4, 10*time.Minute)
+	renewal := min(ttl/4, 10*time.Minute)
 	return lifetimes{
-		every: every, left: ttl, held: ttl + 2*every, owner: ttl + 6*every,
-		watch: min(timeout/20, every/4, 250*time.Millisecond),
+		renewal: renewal, released: ttl, record: ttl + 2*renewal, owner: ttl + 6*renewal,
+		watch: min(timeout/20, renewal/4, 250*time.Millisecond),
 	}
 }
 
@@ -76,9 +98,9 @@ func newLifetimes(ttl, timeout time.Duration) lifetimes {
 func NewRedis(config RedisConfig) *Redis {
 	s := &Redis{
 		config: config, times: newLifetimes(config.TTL, config.Timeout),
-		instance: rand.Uint32(), leases: make(map[holderID]*remote), moreNames: make(chan struct{}, 1),
+		instance: rand.Uint32(), leases: make(map[leaseID]*redisLease), subscribe: make(chan struct{}, 1),
 	}
-	s.names = map[uint32]bool{s.instance: true}
+	s.instances = map[uint32]bool{s.instance: true}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	config.Metrics.QueueLength, config.Metrics.Available = s.queueLength, s.Available
 	if config.Address.isCluster() {
@@ -89,16 +111,16 @@ func NewRedis(config RedisConfig) *Redis {
 		s.nodes = []*node{n}
 		s.routes.Store(&[]*node{n})
 		n.start()
-		s.goes(func() { s.listen(client) })
+		s.start(func() { s.listen(client) })
 	}
-	s.goes(s.watch)
+	s.start(s.watch)
 	return s
 }
 
 var _ Store = (*Redis)(nil)
 
-// goes runs f until it returns, which it has to once s.stopped is done.
-func (s *Redis) goes(f func()) { s.running.Go(f) }
+// start runs f in a goroutine. f has to return once s.stopped is done.
+func (s *Redis) start(f func()) { s.running.Go(f) }
 
 // Available implements Store: every node has answered within the timeout.
 func (s *Redis) Available() bool {
@@ -150,8 +172,8 @@ func (s *Redis) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
 // begin makes a lease whose first command is that of phase.
 func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	now := s.config.Now()
-	r := &remote{id: id, slot: s.slotOf(id), owner: owner, lease: l, phase: first, renewed: now}
-	r.token.epoch = uint64(time.Now().UnixMicro())
+	token := token{epoch: uint64(time.Now().UnixMicro())}
+	r := &redisLease{id: id, slot: s.slotOf(id), owner: owner, lease: l}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -161,27 +183,23 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 		return ErrFull // Redis is slower than clients come and go
 	}
 	s.serial++
-	r.token.holder = holderID{s.instance, s.serial}
-	s.leases[r.token.holder] = r
+	token.lease = leaseID{s.instance, s.serial}
+	r.ownership = newOwnership(token, first, now)
+	s.leases[token.lease] = r
 	l.entry = r
-	if r.claiming() {
-		r.waiting = now
-	}
 	s.enqueue(r)
 	return nil
 }
 
 // Commit implements Store.
 func (s *Redis) Commit(l *Lease) Outcome {
-	r := l.entry.(*remote)
+	r := l.entry.(*redisLease)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.phase == phaseGone {
+	if !r.commit(l.Count, s.config.Now()) {
 		s.config.Metrics.Commits[Revoked].Inc()
 		return Revoked
 	}
-	r.want = l.Count
-	r.waiting = s.config.Now()
 	s.enqueue(r)
 	return Pending
 }
@@ -189,19 +207,17 @@ func (s *Redis) Commit(l *Lease) Outcome {
 // Release implements Store. What the lease has committed, or has pending, is
 // written once more, with the time to live of a session that nobody holds.
 func (s *Redis) Release(l *Lease) {
-	r, ok := l.entry.(*remote)
+	r, ok := l.entry.(*redisLease)
 	if !ok {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.claiming() && r.waiting != 0 {
+	if r.release() {
 		s.config.Metrics.Claims[claimAbandoned].Inc()
 	}
-	r.owner, r.lease, r.waiting = nil, nil, 0
-	if r.claiming() && !r.flying {
-		s.forget(r)
-	}
+	r.owner, r.lease = nil, nil
+	s.dropEnded(r)
 	s.enqueue(r)
 }
 
@@ -245,148 +261,57 @@ func (s *Redis) slotOf(id ID) uint16 {
 	return slotOf(id)
 }
 
-func (s *Redis) route(r *remote) *node {
+func (s *Redis) route(r *redisLease) *node {
 	routes := *s.routes.Load()
 	return routes[int(r.slot)%len(routes)]
 }
 
-// enqueue has r's next command sent, if there is one. Under mu.
-func (s *Redis) enqueue(r *remote) {
-	if !r.queued && !r.flying && r.due(s.config.Now(), s.times.every) {
+// enqueue has r's next command sent, if one is due. Under mu.
+func (s *Redis) enqueue(r *redisLease) {
+	if !r.queued && r.isDue(s.config.Now(), &s.times) {
 		s.route(r).push(r)
 	}
 }
 
-// forget ends a lease. Under mu.
-func (s *Redis) forget(r *remote) {
-	r.phase = phaseGone
-	delete(s.leases, r.token.holder)
-	s.checkDrained()
-}
-
-// verify has a lease looked at now: somebody may have taken its session, or
-// Redis may have lost it. Under mu.
-func (s *Redis) verify(r *remote) {
-	r.doubted = true // even if a command is on its way, which may have come too soon
-	s.enqueue(r)
-}
-
-// taken has a lease of this process looked at, since it is said to have been
-// taken over.
-func (s *Redis) taken(holder holderID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if r := s.leases[holder]; r != nil {
-		s.verify(r)
-	}
-}
-
-// verifyAll looks at every lease that is held, in case a word was missed.
-func (s *Redis) verifyAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range s.leases {
-		s.verify(r)
-	}
-}
-
-// watch renews what is held, sends again what could not be sent where it was,
-// and lets expire what has waited too long.
-func (s *Redis) watch() {
-	ticker := time.NewTicker(s.times.watch)
-	defer ticker.Stop()
-	for renewed := s.config.Now(); ; {
-		select {
-		case <-s.stopped.Done():
-			return
-		case <-ticker.C:
-		}
-		now := s.config.Now()
-		s.expire(now)
-		s.sendLater()
-		if now-renewed >= s.times.every/4 {
-			renewed = now
-			s.renew()
-		}
-	}
-}
-
-// renew sends every held session's times to live again before they are over.
-func (s *Redis) renew() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range s.leases {
-		s.enqueue(r)
-	}
-}
-
-// sendLater sends what had to wait for a while.
-func (s *Redis) sendLater() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	later := s.later
-	s.later = nil
-	s.requeue(later)
-}
-
 // requeue puts leases out of a queue into the one that they belong to now.
 // Under mu.
-func (s *Redis) requeue(leases []*remote) {
+func (s *Redis) requeue(leases []*redisLease) {
 	for _, r := range leases {
 		r.queued = false
 		s.enqueue(r)
 	}
 }
 
-// expire answers those that have waited for longer than the timeout, and
-// forgets what nobody holds and Redis no longer has.
-func (s *Redis) expire(now time.Duration) {
-	var notes []note
+// dropEnded forgets r if it has ended. Under mu.
+func (s *Redis) dropEnded(r *redisLease) {
+	if r.phase == phaseEnded && s.leases[r.token.lease] == r {
+		delete(s.leases, r.token.lease)
+		s.checkDrained()
+	}
+}
+
+// verify has a lease looked at now: somebody may have taken its session, or
+// Redis may have lost it. Under mu.
+func (s *Redis) verify(r *redisLease) {
+	r.mustVerify = true // even if a command is on its way: Redis may have answered it before
+	s.enqueue(r)
+}
+
+// onHint has a lease of this process verified. Another process says that it has
+// taken the lease's session.
+func (s *Redis) onHint(lease leaseID) {
 	s.mu.Lock()
-	for r := range s.unsettled {
-		if r.owner == nil && now-r.renewed > s.times.owner && !r.flying {
-			s.forget(r)
-		}
-		if r.waiting != 0 && now-r.waiting > s.config.Timeout {
-			notes = append(notes, s.giveUp(r))
-		}
-	}
-	s.mu.Unlock()
-	s.deliver(notes)
-}
-
-// unsettled is every lease of which something is to be sent or on its way.
-// Under mu.
-func (s *Redis) unsettled(yield func(*remote) bool) {
-	for _, n := range s.nodes {
-		for i := range n.flight {
-			if !yield(n.flight[i].remote) {
-				return
-			}
-		}
-		for _, queue := range [...][]*remote{n.queue, n.claims} {
-			for _, r := range queue {
-				if !yield(r) {
-					return
-				}
-			}
-		}
-	}
-	for _, r := range s.later {
-		if !yield(r) {
-			return
-		}
+	defer s.mu.Unlock()
+	if r := s.leases[lease]; r != nil {
+		s.verify(r)
 	}
 }
 
-// giveUp ends the wait of r's owner. What it waited for may happen yet, unless
-// it releases the lease. Under mu.
-func (s *Redis) giveUp(r *remote) note {
-	r.waiting = 0
-	if r.claiming() {
-		s.config.Metrics.Claims[claimUnavailable].Inc()
-		return note{owner: r.owner, kind: noteClaimed, err: ErrUnavailable}
+// verifyAll looks at every lease that is held, in case a hint was missed.
+func (s *Redis) verifyAll() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.leases {
+		s.verify(r)
 	}
-	s.config.Metrics.Commits[Unavailable].Inc()
-	return note{owner: r.owner, kind: noteCommitted, outcome: Unavailable}
 }

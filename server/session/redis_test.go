@@ -392,7 +392,7 @@ func TestRedisLoserIsToldBeforeItKnowsItWon(t *testing.T) {
 	eventually(t, "the word has come", func() bool {
 		a.Redis.mu.Lock()
 		defer a.Redis.mu.Unlock()
-		return first.entry.(*remote).doubted
+		return first.entry.(*redisLease).mustVerify
 	})
 	proxy.Set(redistest.Pass)
 	first.wantClaimed(0, false)

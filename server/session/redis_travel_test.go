@@ -40,10 +40,10 @@ func (c *client) travel(to *instance) *client {
 }
 
 // leaseOf is what the store knows of a lease that has travelled.
-func (s *Redis) leaseOf(state State) *remote {
+func (s *Redis) leaseOf(state State) *redisLease {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.leases[parseToken(state.Token).holder]
+	return s.leases[parseToken(state.Token).lease]
 }
 
 // wantNotTaken checks that c was not told of a takeover.
@@ -131,11 +131,11 @@ func TestRedisGiverIsSilent(t *testing.T) {
 			t.Errorf("%s, the record is written: %v", when, got)
 		}
 	}
-	silent("at a word of a takeover", func() { a.taken(parseToken(state.Token).holder) })
+	silent("at a word of a takeover", func() { a.onHint(parseToken(state.Token).lease) })
 	silent("when all are looked at", a.verifyAll)
 	silent("when it is time to renew", func() {
 		a.Redis.mu.Lock()
-		a.leases[parseToken(state.Token).holder].renewed = now - ttl
+		a.leases[parseToken(state.Token).lease].renewedAt = now - ttl
 		a.Redis.mu.Unlock()
 		a.renew()
 	})
@@ -143,7 +143,7 @@ func TestRedisGiverIsSilent(t *testing.T) {
 		a.mu.Lock()
 		n := a.nodes[0]
 		a.mu.Unlock()
-		a.revisit(n)
+		a.holdClaims(n)
 		a.admitClaims(n)
 	})
 	server.Do("SET", record, 1)
@@ -250,7 +250,7 @@ func TestRedisHintsFollow(t *testing.T) {
 			counts := server.Do("PUBSUB", "NUMSUB", channel(a.instance)).([]any)
 			i.Redis.mu.Lock()
 			defer i.Redis.mu.Unlock()
-			return counts[1].(int64) >= 2 && len(i.unheard) == 0
+			return counts[1].(int64) >= 2 && len(i.unsubscribed) == 0
 		})
 		i.settle()
 	}
@@ -332,8 +332,8 @@ func TestRedisTokensTravel(t *testing.T) {
 	proxy.Set(redistest.Pass)
 	first.wantOutcome(Committed)
 	second := first.travel(b)
-	if !strings.HasSuffix(second.entry.(*remote).token.String(), ".1") {
-		t.Errorf("the token is %v, of no second attempt", second.entry.(*remote).token)
+	if !strings.HasSuffix(second.entry.(*redisLease).token.String(), ".1") {
+		t.Errorf("the token is %v, of no second attempt", second.entry.(*redisLease).token)
 	}
 	second.count(1)
 	b.claim(first.ID(), 3, true)
@@ -353,12 +353,12 @@ func TestRedisLendsWhatIsQueued(t *testing.T) {
 	eventually(t, "the queue is held up", func() bool {
 		a.Redis.mu.Lock()
 		defer a.Redis.mu.Unlock()
-		return busy.entry.(*remote).flying
+		return busy.entry.(*redisLease).inFlight
 	})
-	a.taken(idle.entry.(*remote).token.holder)
+	a.onHint(idle.entry.(*redisLease).token.lease)
 	_, ok := a.Lend(&idle.Lease)
 	a.Redis.mu.Lock()
-	queued := idle.entry.(*remote).queued
+	queued := idle.entry.(*redisLease).queued
 	a.Redis.mu.Unlock()
 	if !ok || !queued {
 		t.Errorf("lent: %v, queued: %v", ok, queued)

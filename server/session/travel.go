@@ -74,52 +74,46 @@ func (m *Memory) settle(s *shard, state State) (r *record, known bool) {
 
 // Lend implements Store.
 func (s *Redis) Lend(l *Lease) (State, bool) {
-	r := l.entry.(*remote)
+	r := l.entry.(*redisLease)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.flying || r.claiming() || r.waiting != 0 || r.phase == phaseGone {
+	if !r.lend() {
 		return State{}, false
 	}
-	r.lent = true
-	return State{
-		ID: r.id, Count: r.want, Token: r.token.String(), Rival: r.rival,
-		Held: r.phase == phaseHeld && r.want == r.count, Known: r.known, Owned: r.proven,
-	}, true
+	return r.state(r.id), true
 }
 
 // TakeBack implements Store.
 func (s *Redis) TakeBack(l *Lease) {
-	r := l.entry.(*remote)
+	r := l.entry.(*redisLease)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r.lent = false
-	s.verify(r) // it may have been taken over meanwhile
+	r.takeBack()
+	s.enqueue(r)
 }
 
 // GiveAway implements Store.
 func (s *Redis) GiveAway(l *Lease) {
-	r := l.entry.(*remote)
+	r := l.entry.(*redisLease)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.gave = true
-	s.forget(r)
+	s.hasGiven = true
+	r.giveAway()
+	s.dropEnded(r)
 }
 
 // Adopt implements Store. The lease keeps its token, so that Redis need not be
 // asked; that it is still the owner is looked at in the background.
 func (s *Redis) Adopt(l *Lease, state State, owner Owner) {
-	r := &remote{
-		id: state.ID, slot: s.slotOf(state.ID), owner: owner, lease: l, token: parseToken(state.Token), phase: phaseRestore,
-		rival: state.Rival, known: state.Known, proven: state.Owned, want: state.Count, renewed: s.config.Now(),
-	}
-	if state.Held {
-		r.phase, r.count = phaseHeld, r.want
+	r := &redisLease{
+		id: state.ID, slot: s.slotOf(state.ID), owner: owner, lease: l,
+		ownership: adoptedOwnership(state, s.config.Now()),
 	}
 	l.entry = r
 	l.grant(state.Count)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases[r.token.holder] = r
-	s.hear(r.token.holder.instance)
-	s.verify(r)
+	s.leases[r.token.lease] = r
+	s.listenTo(r.token.lease.instance)
+	s.enqueue(r)
 }

@@ -1,0 +1,126 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// An inFlight is a command in a pipeline. The lease goes on meanwhile.
+type inFlight struct {
+	lease   *redisLease
+	command command
+	asking  bool           // the node takes the slot over, and answers only behind ASKING
+	sent    redis.Cmder    // has the reply
+	renewed *redis.BoolCmd // nil without command.renew
+}
+
+type evaluate func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd
+
+// append adds the command to a pipeline; scripted says that it was by script.
+func (f *inFlight) append(ctx context.Context, pipe redis.Pipeliner, script evaluate, times *lifetimes) (scripted bool) {
+	if f.asking {
+		pipe.Do(ctx, "ASKING")
+	}
+	switch f.command.phase {
+	case phaseFind:
+		f.sent = pipe.Get(ctx, ownerKey(f.lease.id))
+	case phaseOwned:
+		f.appendStore(ctx, pipe, times)
+	default:
+		f.sent = f.appendOwn(ctx, pipe, script, times)
+		return true
+	}
+	return false
+}
+
+// appendStore adds the commands that store the count of a lease that owns its
+// session.
+func (f *inFlight) appendStore(ctx context.Context, pipe redis.Pipeliner, times *lifetimes) {
+	c := &f.command
+	if c.renew { // first: the record must never live longer than the owner's key
+		f.renewed = pipe.PExpire(ctx, ownerKey(f.lease.id), times.owner)
+		if f.asking {
+			pipe.Do(ctx, "ASKING")
+		}
+	}
+	f.sent = redis.NewStatusCmd(ctx, storeCommand(recordKey(f.lease.id, c.token), c.count, c.ttl)...)
+	pipe.Process(ctx, f.sent)
+}
+
+// appendOwn adds the script that makes the lease the owner.
+func (f *inFlight) appendOwn(ctx context.Context, pipe redis.Pipeliner, script evaluate, times *lifetimes) *redis.Cmd {
+	c := &f.command
+	keys, theirs, mine := []string{ownerKey(f.lease.id)}, "", recordKey(f.lease.id, c.token)
+	if c.expected != "" && c.expected != c.token {
+		theirs = recordKey(f.lease.id, c.expected)
+		keys = append(keys, theirs)
+	}
+	if !f.asking {
+		keys = append(keys, mine)
+	}
+	var count any = ""
+	if c.phase == phaseRestore {
+		count = c.count
+	}
+	return script(ctx, pipe, keys, c.token, c.expected, count, c.ttl.Milliseconds(), times.owner.Milliseconds(), theirs, mine)
+}
+
+// answer reads the reply. The error is what Redis refused, or what became of the
+// connection.
+func (f *inFlight) answer() (answer, error) {
+	err := f.sent.Err()
+	switch {
+	case errors.Is(err, redis.Nil) && f.command.phase == phaseFind:
+		return answer{kind: answerOwner}, nil
+	case errors.Is(err, redis.Nil) && f.command.phase == phaseOwned:
+		return answer{kind: answerMissing}, nil
+	case err != nil:
+		return failed(err), err
+	}
+	if f.renewed != nil && f.renewed.Err() == nil && !f.renewed.Val() {
+		return answer{kind: answerMissing}, nil // the owner's key is gone: nobody else may own the session
+	}
+	switch cmd := f.sent.(type) {
+	case *redis.Cmd:
+		return readOwn(cmd)
+	case *redis.StringCmd:
+		if cmd.Val() != "" {
+			return answer{kind: answerOwner, owner: cmd.Val()}, nil
+		}
+	case *redis.StatusCmd:
+		if cmd.Val() == "OK" {
+			return answer{kind: answerDone}, nil
+		}
+	}
+	return failed(errNoAnswer), errNoAnswer // of a pipeline that was not carried out
+}
+
+// failed is what an error says of the command.
+func failed(err error) answer {
+	if errorKindOf(err).scope() == scopeConnection {
+		return answer{kind: answerUnknown}
+	}
+	return answer{kind: answerRefused}
+}
+
+// readOwn reads what the script returns.
+func readOwn(cmd *redis.Cmd) (answer, error) {
+	values, err := cmd.Slice()
+	if err != nil || len(values) < 2 {
+		return failed(errNoAnswer), errNoAnswer
+	}
+	if done, _ := values[0].(int64); done == 0 {
+		owner, _ := values[1].(string)
+		return answer{kind: answerOwner, owner: owner}, nil
+	}
+	count, err := strconv.ParseUint(fmt.Sprint(values[1]), 10, 64)
+	if err != nil {
+		return failed(err), err
+	}
+	known, _ := values[2].(int64)
+	return answer{kind: answerDone, count: count, hadCount: known == 1}, nil
+}

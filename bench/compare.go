@@ -33,7 +33,8 @@ func (s *screen) difference(before, after *report) {
 			if old == nil || old.Note != "" || f.Note != "" {
 				continue
 			}
-			fmt.Fprintf(s.out, "%-10s %-41s %-3s %12s %12s %s\n", p.Name, f.Name, f.Unit, number(old.Value), number(f.Value), s.change(old.Value, &f))
+			fmt.Fprintf(s.out, "%-10s %-41s %-3s %12s %12s %s\n",
+				p.Name, f.Name, f.Unit, number(old.Value), number(f.Value), s.change(old.Value, &f))
 		}
 	}
 	for _, what := range onlyIn(after, before) {

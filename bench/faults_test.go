@@ -212,12 +212,15 @@ func TestServerBehindAnother(t *testing.T) {
 func TestMoreThanTheServerHolds(t *testing.T) {
 	server := buildServer(t)
 	shell := filepath.Join(t.TempDir(), "few")
-	if err := os.WriteFile(shell, []byte("#!/bin/sh\nulimit -n 300\nexec "+strings.Replace(server, listenPlace, "$1", 1)+"\n"), 0o700); err != nil {
+	script := "#!/bin/sh\nulimit -n 300\nexec " + strings.Replace(server, listenPlace, "$1", 1) + "\n"
+	if err := os.WriteFile(shell, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	wantRefusal(t, "-conns is 301, but the server may have no more than 300 files open", "-server", shell+" {listen}", "-conns", "301", "connect")
+	wantRefusal(t, "-conns is 301, but the server may have no more than 300 files open",
+		"-server", shell+" {listen}", "-conns", "301", "connect")
 	r, out, code := runBench(t, "-server", server+" -max-connections 5", "-conns", "8", "connect", "echo")
-	if want := "3 of 8 connections could not be opened: not upgraded: HTTP/1.1 503"; code != exitFellShort || !strings.Contains(r.Failed, want) || !strings.Contains(out, want) {
+	want := "3 of 8 connections could not be opened: not upgraded: HTTP/1.1 503"
+	if code != exitFellShort || !strings.Contains(r.Failed, want) || !strings.Contains(out, want) {
 		t.Errorf("exit code %d, failed %q: %s", code, r.Failed, out)
 	}
 	if len(r.Parts) != 1 {

@@ -68,7 +68,8 @@ func parseOptions(args []string, out io.Writer) (*options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.URL, "url", "", "the server: ws://HOST:PORT/PATH, or unix:SOCKET:PATH; with -server it is found")
-	f.StringVar(&o.Server, "server", "", "a `command` that starts the server, in which {listen} becomes HOST:PORT; it is measured, and drained at the end")
+	f.StringVar(&o.Server, "server", "",
+		"a `command` that starts the server, in which {listen} becomes HOST:PORT; it is measured, and drained at the end")
 	f.IntVar(&o.PID, "pid", 0, "the process to measure, if the server runs already on this machine")
 	f.StringVar(&o.Name, "name", "", "what the report calls the server")
 	f.StringVar(&o.Check, "check", checkCounter, "counter holds every answer to counts without a gap or a repeat; none takes any answer")
@@ -147,7 +148,8 @@ func (o *options) checkServer() error {
 	case (o.URL == "") == (o.Server == ""):
 		return errors.New("give either -url, for a server that runs, or -server, for one to start")
 	case o.Server != "" && !strings.Contains(o.Server, listenPlace):
-		return fmt.Errorf("-server must have %s where the address goes, such as 'bin/server -listen %s', got %q", listenPlace, listenPlace, o.Server)
+		return fmt.Errorf("-server must have %s where the address goes, such as 'bin/server -listen %s', got %q",
+			listenPlace, listenPlace, o.Server)
 	case o.Check != checkCounter && o.Check != checkNone:
 		return fmt.Errorf("-check must be %s or %s, got %q", checkCounter, checkNone, o.Check)
 	case o.PID < 0:
@@ -209,9 +211,11 @@ func (o *options) checkConns() error {
 	case o.Conns < 1:
 		return fmt.Errorf("-conns must be more than 0, got %d", o.Conns)
 	case o.Conns > files:
-		return fmt.Errorf("-conns must be at most %d, got %d: %d processes of the generator have no more open files (ulimit -Hn)", files, o.Conns, maxProcesses)
+		return fmt.Errorf("-conns must be at most %d, got %d: %d processes of the generator have no more open files (ulimit -Hn)",
+			files, o.Conns, maxProcesses)
 	case o.Conns > ports:
-		return fmt.Errorf("-conns must be at most %d, got %d: this machine has no more ports to connect to %s from (net.ipv4.ip_local_port_range)", ports, o.Conns, t.host)
+		return fmt.Errorf("-conns must be at most %d, got %d: this machine has no more ports to connect to %s from (net.ipv4.ip_local_port_range)",
+			ports, o.Conns, t.host)
 	case o.Processes < 0 || o.Processes > min(o.Conns, sensible):
 		return fmt.Errorf("-processes must be 0 to %d, got %d: one for each processor, connection, or %d connections is enough",
 			min(o.Conns, sensible), o.Processes, clientsEach())

@@ -9,7 +9,7 @@
 # goodbye instead, and come back.
 #
 # What fails before step 7 is put back: the old colour goes on serving, exit code
-# 1. It can be killed at any step and run again. See DESIGN.md, chapters 16 and 17.
+# 1. It can be killed at any step and run again. See deploy/README.md.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"encoding/json"
 	"encoding/pem"
 	"net/http"
 	"os"
@@ -239,6 +240,54 @@ func certificateOf(t *testing.T, address string) (path string) {
 	path = filepath.Join(t.TempDir(), "trusted.pem")
 	der := conn.ConnectionState().PeerCertificates[0].Raw
 	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// The recipe of DESIGN.md for a further application: its files and its line are
+// laid over the package, and its command runs its test.
+func TestDesignRecipe(t *testing.T) {
+	blocks := doctest.Blocks(t, "DESIGN.md")
+	if len(blocks) != 4 {
+		t.Fatalf("the document has %v: this test knows what to do with the application, its line, its test and the command", blocks)
+	}
+	source, err := os.ReadFile("server.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, after, ok := strings.Cut(string(source), "\treturn endpoints\n")
+	if !ok {
+		t.Fatal("newEndpoints does not return endpoints any more")
+	}
+	cmd := shell(doctest.Root(t), blocks[3].Text, "CGO_ENABLED=0", "GOFLAGS=-count=1 -overlay="+overlay(t, map[string]string{
+		"server/server.go": before + blocks[1].Text + "\treturn endpoints\n" + after,
+		"server/room.go":   blocks[0].Text, "server/room_test.go": blocks[2].Text,
+	}))
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "ok") || strings.Contains(string(out), "no tests to run") {
+		t.Errorf("%s: %v: %s", blocks[3].Text, err, out)
+	}
+}
+
+// overlay makes the file of go's -overlay that has it see these files, by their
+// paths from the project's root.
+func overlay(t *testing.T, files map[string]string) string {
+	t.Helper()
+	replace := make(map[string]string)
+	for name, content := range files {
+		aside := filepath.Join(t.TempDir(), filepath.Base(name))
+		if err := os.WriteFile(aside, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		replace[filepath.Join(doctest.Root(t), name)] = aside
+	}
+	text, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "overlay.json")
+	if err := os.WriteFile(path, text, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// mayImport is the table of DESIGN.md: who may import whom, within the project
+// mayImport is the layout of DESIGN.md: who may import whom, within the project
 // and of the libraries that have one importer.
 var mayImport = map[string][]string{
 	"turnstile/netpoll":            {"github.com/mailru/easygo/netpoll"},

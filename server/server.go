@@ -89,7 +89,7 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	return s, err
 }
 
-// newEndpoints are the applications: see DESIGN.md for how to add one.
+// newEndpoints are the applications. DESIGN.md has a recipe for one more.
 func (s *server) newEndpoints() []engine.Endpoint {
 	endpoints := []engine.Endpoint{{Path: "/ws/chat", New: func() engine.Handler { return &counter{drainTimeout: s.config.DrainTimeout} }}}
 	if s.config.Echo {

@@ -22,7 +22,7 @@ type Block struct {
 	Document string
 	// Line is the number of its first line.
 	Line int
-	// Language stands behind the opening fence: sh, js, console.
+	// Language stands behind the opening fence: sh, js, go, console; text is a drawing.
 	Language string
 	// Test is the name in the comment before the block, "" without one.
 	Test string

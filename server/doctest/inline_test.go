@@ -6,16 +6,18 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // What stands in the text between backquotes is not run; it names what there is.
 func TestNamesInTheText(t *testing.T) {
+	tests := allTests(t)
 	for _, document := range tracked(t, "*.md") {
 		server := document == "README.md" || document == "deploy/README.md"
 		for _, span := range Spans(t, document) {
-			faults := []error{wantTargets(t, span), wantScripts(t, span), wantTests(t, span)}
+			faults := []error{wantTargets(t, span), wantScripts(t, span), wantFiles(t, span), wantTests(t, span), wantTest(tests, span)}
 			if server {
 				faults = append(faults, wantFlags(t, span), wantMetrics(t, span), wantVariables(t, span))
 			}
@@ -73,10 +75,39 @@ func wantScripts(t *testing.T, span string) error {
 		return nil
 	}
 	info, err := os.Stat(filepath.Join(Root(t), script))
-	if err == nil && info.Mode()&0o100 == 0 {
+	if err == nil && info.Mode()&0o100 == 0 && strings.HasPrefix(read(t, script), "#!") {
 		err = fmt.Errorf("%s cannot be run", script)
 	}
 	return err
+}
+
+// wantFiles sees that the project has the file or folder that a span names from
+// its root.
+func wantFiles(t *testing.T, span string) error {
+	file := regexp.MustCompile(`^(?:netpoll|proto|metrics|server|bench|deploy|scripts)/[\w./-]*$`).FindString(span)
+	if file == "" || strings.HasPrefix(file, "bench/report/") { // which is written
+		return nil
+	}
+	_, err := os.Stat(filepath.Join(Root(t), file))
+	return err
+}
+
+// allTests are the project's tests, fuzz tests and benchmarks.
+func allTests(t *testing.T) (names []string) {
+	for _, file := range tracked(t, "*_test.go") {
+		for _, m := range regexp.MustCompile(`(?m)^func (\w+)\(`).FindAllStringSubmatch(read(t, file), -1) {
+			names = append(names, m[1])
+		}
+	}
+	return names
+}
+
+// wantTest sees that what is called like a test is one of them.
+func wantTest(tests []string, span string) error {
+	if regexp.MustCompile(`^(?:Test|Fuzz|Benchmark)[A-Z]\w*$`).MatchString(span) && !slices.Contains(tests, span) {
+		return errors.New("no test is called so")
+	}
+	return nil
 }
 
 // wantTests sees that "go test" with a pattern has something to run: a function

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -58,6 +59,10 @@ func (t tree) serves(to *target) (note string, err error) {
 		if to.isListener(address) {
 			return "", nil
 		}
+	}
+	addresses = slices.Compact(slices.Sorted(slices.Values(addresses)))
+	if more := len(addresses) - 3; more > 0 {
+		addresses = append(addresses[:3], fmt.Sprintf("%d more", more))
 	}
 	return fmt.Sprintf("process %d, %s, does not listen on %s itself, but on %s: is it the server behind that?",
 		t[0], nameOf(t[0]), to.url, strings.Join(addresses, " and ")), nil

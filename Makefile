@@ -103,9 +103,13 @@ test: deps check race plain test-integration unfenced browser fuzz ## Install wh
 deps: ## Install what the tests need: Redis, nginx, Chromium and more from Debian, foreign WebSocket clients
 	@scripts/test-deps.sh
 
+# What is copied from elsewhere keeps its long lines.
+UNWRAPPED = ':!server/admin/uplot' ':!server/session' ':!bench'
+
 .PHONY: check
-check: ## Check formatting and run go vet
+check: ## Check formatting and the length of lines, and run go vet
 	@files=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$files" ]; then echo "not formatted, run gofmt -w: $$files"; exit 1; fi
+	@git ls-files -z -- '*.go' '*.js' '*.mjs' '*.sh' $(UNWRAPPED) | xargs -0 awk 'length > 140 {print FILENAME ":" FNR ": longer than 140 columns, wrap it"; bad = 1} END {exit bad}'
 	$(GO) vet $(PACKAGES)
 
 .PHONY: lint

@@ -19,7 +19,8 @@ func TestWholeStack(t *testing.T) {
 	s := newStack(t)
 	const watched = "TURNSTILE_MONITORING=on"
 	out := s.must("dev-up.sh", watched)
-	for _, want := range []string{"redis runs already", "blue runs already", "nginx runs already", "vlagent runs\n", "http://" + s.site + "/ "} {
+	for _, want := range []string{"redis runs already",
+		"blue runs already", "nginx runs already", "vlagent runs\n", "http://" + s.site + "/ "} {
 		if !strings.Contains(out, want) {
 			t.Errorf("dev-up.sh does not say %q:\n%s", want, out)
 		}

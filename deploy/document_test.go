@@ -79,7 +79,8 @@ func labelCell(m *metric) string {
 
 // vmuiQuery is a page of vmui that shows an expression.
 func vmuiQuery(expr string) string {
-	return "http://127.0.0.1:8428/vmui/#/?g0.range_input=30m&g0.relative_time=last_30_minutes&g0.expr=" + strings.ReplaceAll(url.QueryEscape(expr), "+", "%20")
+	return "http://127.0.0.1:8428/vmui/#/?g0.range_input=30m&g0.relative_time=last_30_minutes&g0.expr=" +
+		strings.ReplaceAll(url.QueryEscape(expr), "+", "%20")
 }
 
 // withLinks makes of each question in the table a link to its expression.

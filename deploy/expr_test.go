@@ -144,7 +144,9 @@ func TestCheckFindsFaults(t *testing.T) {
 			t.Errorf("%s, %q: %v, want %q", expr, legend, faults, want)
 		}
 	}
-	f("", `sum by (reason) (rate(websocket_closes_total{job="turnstile", reason=~"goodbye|slow_consumer"}[$__rate_interval]))`, "{{reason}} {{ $labels.colour }}")
+	f("",
+		`sum by (reason) (rate(websocket_closes_total{job="turnstile", reason=~"goodbye|slow_consumer"}[$__rate_interval]))`,
+		"{{reason}} {{ $labels.colour }}")
 	f("", `ALERTS{alertstate="firing"}`, "{{alertname}}")
 	f("unparsed data", `sum(up{job="turnstile"}))`, "")
 	f("no server has the metric websocket_conections", `sum(websocket_conections{job="turnstile"})`, "")

@@ -148,7 +148,9 @@ func TestLokiPushAPI(t *testing.T) {
 	t.Parallel()
 	s := startLogStack(t)
 	line, _ := json.Marshal(`{"level":"WARN","service":"websocket-message-counter","session_id":"1df8902a","event":"connection_dropped"}`)
-	body := fmt.Sprintf(`{"streams":[{"stream":{"service":"websocket-message-counter","level":"WARN","colour":"green"},"values":[["%d",%s]]}]}`, time.Now().UnixNano(), line)
+	body := fmt.Sprintf(
+		`{"streams":[{"stream":{"service":"websocket-message-counter","level":"WARN","colour":"green"},"values":[["%d",%s]]}]}`,
+		time.Now().UnixNano(), line)
 	response, err := client.Post("http://"+s.addr+"/insert/loki/api/v1/push?_msg_field=event", "application/json", strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)

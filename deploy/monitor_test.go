@@ -214,7 +214,8 @@ func TestMonitorFitsTheTerminal(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "log"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	log := strings.Repeat(`{"level":"ERROR","event":"broken","error":"`+strings.Repeat("long ", 40)+`","timestamp":"2026-01-02T15:04:05Z"}`+"\n", 9)
+	log := strings.Repeat(
+		`{"level":"ERROR","event":"broken","error":"`+strings.Repeat("long ", 40)+`","timestamp":"2026-01-02T15:04:05Z"}`+"\n", 9)
 	if err := os.WriteFile(filepath.Join(dir, "log", "green.log"), []byte(log), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,8 @@ func selfSigned(t testing.TB) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.ParseIP(stackHost), net.IPv6loopback}}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.ParseIP(stackHost), net.IPv6loopback}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &secret.PublicKey, secret)
 	if err != nil {
 		t.Fatal(err)
@@ -342,7 +343,8 @@ func TestNginxPassesTheHost(t *testing.T) {
 	}
 	f := func(want int, requestLine string, headers ...string) {
 		t.Helper()
-		headers = append(headers, "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+		headers = append(headers, "Upgrade: websocket", "Connection: Upgrade",
+			"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
 		if r := ask(t, s.site, requestLine, headers...); r.StatusCode != want {
 			t.Errorf("%s %s: %s, want %d", requestLine, headers, r.Status, want)
 		}
@@ -380,7 +382,8 @@ func TestInstances(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
 	limit, allowed := fileLimit(t)
 	site, dir := freeAddr(t), t.TempDir()
-	replace := map[string]string{limit: allowed, "include upstream.conf;": "include instances.conf;", "listen 8080": "listen " + site, "    listen [::]:8080": "    # no "}
+	replace := map[string]string{
+		limit: allowed, "include upstream.conf;": "include instances.conf;", "listen 8080": "listen " + site, "    listen [::]:8080": "    # no "}
 	var addrs []string
 	var instances []*child
 	for i := range 3 {

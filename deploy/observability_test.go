@@ -22,7 +22,8 @@ type metricStack struct {
 // minutes is told in one or two seconds. The rules' expressions stay.
 var hurried = strings.NewReplacer(
 	"scrape_interval: 5s", "scrape_interval: 1s", "scrape_timeout: 4s", "scrape_timeout: 1s",
-	"interval: 10s", "interval: 1s", "for: 15s", "for: 2s", "for: 30s", "for: 2s", "for: 1m", "for: 2s", "for: 2m", "for: 2s", "for: 5m", "for: 2s",
+	"interval: 10s", "interval: 1s", "for: 15s", "for: 2s",
+	"for: 30s", "for: 2s", "for: 1m", "for: 2s", "for: 2m", "for: 2s", "for: 5m", "for: 2s",
 )
 
 func startMetricStack(t testing.TB) *metricStack {
@@ -47,9 +48,11 @@ func startMetricStack(t testing.TB) *metricStack {
 		"TURNSTILE_RUN_DIR=" + s.dir, "TURNSTILE_DEPLOY=" + deploy, "TURNSTILE_VICTORIAMETRICS=" + s.addr, "TURNSTILE_VMALERT=" + vmalert,
 		"TURNSTILE_BLUE=" + s.colours["blue"], "TURNSTILE_GREEN=" + s.colours["green"],
 	}
-	startChild(t, s.dir, env, tool(t, "victoria-metrics"), append(arguments(t, "victoriametrics/victoria-metrics.args"), "-search.latencyOffset=0s")...)
+	startChild(t, s.dir, env, tool(t, "victoria-metrics"),
+		append(arguments(t, "victoriametrics/victoria-metrics.args"), "-search.latencyOffset=0s")...)
 	eventually(t, "VictoriaMetrics answers", answers("http://"+s.addr+"/health"))
-	startChild(t, s.dir, env, tool(t, "vmalert"), append(arguments(t, "victoriametrics/vmalert.args"), "-rule.evalDelay=0s", "-remoteWrite.flushInterval=100ms")...)
+	startChild(t, s.dir, env, tool(t, "vmalert"),
+		append(arguments(t, "victoriametrics/vmalert.args"), "-rule.evalDelay=0s", "-remoteWrite.flushInterval=100ms")...)
 	eventually(t, "vmalert answers", answers("http://"+vmalert+"/health"))
 	return s
 }
@@ -202,7 +205,8 @@ func TestAlertsOfRealServers(t *testing.T) {
 
 	blue.kill()
 	down := s.awaitAlerts(t, "ApplicationDown")["ApplicationDown"]
-	if down.Labels["severity"] != "page" || down.Annotations["runbook_url"] != "deploy/OBSERVABILITY.md#applicationdown" || down.Annotations["action"] == "" {
+	if down.Labels["severity"] != "page" ||
+		down.Annotations["runbook_url"] != "deploy/OBSERVABILITY.md#applicationdown" || down.Annotations["action"] == "" {
 		t.Errorf("the alert is %v", down)
 	}
 	s.await(t, `ALERTS{alertname="ApplicationDown", alertstate="firing"}`, 1) // for dashboards

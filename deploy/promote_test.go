@@ -62,7 +62,8 @@ func (s *stack) footprint(colour string) footprint {
 	s.t.Helper()
 	page := s.metrics(colour)
 	return footprint{
-		FDs: s.value(page, "process_open_fds"), Goroutines: s.value(page, "go_goroutines"), Resident: s.value(page, "process_resident_memory_bytes"),
+		FDs: s.value(page, "process_open_fds"), Goroutines: s.value(page, "go_goroutines"),
+		Resident: s.value(page, "process_resident_memory_bytes"),
 	}
 }
 
@@ -85,7 +86,8 @@ func (s *stack) handover(colour string) string {
 		within := s.value(page, `websocket_handover_pause_seconds_bucket{le="`+bound+`"}`)
 		shares = append(shares, fmt.Sprintf("%.2f %% within %s s", 100*within/count, bound))
 	}
-	return fmt.Sprintf("%.2f s in all; of the pauses of %.0f connections %s", s.value(page, "websocket_handover_seconds"), count, strings.Join(shares, ", "))
+	return fmt.Sprintf("%.2f s in all; of the pauses of %.0f connections %s",
+		s.value(page, "websocket_handover_seconds"), count, strings.Join(shares, ", "))
 }
 
 // A thousand clients send all the time while blue is drained for green, and
@@ -108,7 +110,8 @@ func TestPromotion(t *testing.T) {
 		}
 		longest := pauses[len(pauses)-1]
 		t.Logf("to %s: %v; from a connection's end to the next answer: median %v, p99 %v, longest %v",
-			colour, ends, pauses[len(pauses)/2].Round(time.Millisecond), pauses[len(pauses)*99/100].Round(time.Millisecond), longest.Round(time.Millisecond))
+			colour, ends,
+			pauses[len(pauses)/2].Round(time.Millisecond), pauses[len(pauses)*99/100].Round(time.Millisecond), longest.Round(time.Millisecond))
 		if longest > 5*time.Second {
 			t.Errorf("a client was away for %v", longest)
 		}
@@ -383,7 +386,8 @@ func TestPromotionFromAColourThatHangs(t *testing.T) {
 	s := newStack(t)
 	c := newCrowd(t, s.site, 50)
 	syscall.Kill(s.pid("blue"), syscall.SIGSTOP)
-	if out := s.must("promote.sh"); !strings.Contains(out, "blue will be drained, since it cannot hand over") || !strings.Contains(out, "blue was killed: it did not end within 10 s") {
+	if out := s.must("promote.sh"); !strings.Contains(out, "blue will be drained, since it cannot hand over") ||
+		!strings.Contains(out, "blue was killed: it did not end within 10 s") {
 		t.Error(out)
 	}
 	s.wantServing("green")

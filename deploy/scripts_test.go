@@ -111,11 +111,13 @@ func TestScriptsCheckVariables(t *testing.T) {
 		"TURNSTILE_MONITORING=maybe":                            `TURNSTILE_MONITORING must be on or off, got "maybe"`,
 		"TURNSTILE_PATIENCE=abc":                                `TURNSTILE_PATIENCE must be whole seconds from 1 to 3600, got "abc"`,
 		"TURNSTILE_BACKEND=cloud":                               `TURNSTILE_BACKEND must be processes, compose or units, got "cloud"`,
-		"TURNSTILE_LISTEN=:80":                                  "TURNSTILE_LISTEN must not be set: -listen of a colour is for the scripts to give; unset it; TURNSTILE_HOST,",
-		"TURNSTILE_CONTROL=/tmp/c":                              "TURNSTILE_CONTROL must not be set: -control of a colour is for the scripts to give; unset it\n",
-		"TURNSTILE_TAKE_OVER_FROM=/tmp/c":                       "TURNSTILE_TAKE_OVER_FROM must not be set",
-		"TURNSTILE_HEALTHCHECK=unix:/a:/healthz/":               "TURNSTILE_HEALTHCHECK must not be set",
-		"TURNSTILE_TELL=drain":                                  "TURNSTILE_TELL must not be set",
+		"TURNSTILE_LISTEN=:80": "TURNSTILE_LISTEN must not be set: -listen of a colour is for the scripts to give; " +
+			"unset it; TURNSTILE_HOST,",
+		"TURNSTILE_CONTROL=/tmp/c": "TURNSTILE_CONTROL must not be set: " +
+			"-control of a colour is for the scripts to give; unset it\n",
+		"TURNSTILE_TAKE_OVER_FROM=/tmp/c":         "TURNSTILE_TAKE_OVER_FROM must not be set",
+		"TURNSTILE_HEALTHCHECK=unix:/a:/healthz/": "TURNSTILE_HEALTHCHECK must not be set",
+		"TURNSTILE_TELL=drain":                    "TURNSTILE_TELL must not be set",
 	} {
 		for _, script := range []string{"dev-up.sh", "promote.sh"} {
 			wantRefused(t, s, script, want, variable)
@@ -178,7 +180,8 @@ func TestTakenPorts(t *testing.T) {
 	}
 	s.must("dev-up.sh")
 	release := take("8002")
-	want("promote.sh", "port 8002, for green, is taken by another program: end that one, or choose another port: TURNSTILE_GREEN_PORT=8003 make promote")
+	want("promote.sh", "port 8002, for green, is taken by another program: end that one, or choose "+
+		"another port: TURNSTILE_GREEN_PORT=8003 make promote")
 	s.wantServing("blue")
 	release()
 	s.must("promote.sh")

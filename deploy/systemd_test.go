@@ -65,7 +65,8 @@ func debian(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("tar", "--create", "--file", archive+".new", "--numeric-owner", "--directory", root, ".").CombinedOutput(); err != nil {
+	tar := exec.Command("tar", "--create", "--file", archive+".new", "--numeric-owner", "--directory", root, ".")
+	if out, err := tar.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	if err := os.Rename(archive+".new", archive); err != nil {
@@ -89,7 +90,8 @@ func (m *machine) limitFiles() {
 	_, allowed := fileLimit(m.t)
 	_, files, _ := strings.Cut(allowed, " ")
 	for _, unit := range []string{"turnstile@", "redis-server", "nginx"} {
-		m.run(fmt.Sprintf("mkdir -p /etc/systemd/system/%s.service.d && printf '[Service]\nLimitNOFILE=%s\n' >/etc/systemd/system/%[1]s.service.d/files.conf",
+		m.run(fmt.Sprintf("mkdir -p /etc/systemd/system/%s.service.d && "+
+			"printf '[Service]\nLimitNOFILE=%s\n' >/etc/systemd/system/%[1]s.service.d/files.conf",
 			unit, files))
 	}
 	// Nor a user namespace in all kernels.

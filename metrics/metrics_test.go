@@ -32,7 +32,8 @@ var (
 	// https://prometheus.io/docs/instrumenting/exposition_formats/
 	helpLine   = regexp.MustCompile(`^# HELP ([a-zA-Z_:][a-zA-Z0-9_:]*) (\S.*)$`)
 	typeLine   = regexp.MustCompile(`^# TYPE ([a-zA-Z_:][a-zA-Z0-9_:]*) (counter|gauge|histogram|summary|untyped)$`)
-	sampleLine = regexp.MustCompile(`^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*"(?:, ?[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*")*\})? (\S+)$`)
+	sampleLine = regexp.MustCompile(`^([a-zA-Z_:][a-zA-Z0-9_:]*)` +
+		`(\{[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*"(?:, ?[a-zA-Z_][a-zA-Z0-9_]*="[^"\\\n]*")*\})? (\S+)$`)
 )
 
 // parse holds text to the format: each family once and in one piece, first its
@@ -191,7 +192,8 @@ func (r *recorder) Error(...any)          { r.faults++ }
 func TestEachMetricHasItsHelp(t *testing.T) {
 	m := New(2, testLabels, testSources())
 	available := false
-	store := m.NewStore(StoreLabels{Commits: []string{"committed"}, Claims: []string{"resumed"}, Takeovers: []string{"told"}, Errors: []string{"timeout"}},
+	store := m.NewStore(StoreLabels{
+		Commits: []string{"committed"}, Claims: []string{"resumed"}, Takeovers: []string{"told"}, Errors: []string{"timeout"}},
 		func() time.Duration { return time.Hour })
 	store.QueueLength, store.Available = func() int { return 0 }, func() bool { return available }
 	write(t, m).want(t, "websocket_store_available", 0)
@@ -398,7 +400,8 @@ func TestScrapeWhileTheWorkersCount(t *testing.T) {
 	}
 	wg.Wait()
 	p := write(t, m)
-	for _, series := range []string{"websocket_messages_total", `websocket_errors_total{error_type="idle_timeout"}`, "websocket_active_connections"} {
+	for _, series := range []string{
+		"websocket_messages_total", `websocket_errors_total{error_type="idle_timeout"}`, "websocket_active_connections"} {
 		p.want(t, series, workers*messages)
 	}
 	p.want(t, `websocket_message_latency_seconds_count{worker="3"}`, messages)

@@ -34,13 +34,16 @@ func TestCounterFrames(t *testing.T) {
 	f(AppendCount(nil, 7, id, []byte("hi")), `{"count":7,"session_id":"`+sessionText+`","message":"hi"}`)
 	f(AppendSession(nil, id, 3, true), `{"type":"session","session_id":"`+sessionText+`","count":3,"resumed":true}`)
 	f(AppendSession(nil, id, 0, false), `{"type":"session","session_id":"`+sessionText+`","count":0,"resumed":false}`)
-	f(AppendHeartbeat(nil, time.Date(2026, 1, 2, 15, 4, 5, 1000, time.FixedZone("", 0))), `{"type":"heartbeat","ts":"2026-01-02T15:04:05.000001Z"}`)
-	f(AppendHeartbeat(nil, time.Date(2026, 1, 2, 15, 4, 5, 0, time.FixedZone("", 3600))), `{"type":"heartbeat","ts":"2026-01-02T14:04:05.000000Z"}`)
+	f(AppendHeartbeat(nil, time.Date(2026, 1, 2, 15, 4, 5, 1000, time.FixedZone("", 0))),
+		`{"type":"heartbeat","ts":"2026-01-02T15:04:05.000001Z"}`)
+	f(AppendHeartbeat(nil, time.Date(2026, 1, 2, 15, 4, 5, 0, time.FixedZone("", 3600))),
+		`{"type":"heartbeat","ts":"2026-01-02T14:04:05.000000Z"}`)
 	f(AppendShuttingDown(nil, id), `{"error":"Server is shutting down","session_id":"`+sessionText+`"}`)
 	f(AppendGoodbye(nil, 12), `{"bye":true,"total":12}`)
 	f(AppendTakenOver(nil, 12), `{"bye":true,"total":12,"reason":"session_taken_over"}`)
 	f(AppendShutdown(nil, 12, -1), `{"bye":true,"total":12,"reason":"server_shutdown","inflight_completed":true}`)
-	f(AppendShutdown(nil, 12, 1500*time.Millisecond), `{"bye":true,"total":12,"reason":"server_shutdown","inflight_completed":true,"retry_after_ms":1500}`)
+	f(AppendShutdown(nil, 12, 1500*time.Millisecond),
+		`{"bye":true,"total":12,"reason":"server_shutdown","inflight_completed":true,"retry_after_ms":1500}`)
 }
 
 func TestCountEscapes(t *testing.T) {

@@ -170,11 +170,13 @@ var (
 
 // Refusals of what is no request for a page either.
 var (
-	errMalformedPlain = &Refusal{http.StatusBadRequest, "", "malformed request: it begins with METHOD PATH HTTP/1.1, and each header line is NAME: VALUE"}
+	errMalformedPlain = &Refusal{http.StatusBadRequest, "", "malformed request: " +
+		"it begins with METHOD PATH HTTP/1.1, and each header line is NAME: VALUE"}
 	errTwoHosts       = &Refusal{http.StatusBadRequest, "", "more than one Host header"}
 	errHostCharacters = &Refusal{http.StatusBadRequest, "", "the Host header is no host or host:port"}
 	errNotHTTP1       = &Refusal{http.StatusHTTPVersionNotSupported, "", "this server speaks HTTP/1.1 and HTTP/1.0"}
-	errHTTP2          = &Refusal{http.StatusHTTPVersionNotSupported, "", "this port speaks HTTP/1.1, not HTTP/2: leave HTTP/2 to the proxy in front"}
+	errHTTP2          = &Refusal{http.StatusHTTPVersionNotSupported, "",
+		"this port speaks HTTP/1.1, not HTTP/2: leave HTTP/2 to the proxy in front"}
 )
 
 var refusals = map[error]*Refusal{

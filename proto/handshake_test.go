@@ -175,8 +175,10 @@ func TestCheckRequest(t *testing.T) {
 	f("GET / HTTP/3.0\r\nHost: a\r\n\r\n", errNotHTTP1)
 	f("PRI * HTTP/2.0\r\n\r\n", errHTTP2)
 	for _, malformed := range []string{
-		"\r\n\r\n", "GET\r\n\r\n", "GET /\r\n\r\n", "G?T / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/one\r\nHost: a\r\n\r\n", "GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n",
-		"GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX : a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n", "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+		"\r\n\r\n", "GET\r\n\r\n", "GET /\r\n\r\n", "G?T / HTTP/1.1\r\nHost: a\r\n\r\n",
+		"GET / HTTP/one\r\nHost: a\r\n\r\n", "GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: a\r\nX : a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n", "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
 	} {
 		f(malformed, errMalformedPlain)
 	}

@@ -125,9 +125,12 @@ func TestParserMessages(t *testing.T) {
 	f("64-bit length", client(OpText, true, longer), heard{OpText, longer})
 	f("two at once", join(client(OpText, true, "a"), client(OpText, true, "b")), heard{OpText, "a"}, heard{OpText, "b"})
 	f("fragments", join(client(OpText, false, "a"), client(OpContinuation, false, ""), client(OpContinuation, true, "b")), heard{OpText, "ab"})
-	f("a character cut by fragments", join(client(OpText, false, "\xf0\x9f"), client(OpContinuation, false, "\x98"), client(OpContinuation, true, "\x80")), heard{OpText, "😀"})
+	f("a character cut by fragments",
+		join(client(OpText, false, "\xf0\x9f"), client(OpContinuation, false, "\x98"), client(OpContinuation, true, "\x80")),
+		heard{OpText, "😀"})
 	f("control frames between fragments",
-		join(client(OpBinary, false, "a"), client(OpPing, true, "?"), client(OpContinuation, false, "b"), client(OpPong, true, ""), client(OpContinuation, true, "c")),
+		join(client(OpBinary, false, "a"), client(OpPing, true, "?"),
+			client(OpContinuation, false, "b"), client(OpPong, true, ""), client(OpContinuation, true, "c")),
 		heard{OpPing, "?"}, heard{OpPong, ""}, heard{OpBinary, "abc"})
 	f("a ping of 125 bytes", client(OpPing, true, long[:125]), heard{OpPing, long[:125]})
 	f("close without a code", client(OpClose, true, ""), heard{OpClose, ""})
@@ -249,7 +252,8 @@ func TestAppendClose(t *testing.T) {
 func TestHeadersAgreeWithGobwas(t *testing.T) {
 	for _, length := range []int{0, 1, 125, 126, 127, 65535, 65536, 1 << 20} {
 		for _, masked := range []bool{false, true} {
-			want, err := ws.CompileFrame(ws.Frame{Header: ws.Header{Fin: true, OpCode: OpBinary, Masked: masked, Mask: [4]byte{}, Length: int64(length)}, Payload: make([]byte, length)})
+			want, err := ws.CompileFrame(ws.Frame{
+				Header: ws.Header{Fin: true, OpCode: OpBinary, Masked: masked, Mask: [4]byte{}, Length: int64(length)}, Payload: make([]byte, length)})
 			if err != nil {
 				t.Fatal(err)
 			}

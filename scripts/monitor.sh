@@ -193,7 +193,10 @@ trouble() {
 	local colour
 	for colour in blue green; do
 		colour_lines "$colour" | awk -v colour="$colour" '
-			function field(name) { return match($0, "\"" name "\":\"[^\"]*") ? substr($0, RSTART + length(name) + 4, RLENGTH - length(name) - 4) : "" }
+			function field(name) {
+				if (!match($0, "\"" name "\":\"[^\"]*")) return ""
+				return substr($0, RSTART + length(name) + 4, RLENGTH - length(name) - 4)
+			}
 			/^\{/ { at = substr(field("timestamp"), 12, 8) }
 			/^\{.*"level":"(WARN|ERROR)"/ { print at, colour, field("level"), field("event"), field("error") }
 			/^(panic|fatal error): / { print at, colour, $0 }'

@@ -88,7 +88,8 @@ await_colour() {
 		colour_log "$1" >&2
 		return 1
 	done
-	[[ $2 != /readyz/ ]] || colour_log "$1" | sed -n 's/.*"variable":"\([^"]*\)","advice":"\([^"]*\)".*"unknown_variable".*/  warning: \1: \2/p' >&2
+	[[ $2 != /readyz/ ]] || colour_log "$1" |
+		sed -n 's/.*"variable":"\([^"]*\)","advice":"\([^"]*\)".*"unknown_variable".*/  warning: \1: \2/p' >&2
 }
 
 # tell COLOUR COMMAND gives a colour a command, and prints its answer.

@@ -356,7 +356,8 @@ func TestBodiesAreRefused(t *testing.T) {
 func TestTLSOnThePlainPort(t *testing.T) {
 	p := startServer(t, "-handshake-timeout", "1m")
 	conn := p.dial()
-	if err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).Handshake(); err == nil || !strings.Contains(err.Error(), "does not look like a TLS handshake") {
+	if err := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).Handshake(); err == nil ||
+		!strings.Contains(err.Error(), "does not look like a TLS handshake") {
 		t.Errorf("got %v, want an answer at once", err)
 	}
 }

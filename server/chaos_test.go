@@ -106,7 +106,8 @@ func runChaos(t *testing.T, url string, length time.Duration, redis func(*chaos)
 	t.Logf("TURNSTILE_CHAOS_SEED=%d", seed)
 	c := &chaos{t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 0)), redis: redis, stop: make(chan struct{})}
 	for i := range c.servers {
-		c.servers[i] = &chaosServer{flags: []string{"-redis", url, "-store-timeout", "2s", "-drain-timeout", "1s", "-write-timeout", "2s", "-heartbeat", "2s", "-workers", "2"}}
+		c.servers[i] = &chaosServer{flags: []string{"-redis", url, "-store-timeout", "2s",
+			"-drain-timeout", "1s", "-write-timeout", "2s", "-heartbeat", "2s", "-workers", "2"}}
 		c.start(c.servers[i], testHost+":0")
 		c.servers[i].addr = c.servers[i].p.addr
 	}

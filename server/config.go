@@ -244,7 +244,8 @@ func parseConfig(args, environ []string, cpus, fds int, out io.Writer) (*Config,
 // check looks at what the flags' own checks cannot see.
 func (c *Config) check(fds int) error {
 	if most := connectionLimit(fds); c.MaxConnections > most {
-		return fmt.Errorf("-max-connections must be at most %d under this process's limit of %d open files, got %d: raise the limit (ulimit -n, LimitNOFILE) or lower the flag",
+		return fmt.Errorf("-max-connections must be at most %d under this process's limit of %d open files, got %d: "+
+			"raise the limit (ulimit -n, LimitNOFILE) or lower the flag",
 			most, fds, c.MaxConnections)
 	}
 	if c.Tell != "" && c.Control == "" {

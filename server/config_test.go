@@ -21,7 +21,8 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Workers != 3 || c.MaxConnections != 20_000-256 || c.Heartbeat != 30*time.Second || c.MaxMessage != 65536 || len(c.Listen) != 1 || c.Listen[0] != ":8000" {
+	if c.Workers != 3 || c.MaxConnections != 20_000-256 || c.Heartbeat != 30*time.Second ||
+		c.MaxMessage != 65536 || len(c.Listen) != 1 || c.Listen[0] != ":8000" {
 		t.Errorf("defaults: %s", c)
 	}
 	if c, err := parseConfig(nil, noEnvironment, 1, 100, io.Discard); err != nil || c.MaxConnections != 50 {
@@ -46,25 +47,36 @@ func TestConfigErrors(t *testing.T) {
 	f(`-workers must be a whole number from 1 to 1024, got "two"`, "-workers=two")
 	f(`-heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s, got "30"`, "-heartbeat", "30")
 	f(`-heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s, got "-1s"`, "-heartbeat", "-1s")
-	f(`-listen must be host:port, with a port from 0 to 65535 (0 is a free one), such as :8000 or [::1]:8000, or unix:/path, got "8000"`, "-listen", "8000")
-	f(`-listen must be host:port, with a port from 0 to 65535 (0 is a free one), such as :8000 or [::1]:8000, or unix:/path, got ":8000,:99999"`, "-listen", ":8000,:99999")
+	f(`-listen must be host:port, with a port from 0 to 65535 (0 is a free one), such as :8000 or [::1]:8000, or unix:/path, got "8000"`,
+		"-listen", "8000")
+	f(`-listen must be host:port, with a port from 0 to 65535 (0 is a free one), `+
+		`such as :8000 or [::1]:8000, or unix:/path, got ":8000,:99999"`,
+		"-listen", ":8000,:99999")
 	f(`-listen must have a path of 1 to 107 bytes behind its unix: prefix, got "unix:"`, "-listen", "unix:")
 	f(`-log-level must be one of debug, info, warn, error, got "loud"`, "-log-level", "loud")
-	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "http://x"`, "-origins", "http://x")
-	f(`-trusted-proxies must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas, got "10.0.0.0/8,proxy"`, "-trusted-proxies", "10.0.0.0/8,proxy")
+	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "http://x"`,
+		"-origins", "http://x")
+	f(`-trusted-proxies must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas, got "10.0.0.0/8,proxy"`,
+		"-trusted-proxies", "10.0.0.0/8,proxy")
 	f(`-echo must be true or false, got "maybe"`, "-echo=maybe")
-	f(`-max-connections must be at most 19744 under this process's limit of 20000 open files, got 30000: raise the limit (ulimit -n, LimitNOFILE) or lower the flag`, "-max-connections", "30000")
+	f(`-max-connections must be at most 19744 under this process's limit of 20000 open files, got 30000: `+
+		`raise the limit (ulimit -n, LimitNOFILE) or lower the flag`,
+		"-max-connections", "30000")
 	f(`unexpected argument "8000": everything is a flag, and -echo takes its value as -echo=true; see -help`, "8000")
-	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "*.example.com"`, "-origins", "*.example.com")
+	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "*.example.com"`,
+		"-origins", "*.example.com")
 	f(`-listen must not name anything twice, got ":1,:1"`, "-listen", ":1,:1")
 	f(`-healthcheck must be http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/, got "localhost:8000"`, "-healthcheck", "localhost:8000")
 	f(`-xyzzy is no flag of this server; see -help`, "-xyzzy", "1")
 	f(`-max-mesage is no flag of this server: did you mean -max-message? See -help`, "--max-mesage=1")
 	f(`-workers needs a value behind it; see -help`, "-workers")
 	f(`-redis must have a port from 1 to 65535 behind each host, such as redis://host:6379`, "-redis", "redis://h:99999")
-	f(`-redis must have a whole number from 0 to 1048576 as the database, behind the host's slash or as db, such as redis://host:6379/0`, "-redis", "redis://h/abc")
-	f(`-redis must have a whole number from 0 to 100 as wait_replicas, of replicas that confirm each write`, "-redis", "redis://h?wait_replicas=x")
-	f(`-redis must have nothing but db, wait_replicas, master_name, sentinel_username, sentinel_password, skip_verify behind the question mark, got "foo"`, "-redis", "redis://h?foo=1")
+	f(`-redis must have a whole number from 0 to 1048576 as the database, behind the host's slash or as db, such as redis://host:6379/0`,
+		"-redis", "redis://h/abc")
+	f(`-redis must have a whole number from 0 to 100 as wait_replicas, of replicas that confirm each write`,
+		"-redis", "redis://h?wait_replicas=x")
+	f(`-redis must have nothing but db, wait_replicas, master_name, sentinel_username, `+
+		`sentinel_password, skip_verify behind the question mark, got "foo"`, "-redis", "redis://h?foo=1")
 }
 
 func TestConfigFromTheEnvironment(t *testing.T) {
@@ -75,8 +87,10 @@ func TestConfigFromTheEnvironment(t *testing.T) {
 			t.Errorf("%q: %v, %v; want %q", environ, c, err, want)
 		}
 	}
-	f("-echo=true -max-message=1000 -workers=5", []string{"-workers", "5"}, "TURNSTILE_MAX_MESSAGE=1000", "TURNSTILE_WORKERS=7", "TURNSTILE_ECHO=true")
-	f("-log-level=debug -max-message=1000", nil, "TURNSTILE_MAX_MESSAGE= 1000\t", "TURNSTILE_LOG_LEVEL=debug\r", "TURNSTILE_WORKERS= ", "TURNSTILE_ECHO=")
+	f("-echo=true -max-message=1000 -workers=5",
+		[]string{"-workers", "5"}, "TURNSTILE_MAX_MESSAGE=1000", "TURNSTILE_WORKERS=7", "TURNSTILE_ECHO=true")
+	f("-log-level=debug -max-message=1000", nil,
+		"TURNSTILE_MAX_MESSAGE= 1000\t", "TURNSTILE_LOG_LEVEL=debug\r", "TURNSTILE_WORKERS= ", "TURNSTILE_ECHO=")
 	f("-workers=5", []string{"-workers", "5"}, "TURNSTILE_WORKERS=many") // what is not used is not looked at
 	f("", nil, "TURNSTILE_VERSION=true")
 	ill := func(want, variable string) {
@@ -86,14 +100,17 @@ func TestConfigFromTheEnvironment(t *testing.T) {
 		}
 	}
 	ill(`TURNSTILE_ECHO="yes" is not valid: -echo must be true or false`, "TURNSTILE_ECHO=yes")
-	ill(`TURNSTILE_HEARTBEAT="soon" is not valid: -heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s`, "TURNSTILE_HEARTBEAT= soon ")
-	ill(`TURNSTILE_REDIS is not valid: -redis must have a port from 1 to 65535 behind each host, such as redis://host:6379`, "TURNSTILE_REDIS=redis://:secret@h:99999")
+	ill(`TURNSTILE_HEARTBEAT="soon" is not valid: -heartbeat must be a duration from 100ms to 8760h, such as 30s or 1m30s`,
+		"TURNSTILE_HEARTBEAT= soon ")
+	ill(`TURNSTILE_REDIS is not valid: -redis must have a port from 1 to 65535 behind each host, such as redis://host:6379`,
+		"TURNSTILE_REDIS=redis://:secret@h:99999")
 }
 
 // A variable that looks like a setting and is none is a slip that the log shows.
 func TestUnknownVariablesAreWarnedOf(t *testing.T) {
 	p := startProcess(t, []string{
-		"TURNSTILE_MAX_MESAGE=secret", "TURNSTILE_XYZZY=1", "TURNSTILE_PORT=8080", "TURNSTILE_SERVICE_HOST=10.0.0.1", "TURNSTILE_PORT_8000_TCP=tcp://10.0.0.1:8000",
+		"TURNSTILE_MAX_MESAGE=secret", "TURNSTILE_XYZZY=1", "TURNSTILE_PORT=8080",
+		"TURNSTILE_SERVICE_HOST=10.0.0.1", "TURNSTILE_PORT_8000_TCP=tcp://10.0.0.1:8000",
 	}, "-listen", testHost+":0", "-log-format", "json")
 	p.waitLog("server_started")
 	advice := make(map[string]any)
@@ -190,7 +207,9 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	next("TURNSTILE_MAX_MESSAGE")
-	for _, want := range []string{"-max-message BYTES (default 65536; from 1 to 67108864)", "-heartbeat DURATION (default 30s; from 100ms to 8760h)", "-workers N (default one for each processor;"} {
+	for _, want := range []string{
+		"-max-message BYTES (default 65536; from 1 to 67108864)", "-heartbeat DURATION (default 30s; from 100ms to 8760h)",
+		"-workers N (default one for each processor;"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("-help does not say %q", want)
 		}
@@ -205,7 +224,8 @@ func TestHelp(t *testing.T) {
 func TestVersion(t *testing.T) {
 	t.Setenv("TURNSTILE_WORKERS", "none") // it prints what runs, whatever else is wrong
 	out, complaint, code := tellAs("-version")
-	if code != exitOK || complaint != "" || !strings.HasPrefix(out, "turnstile ") || !strings.HasSuffix(out, "\n") || strings.Count(out, "\n") != 1 {
+	if code != exitOK || complaint != "" ||
+		!strings.HasPrefix(out, "turnstile ") || !strings.HasSuffix(out, "\n") || strings.Count(out, "\n") != 1 {
 		t.Errorf("exit code %d, %q, %q", code, out, complaint)
 	}
 	for _, want := range []string{", revision " + revision + ", ", runtime.Version()} {

@@ -180,7 +180,8 @@ func TestTell(t *testing.T) {
 	f := func(wantOut, wantErr string, wantCode int, flags ...string) {
 		t.Helper()
 		out, complaint, code := tellAs(flags...)
-		if code != wantCode || !strings.HasPrefix(out, wantOut) || (out == "") != (wantOut == "") || !strings.HasPrefix(complaint, wantErr) || (complaint == "") != (wantErr == "") {
+		if code != wantCode || !strings.HasPrefix(out, wantOut) || (out == "") != (wantOut == "") ||
+			!strings.HasPrefix(complaint, wantErr) || (complaint == "") != (wantErr == "") {
 			t.Errorf("%q: exit code %d, %q, %q; want %d, %q, %q", flags, code, out, complaint, wantCode, wantOut, wantErr)
 		}
 	}

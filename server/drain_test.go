@@ -95,7 +95,8 @@ func TestNewClientsDuringTheDrain(t *testing.T) {
 	if response.StatusCode != 503 || response.Header.Get("Retry-After") == "" {
 		t.Errorf("upgrade: %s, Retry-After %q", response.Status, response.Header.Get("Retry-After"))
 	}
-	if status, body, _ := p.get("/readyz/"); status != 503 || !strings.Contains(body, `"status":"not_ready"`) || !strings.Contains(body, `"shutting_down":true`) {
+	if status, body, _ := p.get("/readyz/"); status != 503 ||
+		!strings.Contains(body, `"status":"not_ready"`) || !strings.Contains(body, `"shutting_down":true`) {
 		t.Errorf("readyz: %d %s", status, body)
 	}
 	if status, _, _ := p.get("/healthz/"); status != 200 {

@@ -32,7 +32,8 @@ func TestHealthCheck(t *testing.T) {
 
 	ill := func(target, want string) {
 		t.Helper()
-		if code, complaint := healthOf(t, target); code != exitFailure || !strings.Contains(complaint, want) || strings.Count(complaint, "\n") != 1 {
+		if code, complaint := healthOf(t, target); code != exitFailure ||
+			!strings.Contains(complaint, want) || strings.Count(complaint, "\n") != 1 {
 			t.Errorf("%s: exit code %d, %q, want one line with %q", target, code, complaint, want)
 		}
 	}

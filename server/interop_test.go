@@ -81,7 +81,8 @@ func wantedScenes() []scene {
 		{"binary", []event{openEvent(""), closeEvent(1003)}},
 		{"too big", []event{openEvent(""), closeEvent(1009)}},
 		{"bad session", []event{{"status": 400, "body": event{
-			"error": "invalid session_id: it must be the 36 characters of a UUID, hexadecimal digits in groups of 8-4-4-4-12; leave it out to get a new one"}}}},
+			"error": "invalid session_id: it must be the 36 characters of a UUID, hexadecimal digits in groups of 8-4-4-4-12; " +
+				"leave it out to get a new one"}}}},
 		{"foreign origin", []event{{"status": 403}}},
 		{"client closes", []event{openEvent(""), closeEvent(3456)}},
 	}

@@ -23,12 +23,15 @@ var mayImport = map[string][]string{
 	"turnstile/server/redistest":   {"turnstile/netpoll", "github.com/redis/go-redis/v9"}, // for tests
 	"turnstile/server/doctest":     {},                                                    // for tests
 	"turnstile/server/oracle":      {"turnstile/proto"},                                   // for tests
-	"turnstile/bench":              {"turnstile/netpoll", "turnstile/proto", "turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
+	"turnstile/bench": {"turnstile/netpoll", "turnstile/proto",
+		"turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server/engine": {
-		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/handover", "github.com/rs/zerolog",
+		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics",
+		"turnstile/server/session", "turnstile/server/handover", "github.com/rs/zerolog",
 	},
 	"turnstile/server": {
-		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics", "turnstile/server/session", "turnstile/server/admin", "turnstile/server/handover",
+		"turnstile/netpoll", "turnstile/proto", "turnstile/metrics",
+		"turnstile/server/session", "turnstile/server/admin", "turnstile/server/handover",
 		"turnstile/server/engine", "github.com/rs/zerolog",
 	},
 }

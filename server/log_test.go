@@ -70,7 +70,8 @@ func TestLogOfRefusals(t *testing.T) {
 			}
 			return false
 		})
-		if line["level"] != "DEBUG" || line["answer"] != told.Error || told.Error == "" || line["status"] != float64(response.StatusCode) || line["client_ip"] != "127.0.0.1" {
+		if line["level"] != "DEBUG" || line["answer"] != told.Error || told.Error == "" ||
+			line["status"] != float64(response.StatusCode) || line["client_ip"] != "127.0.0.1" {
 			t.Errorf("the client was told %d %q, the log says %v", response.StatusCode, told.Error, line)
 		}
 	}

@@ -196,7 +196,8 @@ func (p *process) wait() int {
 func (p *process) end() {
 	p.cmd.Process.Kill()
 	<-p.exited
-	if text := p.stderr.String(); strings.Contains(text, "DATA RACE") || strings.Contains(text, "panic:") || strings.Contains(text, "fatal error:") {
+	if text := p.stderr.String(); strings.Contains(text, "DATA RACE") ||
+		strings.Contains(text, "panic:") || strings.Contains(text, "fatal error:") {
 		p.t.Errorf("the server's stderr:\n%s", text)
 	}
 }

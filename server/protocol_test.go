@@ -108,7 +108,8 @@ func TestCloses(t *testing.T) {
 	f("not UTF-8, as soon as the byte is there", 1007, text("abc\xff" + strings.Repeat("x", 100))[:10])
 	f("too long", 1009, text(strings.Repeat("x", 1001)))
 	f("too long, as soon as the length is there", 1009, text(strings.Repeat("x", 1001))[:4])
-	f("too long in fragments", 1009, frame(proto.OpText, false, strings.Repeat("x", 600)), frame(proto.OpContinuation, true, strings.Repeat("x", 401)))
+	f("too long in fragments", 1009, frame(proto.OpText, false, strings.Repeat("x", 600)),
+		frame(proto.OpContinuation, true, strings.Repeat("x", 401)))
 	f("2^63-1 bytes", 1009, []byte{0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
 	f("reserved bits", 1002, []byte{0xc1, 0x80})
 	f("reserved opcode", 1002, []byte{0x83, 0x80})
@@ -188,7 +189,8 @@ func TestRefusals(t *testing.T) {
 	with := func(old, replacement string) string {
 		return strings.Replace(upgradeRequest("/ws/chat/"), old, replacement, 1)
 	}
-	const badSession = `{"error":"invalid session_id: it must be the 36 characters of a UUID, hexadecimal digits in groups of 8-4-4-4-12; leave it out to get a new one"}`
+	const badSession = `{"error":"invalid session_id: it must be the 36 characters of a UUID, hexadecimal digits in groups of 8-4-4-4-12; ` +
+		`leave it out to get a new one"}`
 	f("short session", upgradeRequest("/ws/chat/?session_id=123"), 400, badSession)
 	f("empty session", upgradeRequest("/ws/chat/?session_id="), 400, badSession)
 	f("session with a wrong character", upgradeRequest("/ws/chat/?session_id=0000000g-0000-0000-0000-000000000000"), 400, badSession)
@@ -208,11 +210,13 @@ func TestRefusals(t *testing.T) {
 	f("plain page without a Host", "GET /healthz/ HTTP/1.1\r\n\r\n", 400, `{"error":"no Host header"}`)
 	f("plain page with two Hosts", "GET /healthz/ HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n", 400, `{"error":"more than one Host header"}`)
 	f("plain page with a wrong Host", "GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, `{"error":"the Host header is`)
-	f("plain page with a wrong header", "GET /metrics/ HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", 400, `{"error":"malformed request: it begins with`)
+	f("plain page with a wrong header", "GET /metrics/ HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", 400,
+		`{"error":"malformed request: it begins with`)
 	f("plain page of HTTP/2.0", "GET /readyz/ HTTP/2.0\r\nHost: a\r\n\r\n", 505, `{"error":"this server speaks HTTP/1.1`)
 	f("plain page of HTTP/1.0", "GET /healthz/ HTTP/1.0\r\n\r\n", 200, "healthy")
 	f("no request line", "hello\r\n\r\n", 400, `{"error":"malformed request: it begins with`)
-	f("HTTP/2 at once", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 505, `{"error":"this port speaks HTTP/1.1, not HTTP/2`)
+	f("HTTP/2 at once", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 505,
+		`{"error":"this port speaks HTTP/1.1, not HTTP/2`)
 	f("no request", "\x16\x03\x01 what is this\r\n\r\n", 400, "")
 }
 
@@ -249,7 +253,8 @@ func TestEcho(t *testing.T) {
 	p := startServer(t, "-echo")
 	w := p.open("/ws/echo/")
 	big := strings.Repeat("é", 30_000)
-	w.send(text(""), frame(proto.OpBinary, true, "\x00\xff"), frame(proto.OpText, false, "a"), frame(proto.OpContinuation, true, "b"), text(big))
+	w.send(text(""), frame(proto.OpBinary, true, "\x00\xff"),
+		frame(proto.OpText, false, "a"), frame(proto.OpContinuation, true, "b"), text(big))
 	var got []string
 	for range 4 {
 		m := w.next()

@@ -257,7 +257,8 @@ func TestRedisGoneForLong(t *testing.T) {
 		t.Errorf("the resume that waited: %s, Retry-After %q", response.Status, response.Header.Get("Retry-After"))
 	}
 	eventually(t, "the server is not ready", func() bool { return !p.isReady() })
-	if response := newWire(t, p.dial()).request(upgradeRequest("/ws/chat/")); response.StatusCode != http.StatusServiceUnavailable || response.Header.Get("Retry-After") == "" {
+	if response := newWire(t, p.dial()).request(upgradeRequest("/ws/chat/")); response.StatusCode != http.StatusServiceUnavailable ||
+		response.Header.Get("Retry-After") == "" {
 		t.Errorf("a new session: %s, Retry-After %q", response.Status, response.Header.Get("Retry-After"))
 	}
 	if status, _, _ := p.get("/healthz/"); status != http.StatusOK {

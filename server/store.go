@@ -9,7 +9,8 @@ import (
 
 // openMemory opens the embedded store.
 func (s *server) openMemory() {
-	s.memory = session.NewMemory(session.MemoryConfig{TTL: s.config.SessionTTL, Max: s.config.MaxSessions, Timeout: s.config.StoreTimeout, Now: netpoll.Monotonic})
+	s.memory = session.NewMemory(session.MemoryConfig{
+		TTL: s.config.SessionTTL, Max: s.config.MaxSessions, Timeout: s.config.StoreTimeout, Now: netpoll.Monotonic})
 	s.store = s.memory
 }
 

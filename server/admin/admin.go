@@ -51,7 +51,8 @@ func readOnly(next http.Handler) http.Handler {
 }
 
 func notFound(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusNotFound, map[string]any{"error": "no such path: there are /, /healthz/, /readyz/, /metrics/ and the WebSocket at /ws/chat/"})
+	writeJSON(w, http.StatusNotFound,
+		map[string]any{"error": "no such path: there are /, /healthz/, /readyz/, /metrics/ and the WebSocket at /ws/chat/"})
 }
 
 func (c Config) healthz(w http.ResponseWriter, _ *http.Request) {

@@ -90,7 +90,8 @@ func TestConsoleIsFencedIn(t *testing.T) {
 	Handler(Config{}).ServeHTTP(w, r)
 	for _, header := range []http.Header{get("/").Header, get(clientModule).Header, w.Result().Header} {
 		policy := header.Get("Content-Security-Policy")
-		if !strings.HasPrefix(policy, "default-src 'none'; script-src 'self'; style-src 'self';") || strings.Contains(policy, "unsafe") || strings.Contains(policy, "*") {
+		if !strings.HasPrefix(policy, "default-src 'none'; script-src 'self'; style-src 'self';") ||
+			strings.Contains(policy, "unsafe") || strings.Contains(policy, "*") {
 			t.Errorf("policy %q", policy)
 		}
 		if header.Get("X-Content-Type-Options") != "nosniff" {

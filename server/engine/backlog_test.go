@@ -78,7 +78,8 @@ func (w *naiveBacklog) grow(next *byte, n int) []byte {
 
 func check(t *testing.T, b *backlog, w *naiveBacklog) {
 	t.Helper()
-	if !bytes.Equal(b.all(), w.bytes) || b.length() != len(w.bytes) || b.held() != len(w.bytes)-w.sendable || !bytes.Equal(b.ready(), w.bytes[:w.sendable]) {
+	if !bytes.Equal(b.all(), w.bytes) || b.length() != len(w.bytes) ||
+		b.held() != len(w.bytes)-w.sendable || !bytes.Equal(b.ready(), w.bytes[:w.sendable]) {
 		t.Fatalf("%d bytes, %d of them held; want %d, %d", b.length(), b.held(), len(w.bytes), len(w.bytes)-w.sendable)
 	}
 	if b == nil {

@@ -293,7 +293,8 @@ func TestDrainReadsWhatHasArrived(t *testing.T) {
 		}
 		n += got
 	}
-	if got := string(buf[:n]); !strings.Contains(got, `"message":"in time"}`) || !strings.Contains(got, `"total":1,"reason":"server_shutdown"`) {
+	if got := string(buf[:n]); !strings.Contains(got, `"message":"in time"}`) ||
+		!strings.Contains(got, `"total":1,"reason":"server_shutdown"`) {
 		t.Errorf("got %q", got)
 	}
 }

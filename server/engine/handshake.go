@@ -44,23 +44,30 @@ var handshakeOutcomes = [handshakeResults]struct {
 	handshakeAbandoned:   {"abandoned", false, nil},
 	handshakeTimeout:     {"handshake_timeout", true, nil},
 	handshakeBadRequest:  {"bad_request", true, nil},
-	handshakeTLS:         {"tls", true, &proto.Refusal{Status: http.StatusBadRequest, Text: "this port speaks plain HTTP: put TLS into the proxy in front"}},
-	handshakeBody:        {"body", true, &proto.Refusal{Status: http.StatusRequestEntityTooLarge, Text: "no request here takes a body"}},
+	handshakeTLS:         {"tls", true, refusal(http.StatusBadRequest, "this port speaks plain HTTP: put TLS into the proxy in front")},
+	handshakeBody:        {"body", true, refusal(http.StatusRequestEntityTooLarge, "no request here takes a body")},
 	handshakeTooLong:     {"header_too_long", true, proto.ErrHeaderTooLong},
-	handshakeBadOrigin:   {"forbidden_origin", true, &proto.Refusal{Status: http.StatusForbidden, Text: "origin not allowed: see -origins"}},
-	handshakeBadSession:  {"invalid_session_id", true, &proto.Refusal{Status: http.StatusBadRequest, Text: invalidSession}},
-	handshakeDraining:    {"draining", false, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "server is shutting down"}},
-	handshakeTooMany:     {"max_connections", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "too many connections"}},
-	handshakeTooManyOfIP: {"max_connections_per_ip", true, &proto.Refusal{Status: http.StatusTooManyRequests, Header: retryAfter, Text: "too many connections from this address"}},
-	handshakeStoreFull:   {"store_full", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "too many sessions"}},
+	handshakeBadOrigin:   {"forbidden_origin", true, refusal(http.StatusForbidden, "origin not allowed: see -origins")},
+	handshakeBadSession:  {"invalid_session_id", true, refusal(http.StatusBadRequest, invalidSession)},
+	handshakeDraining:    {"draining", false, retryLater(http.StatusServiceUnavailable, "server is shutting down")},
+	handshakeTooMany:     {"max_connections", true, retryLater(http.StatusServiceUnavailable, "too many connections")},
+	handshakeTooManyOfIP: {"max_connections_per_ip", true, retryLater(http.StatusTooManyRequests, "too many connections from this address")},
+	handshakeStoreFull:   {"store_full", true, retryLater(http.StatusServiceUnavailable, "too many sessions")},
 
-	handshakeStoreUnavailable: {"store_unavailable", true, &proto.Refusal{Status: http.StatusServiceUnavailable, Header: retryAfter, Text: "session store out of reach"}},
+	handshakeStoreUnavailable: {"store_unavailable", true, retryLater(http.StatusServiceUnavailable, "session store out of reach")},
 }
 
-const (
-	retryAfter     = "Retry-After: 1\r\n"
-	invalidSession = "invalid session_id: it must be the 36 characters of a UUID, hexadecimal digits in groups of 8-4-4-4-12; leave it out to get a new one"
-)
+const invalidSession = "invalid session_id: it must be the 36 characters of a UUID, " +
+	"hexadecimal digits in groups of 8-4-4-4-12; leave it out to get a new one"
+
+func refusal(status int, text string) *proto.Refusal {
+	return &proto.Refusal{Status: status, Text: text}
+}
+
+// retryLater is a refusal that asks the client to try again in a second.
+func retryLater(status int, text string) *proto.Refusal {
+	return &proto.Refusal{Status: status, Header: "Retry-After: 1\r\n", Text: text}
+}
 
 // onRequest answers the request at the front of buf, whose first seen bytes
 // have been looked at before, once it is all there; used is its length.

@@ -30,7 +30,8 @@ func TestArrivedKeepsItsTimes(t *testing.T) {
 		c := w.newArrived(pair[0], &r)
 		took := netpoll.Monotonic() - before
 		for name, got := range map[string][2]time.Duration{
-			"opened": {c.opened, r.Opened}, "lastRead": {c.lastRead, r.LastRead}, "heartbeatAt": {c.heartbeatAt, r.HeartbeatAt}, "deadline": {c.deadline, r.Deadline},
+			"opened":   {c.opened, r.Opened},
+			"lastRead": {c.lastRead, r.LastRead}, "heartbeatAt": {c.heartbeatAt, r.HeartbeatAt}, "deadline": {c.deadline, r.Deadline},
 		} {
 			// Both clocks tick between their readings, for as long as it took.
 			if off := got[0] - (before - away + got[1]); off < -took || off > took {

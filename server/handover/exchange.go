@@ -144,7 +144,9 @@ func (x *Exchange) send(w word, body []byte, fds ...int) error {
 	}
 	deadline := time.Now().Add(x.patience)
 	if w == wordAccept || w == wordCommit || w == wordOwned {
-		deadline = time.Time{} // the other end has read all before it, so it cannot block; a deadline that passes while this process is stopped would swallow it
+		// These cannot block: the other end has read everything before them. A
+		// deadline could pass while this process is stopped; the word would be lost.
+		deadline = time.Time{}
 	}
 	if err := x.conn.SetWriteDeadline(deadline); err != nil {
 		return err

@@ -151,7 +151,8 @@ func TestExchange(t *testing.T) {
 	wantPipes(t, await(t, "a batch", taking(taker)), w)
 	listening := make(chan error, 1)
 	go func() {
-		listening <- errors.Join(await(t, "an offer ends", given), giver.OfferListeners([]string{":1"}, r[:1]), giver.OfferSessions([]Session{{Count: 7}}), giver.Done())
+		listening <- errors.Join(await(t, "an offer ends", given),
+			giver.OfferListeners([]string{":1"}, r[:1]), giver.OfferSessions([]Session{{Count: 7}}), giver.Done())
 	}()
 	listeners := await(t, "a listener", taking(taker))
 	if listeners.err != nil || !reflect.DeepEqual(listeners.batch.Listeners, []string{":1"}) || len(listeners.batch.FDs) != 1 {
@@ -407,17 +408,25 @@ func TestNonsense(t *testing.T) {
 		return err
 	}
 	toTaker("nothing", io.EOF.Error(), func(*Exchange, []int) error { return nil })
-	toTaker("a header cut off", io.ErrUnexpectedEOF.Error(), func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 0) })
-	toTaker("a body cut off", io.ErrUnexpectedEOF.Error(), func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 0, 0, 0, 9, 1) })
-	toTaker("fewer descriptors than announced", "3 of 4 file descriptors", func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 4, 0, 0, 0, 0) })
-	toTaker("more descriptors than announced", "3 of 1 file descriptors", func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 1, 0, 0, 0, 0) })
-	toTaker("a length beyond all measure", errNoServer.Error(), func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 255, 255, 255, 255) })
-	toTaker("more descriptors than records", "2 records came with 3", func(x *Exchange, r []int) error { return x.send(wordConnections, encode(records(2, 0)...), r...) })
+	toTaker("a header cut off", io.ErrUnexpectedEOF.Error(),
+		func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 0) })
+	toTaker("a body cut off", io.ErrUnexpectedEOF.Error(),
+		func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 0, 0, 0, 9, 1) })
+	toTaker("fewer descriptors than announced", "3 of 4 file descriptors",
+		func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 4, 0, 0, 0, 0) })
+	toTaker("more descriptors than announced", "3 of 1 file descriptors",
+		func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 1, 0, 0, 0, 0) })
+	toTaker("a length beyond all measure", errNoServer.Error(),
+		func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 255, 255, 255, 255) })
+	toTaker("more descriptors than records", "2 records came with 3",
+		func(x *Exchange, r []int) error { return x.send(wordConnections, encode(records(2, 0)...), r...) })
 	toTaker("a record cut off", errCut.Error(), func(x *Exchange, r []int) error {
 		return x.send(wordConnections, encode(records(3, 0)...)[:20], r...)
 	})
-	toTaker("more descriptors than listeners", "1 listeners came with 3", func(x *Exchange, r []int) error { return x.send(wordListeners, []byte(`[":1"]`), r...) })
-	toTaker("listeners that are not JSON", "invalid character", func(x *Exchange, r []int) error { return x.send(wordListeners, []byte("x"), r...) })
+	toTaker("more descriptors than listeners", "1 listeners came with 3",
+		func(x *Exchange, r []int) error { return x.send(wordListeners, []byte(`[":1"]`), r...) })
+	toTaker("listeners that are not JSON", "invalid character",
+		func(x *Exchange, r []int) error { return x.send(wordListeners, []byte("x"), r...) })
 	toTaker("a word out of turn", "says 9 where an offer is due", func(x *Exchange, r []int) error { return x.send(wordCommit, nil, r...) })
 	toTaker("a word that there is not", errNoServer.Error(), func(x *Exchange, r []int) error { return x.send(99, nil, r...) })
 	toTaker("a word with descriptors in the place of the commit", errAborted.Error(), func(x *Exchange, r []int) error {

@@ -127,7 +127,8 @@ func FuzzRecord(f *testing.F) {
 			var r Record
 			r.fields(c)
 			records = append(records, r)
-			held += len(r.Endpoint) + len(r.Unparsed) + len(r.Backlog) + len(r.Parser.Message) + len(r.Parser.Tail) + len(r.Session.Token) + len(r.Session.Rival)
+			held += len(r.Endpoint) + len(r.Unparsed) + len(r.Backlog) +
+				len(r.Parser.Message) + len(r.Parser.Tail) + len(r.Session.Token) + len(r.Session.Rival)
 		}
 		if len(records) > len(body) || held > len(body) {
 			t.Fatalf("%d bytes are read as %d records that hold %d", len(body), len(records), held)

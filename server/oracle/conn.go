@@ -144,7 +144,8 @@ func (c *Conn) answered(f frame) {
 		return
 	}
 	if f.Count != c.next || f.Message != c.waiting[0] || f.SessionID != s.id {
-		s.findings.violation("session %s, resumed at %d: got count %d of %q, want %d of %q", s.id, c.Start, f.Count, f.Message, c.next, c.waiting[0])
+		s.findings.violation("session %s, resumed at %d: got count %d of %q, want %d of %q",
+			s.id, c.Start, f.Count, f.Message, c.next, c.waiting[0])
 	}
 	if before, double := s.answered[f.Count]; double {
 		s.findings.violation("session %s: count %d is the answer to %q and to %q", s.id, f.Count, before, f.Message)

@@ -111,7 +111,9 @@ func (s *Session) resumed(hello frame, seen uint64) {
 		s.findings.violation("session %s: resumed at %d, but only %d messages can be counted", s.id, hello.Count, most)
 	}
 	if l := s.last; s.alone && hello.Count > l.next+uint64(len(l.waiting)) {
-		s.findings.violation("session %s: resumed at %d, but the last connection had %d answers and sent %d more: an older one's were counted late", s.id, hello.Count, l.next, len(l.waiting))
+		s.findings.violation("session %s: resumed at %d, but the last connection had %d answers "+
+			"and sent %d more: an older one's were counted late",
+			s.id, hello.Count, l.next, len(l.waiting))
 	}
 	s.findings.mu.Lock()
 	s.findings.resumes++

@@ -85,7 +85,8 @@ const masterName = "sessions"
 func startSentinel(t testing.TB, master *Server) *Server {
 	t.Helper()
 	s := newServer(t)
-	config := fmt.Sprintf("port %s\nbind %s\ndir %s\nsentinel announce-ip %s\nsentinel monitor %s %s %s 2\n", port(s.Addr), Host, s.dir, Host, masterName, Host, port(master.Addr))
+	config := fmt.Sprintf("port %s\nbind %s\ndir %s\nsentinel announce-ip %s\nsentinel monitor %s %s %s 2\n",
+		port(s.Addr), Host, s.dir, Host, masterName, Host, port(master.Addr))
 	config += fmt.Sprintf("sentinel down-after-milliseconds %[1]s 1000\nsentinel failover-timeout %[1]s 3000\n", masterName)
 	path := filepath.Join(s.dir, "sentinel.conf")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {

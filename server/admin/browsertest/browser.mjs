@@ -21,7 +21,8 @@ export async function openBrowser(t) {
   browser ??= await playwright.chromium.launch({
     executablePath,
     timeout: patience,
-    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-component-update", "--no-first-run", "--disable-background-networking", "--disable-sync"],
+    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-component-update", "--no-first-run",
+      "--disable-background-networking", "--disable-sync"],
   });
   return true;
 }
@@ -65,8 +66,10 @@ export class Console {
   /** Waits until an element has a text, or matches a pattern. */
   async sees(selector, wanted) {
     const source = wanted instanceof RegExp ? wanted.source : `^${wanted}$`;
-    await this.page.waitForFunction(([selector, source]) => new RegExp(source).test(document.querySelector(selector)?.textContent), [selector, source])
-      .catch(async (error) => { throw new Error(`${selector} is ${JSON.stringify(await this.text(selector))}, not ${wanted}`, { cause: error }); });
+    const matches = ([selector, source]) => new RegExp(source).test(document.querySelector(selector)?.textContent);
+    await this.page.waitForFunction(matches, [selector, source]).catch(async (error) => {
+      throw new Error(`${selector} is ${JSON.stringify(await this.text(selector))}, not ${wanted}`, { cause: error });
+    });
   }
 
   text(selector) { return this.page.textContent(selector); }

@@ -65,7 +65,8 @@ check("messages get their counts, in order, whatever is in them", async (t) => {
   assert.ok(replies.every(({ roundTrip }) => roundTrip > 0));
   assert.equal(client.count, 5);
   assert.equal(client.unanswered, 0);
-  assert.deepEqual(client.told("session"), [{ type: "session", sessionId: client.sessionId, count: 0, resumed: false, counted: 0, again: 0 }]);
+  assert.deepEqual(client.told("session"),
+    [{ type: "session", sessionId: client.sessionId, count: 0, resumed: false, counted: 0, again: 0 }]);
 });
 
 check("what the server does not count is not sent", async (t) => {
@@ -74,7 +75,8 @@ check("what the server does not count is not sent", async (t) => {
   client.connect();
   const blanks = ["", " ", "\u0085\u00a0\u1680", "\t\n\v\f\r", "\u2000\u200a\u2028\u2029\u202f\u205f\u3000"];
   const counted = ["\ufeff", "\u200b", "\u180e", "\0"]; // trim() takes the first for white space
-  assert.deepEqual(await outcomes([...blanks, ...counted, " GoodBye\n", "x".repeat(65_537), "é".repeat(32_769)].map((text) => client.send(text))),
+  const texts = [...blanks, ...counted, " GoodBye\n", "x".repeat(65_537), "é".repeat(32_769)];
+  assert.deepEqual(await outcomes(texts.map((text) => client.send(text))),
     [...blanks.map(() => "blank"), 1, 2, 3, 4, "goodbye", "too_long", "too_long"]);
   await assert.rejects(client.send(7), TypeError);
 
@@ -236,7 +238,8 @@ check("a message too long for the server goes alone", async (t) => {
   const server = await startServer(t, "-max-message", "100");
   const client = newClient(t, server.url);
   client.connect();
-  assert.deepEqual(await outcomes(["a", "x".repeat(101), "b", "y".repeat(101), "c"].map((text) => client.send(text))), [1, "too_long", 2, "too_long", 3]);
+  const texts = ["a", "x".repeat(101), "b", "y".repeat(101), "c"];
+  assert.deepEqual(await outcomes(texts.map((text) => client.send(text))), [1, "too_long", 2, "too_long", 3]);
   assert.deepEqual(client.told("close").map(({ code }) => code), [1009, 1009]);
 });
 

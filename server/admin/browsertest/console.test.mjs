@@ -105,7 +105,8 @@ checkWithRedis("the count goes on over a killed server", async (t, redis) => {
   await server.start();
   await console.sees("#count", "502");
   await console.sees("#notice", "Resumed at 500. Of the unanswered messages, 300 had counted; 0 are sent again.");
-  await eventually("the last replies are lines", async () => (await console.lines("reply")).slice(-2).join() === "while it was away,and another one");
+  await eventually("the last replies are lines",
+    async () => (await console.lines("reply")).slice(-2).join() === "while it was away,and another one");
 
   // And in the middle of a burst, wherever that finds it.
   await burst(3000);
@@ -172,7 +173,8 @@ check("text from the network stays text", async (t) => {
   const console = await openConsole(t, server, await openContext(t, { viewport: { width: 1440, height: 1600 } })); // all lines are in sight
   const hostile = [
     "<img src=x onerror=document.title='hurt'>", "</span><script>document.title='hurt'</script>", "&lt;b&gt; \" ' `",
-    "\u{1f600}\u{10ffff} e\u0301\u0301\u0301", "\u202e\u05e9\u05dc\u05d5\u05dd \u2066 right to left", "\u0001\u0007\u001b[31m", `${"é".repeat(32_760)}<b>bold</b>`,
+    "\u{1f600}\u{10ffff} e\u0301\u0301\u0301", "\u202e\u05e9\u05dc\u05d5\u05dd \u2066 right to left",
+    "\u0001\u0007\u001b[31m", `${"é".repeat(32_760)}<b>bold</b>`,
   ];
   for (const text of hostile) await console.send(text);
   await console.sees("#count", String(hostile.length));
@@ -250,7 +252,9 @@ async function keepPlots(context) {
     Object.defineProperty(window, "uPlot", {
       configurable: true,
       get: () => kept,
-      set: (uPlot) => { kept = new Proxy(uPlot, { construct: (make, options) => window.plots[window.plots.push(new make(...options)) - 1] }); },
+      set: (uPlot) => {
+        kept = new Proxy(uPlot, { construct: (make, options) => window.plots[window.plots.push(new make(...options)) - 1] });
+      },
     });
   });
 }
@@ -269,7 +273,8 @@ check("an outage is a gap, and figures from before it look so", async (t) => {
   const context = await openContext(t, { viewport: { width: 1440, height: 1600 } });
   await keepPlots(context);
   const console = await openConsole(t, server, context, { lossy: true });
-  const colors = (selector) => console.page.evaluate((selector) => [...document.querySelectorAll(selector)].map((figure) => getComputedStyle(figure).color), selector);
+  const colors = (selector) => console.page.evaluate(
+    (selector) => [...document.querySelectorAll(selector)].map((figure) => getComputedStyle(figure).color), selector);
   const figures = ".legend b, #count, .facts dd:not(#unanswered)";
   await console.send("before");
   await console.sees("#count", "1");
@@ -290,7 +295,8 @@ check("an outage is a gap, and figures from before it look so", async (t) => {
   assert.match(await console.page.locator(".legend").first().textContent(), /^1 open/, "the last figure stays");
   await eventually("a new attempt has failed", async () => (await console.lines("bad")).includes("could not connect"));
   assert.equal((await console.lines("bad"))[0], "connection lost");
-  await eventually("the outage takes its place in the charts", async () => (await readPlots(console)).every(({ lines }) => lines.every((line) => line.at(-1) === null)));
+  await eventually("the outage takes its place in the charts",
+    async () => (await readPlots(console)).every(({ lines }) => lines.every((line) => line.at(-1) === null)));
 
   await server.start();
   await console.sees("#watch-state", /workers? · room for/);
@@ -327,7 +333,8 @@ check("a script that does not load leaves a sentence", async (t) => {
   const modules = readdirSync(new URL("../console/", import.meta.url)).filter((name) => name.endsWith(".js"));
   await Promise.all(modules.map(async (name) => {
     const console = await openWithout(name);
-    await console.page.getByText("one of its files did not load").waitFor().catch((cause) => { throw new Error(`without ${name}`, { cause }); });
+    await console.page.getByText("one of its files did not load").waitFor()
+      .catch((cause) => { throw new Error(`without ${name}`, { cause }); });
     assert.equal(await console.text("#state"), "Not connected");
   }));
 
@@ -346,7 +353,8 @@ check("at each width, light and dark, all has its place and a name, and can be r
       for (const colorScheme of ["light", "dark"]) {
         await page.setViewportSize({ width, height });
         await page.emulateMedia({ colorScheme });
-        await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))); // it is drawn anew
+        // The second frame begins once the page is drawn anew.
+        await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
         const name = `${width} × ${height}, ${colorScheme}, ${when}`;
         assert.deepEqual(await page.evaluate(flawsOfLayout), [], name);
         assert.deepEqual(await page.evaluate(faintTexts), [], name);
@@ -380,7 +388,9 @@ check("the policy holds", async (t) => {
   await page.goto(server.page);
   const blocked = await page.evaluate(() => new Promise((resolve) => {
     const found = [];
-    document.addEventListener("securitypolicyviolation", (event) => { if (found.push(event.effectiveDirective) === 3) resolve(found.sort()); });
+    document.addEventListener("securitypolicyviolation", (event) => {
+      if (found.push(event.effectiveDirective) === 3) resolve(found.sort());
+    });
     const script = document.createElement("script");
     script.textContent = "window.hurt = true";
     document.body.append(script);

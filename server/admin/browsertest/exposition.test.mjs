@@ -61,8 +61,9 @@ test("the server's page is read whole, and has what the charts show", async (t) 
   const rows = text.split("\n").filter((row) => row && !row.startsWith("#"));
   assert.equal([...reading.samples.values()].flat().length, rows.length);
   assert.deepEqual(valuesOf(reading, "websocket_worker_connections", "worker"), ["0", "1", "2"]);
-  for (const name of ["websocket_active_connections", "websocket_messages_total", "websocket_errors_total", "websocket_max_connections", "process_resident_memory_bytes",
-    "go_memstats_heap_inuse_bytes", "process_cpu_seconds_user_total", "process_cpu_seconds_system_total"]) {
+  for (const name of ["websocket_active_connections", "websocket_messages_total", "websocket_errors_total",
+    "websocket_max_connections", "process_resident_memory_bytes", "go_memstats_heap_inuse_bytes",
+    "process_cpu_seconds_user_total", "process_cpu_seconds_system_total"]) {
     assert.ok(Number.isFinite(total(reading, name)), name);
   }
   for (const name of ["websocket_message_latency_seconds", "websocket_loop_latency_seconds"]) {

@@ -6,10 +6,12 @@ export function flawsOfLayout() {
   const flaws = [];
   const parts = [
     "h1", ".about", ".vitals", "#state", "#count", "#count-of", ".gate", "#session", "#copy", ".facts > div", "#notice", ".actions > *",
-    ".frames-head > *", "#log", "#text", ".composer button", ".burst > *", ".watch-head > *", ".chart h3", ".chart-head .label", ".legend", ".plot", "footer",
+    ".frames-head > *", "#log", "#text", ".composer button", ".burst > *", ".watch-head > *",
+    ".chart h3", ".chart-head .label", ".legend", ".plot", "footer",
   ];
   const inOneLine = ["h3", ".chart-head .label", "dt", "dd", ".key", "button", ".button"];
-  const name = ({ tagName, id, className, textContent }) => `${tagName.toLowerCase()} ${id || className} ${textContent.trim().slice(0, 40)}`;
+  const name = ({ tagName, id, className, textContent }) =>
+    `${tagName.toLowerCase()} ${id || className} ${textContent.trim().slice(0, 40)}`;
   const shown = (selectors) => [...document.querySelectorAll(selectors.join())].filter((element) => element.checkVisibility());
 
   function overlap(element, other) {
@@ -59,7 +61,8 @@ export function faintTexts() {
       canvas.fillStyle = color;
       canvas.fillRect(0, 0, 1, 1);
     }
-    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((c) => c / 255)
+      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   }
 

@@ -53,7 +53,9 @@ const endings = {
 
 client.addEventListener("session", ({ detail: { sessionId, count, resumed, counted, again } }) => {
   if (counted + again > 0) {
-    notice = { tone: "good", text: `Resumed at ${number.format(count)}. Of the unanswered messages, ${number.format(counted)} had counted; ${number.format(again)} ${again === 1 ? "is" : "are"} sent again.` };
+    const text = `Resumed at ${number.format(count)}. Of the unanswered messages, ${number.format(counted)} had counted; ` +
+      `${number.format(again)} ${again === 1 ? "is" : "are"} sent again.`;
+    notice = { tone: "good", text };
   } else if (!resumed && asked && notice.tone !== "bad") {
     notice = { tone: "warn", text: "The server did not know this session any more: it starts at 0." };
   } else if (notice.tone !== "bad") {
@@ -67,7 +69,8 @@ client.addEventListener("session", ({ detail: { sessionId, count, resumed, count
 });
 
 client.addEventListener("lost", ({ detail: { seen, count } }) => {
-  notice = { tone: "bad", text: `The server is at ${number.format(count)} where it had answered ${number.format(seen)}: it has lost a part of this session.` };
+  const text = `The server is at ${number.format(count)} where it had answered ${number.format(seen)}: it has lost a part of this session.`;
+  notice = { tone: "bad", text };
 });
 
 client.addEventListener("sent", ({ detail: { text, again } }) => {
@@ -114,12 +117,19 @@ const meanings = {
 
 /** How a frame looks as a line. */
 function lineOf(frame, text, roundTrip) {
-  if ("message" in frame) return { kind: "reply", mark: "↓", what: "reply", count: number.format(frame.count), text: frame.message, roundTrip: duration(roundTrip) };
+  if ("message" in frame) {
+    const count = number.format(frame.count);
+    return { kind: "reply", mark: "↓", what: "reply", count, text: frame.message, roundTrip: duration(roundTrip) };
+  }
   if (frame.type === "heartbeat") return { kind: "beat", mark: "♥\ufe0e", what: "heartbeat", text: `heartbeat ${frame.ts.slice(11)}` };
-  if (frame.type === "session") return { kind: "good", mark: "●", what: "session", text: `${frame.resumed ? "resumed" : "new"} session at ${number.format(frame.count)}` };
+  if (frame.type === "session") {
+    const text = `${frame.resumed ? "resumed" : "new"} session at ${number.format(frame.count)}`;
+    return { kind: "good", mark: "●", what: "session", text };
+  }
   if (frame.bye) {
     const wait = frame.retry_after_ms === undefined ? "" : `, come back in ${duration(frame.retry_after_ms)}`;
-    return { kind: "warn", mark: "○", what: "bye", text: `bye at ${number.format(frame.total)}${frame.reason ? `, ${frame.reason}` : ""}${wait}` };
+    const reason = frame.reason ? `, ${frame.reason}` : "";
+    return { kind: "warn", mark: "○", what: "bye", text: `bye at ${number.format(frame.total)}${reason}${wait}` };
   }
   return { kind: "warn", mark: "!", what: "frame", text: frame.error ?? text };
 }
@@ -265,7 +275,10 @@ function paintNotice(state, unanswered) {
   let { tone, text } = notice;
   if (state === "waiting") {
     const left = Math.max(retryAt - performance.now(), 0) / 1000;
-    const kept = unanswered === 0 ? "" : ` ${number.format(unanswered)} unanswered ${unanswered === 1 ? "message waits" : "messages wait"}: what has not counted is sent again.`;
+    const kept = unanswered === 0
+      ? ""
+      : ` ${number.format(unanswered)} unanswered ${unanswered === 1 ? "message waits" : "messages wait"}: ` +
+        `what has not counted is sent again.`;
     [tone, text] = ["warn", `Connecting again in ${left.toFixed(1)} s.${kept}`];
   }
   $("notice").hidden = !text;

@@ -151,7 +151,9 @@ export class Log {
     const page = Math.max(Math.floor(this.#view.clientHeight / this.#height) - 1, 1);
     const last = this.#gone + this.#entries.length - 1;
     const from = this.#active < 0 ? last + 1 : this.#active;
-    const to = { ArrowUp: from - 1, ArrowDown: from + 1, PageUp: from - page, PageDown: from + page, Home: this.#gone, End: last }[event.key];
+    const to = {
+      ArrowUp: from - 1, ArrowDown: from + 1, PageUp: from - page, PageDown: from + page, Home: this.#gone, End: last,
+    }[event.key];
     if (to !== undefined && last >= this.#gone) {
       event.preventDefault();
       this.#choose(Math.min(Math.max(to, this.#gone), last));
@@ -193,7 +195,10 @@ function newRow() {
     element.append(span);
     return span;
   };
-  const row = { element, at: cell("at"), mark: cell("mark"), what: cell("what", "hidden"), count: cell("number"), text: cell("text"), roundTrip: cell("round-trip") };
+  const row = {
+    element, at: cell("at"), mark: cell("mark"), what: cell("what", "hidden"),
+    count: cell("number"), text: cell("text"), roundTrip: cell("round-trip"),
+  };
   row.mark.setAttribute("aria-hidden", "true");
   row.text.dir = "auto"; // and what it turns around stays within the line
   return row;

@@ -204,7 +204,8 @@ export class Turnstile extends EventTarget {
   #obstacleTo(text) {
     const flaw = flawOf(text, this.#options.maxMessage);
     if (flaw) return flaw;
-    if (this.#unanswered.length >= this.#options.maxUnanswered) return new TurnstileError("too_many", `${this.#unanswered.length} messages wait for their answer already`);
+    const { length } = this.#unanswered;
+    if (length >= this.#options.maxUnanswered) return new TurnstileError("too_many", `${length} messages wait for their answer already`);
     if (this.#leaving) return new TurnstileError("ended", "goodbye() was called before");
     return null;
   }
@@ -305,9 +306,11 @@ export class Turnstile extends EventTarget {
     let counted = 0;
     const gained = count - seen;
     if (gained < 0) {
-      this.#giveUp(this.#sent, "session_lost", `the server has count ${count} where it had answered ${seen}: whether it counted is not known`);
+      this.#giveUp(this.#sent, "session_lost",
+        `the server has count ${count} where it had answered ${seen}: whether it counted is not known`);
     } else if (gained > this.#sent) {
-      this.#giveUp(this.#sent, "session_shared", `the session counted ${gained} messages where ${this.#sent} were sent: whether this is one of them is not known`);
+      this.#giveUp(this.#sent, "session_shared",
+        `the session counted ${gained} messages where ${this.#sent} were sent: whether this is one of them is not known`);
     } else {
       counted = this.#answer(gained, seen);
     }

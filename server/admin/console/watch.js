@@ -15,17 +15,46 @@ const wholes = Array.from({ length: 24 }, (_, i) => [1, 2, 5][i % 3] * 10 ** Mat
 
 /**
  * A chart: its lines, of two readings, by label; how values are written.
- * @type {{title: string, unit: string, write: (v: number) => string, log?: boolean, least?: number, lines: (before: object, after: object) => [string, number|null][]}[]}
+ * @type {{title: string, unit: string, write: (v: number) => string, log?: boolean, least?: number,
+ *   lines: (before: object, after: object) => [string, number|null][]}[]}
  */
 const plans = [
-  { title: "Connections", unit: "open", write: whole, least: 4, lines: (_, after) => [["open", total(after, "websocket_active_connections")]] },
-  { title: "Messages", unit: "a second", write: compact, least: 4, lines: (before, after) => [["counted", rate(before, after, "websocket_messages_total")]] },
-  { title: "Message latency", unit: "read to written", write: seconds, log: true, lines: (before, after) => quantiles(before, after, "websocket_message_latency_seconds") },
-  { title: "Loop delay", unit: "99 of 100 ticks within", write: seconds, log: true, lines: (before, after) => byWorker(after, (worker) => quantile(between(before, after, "websocket_loop_latency_seconds", { worker }), 0.99)) },
-  { title: "Loops", unit: "connections of each", write: whole, least: 4, lines: (_, after) => byWorker(after, (worker) => total(after, "websocket_worker_connections", { worker })) },
+  {
+    title: "Connections", unit: "open", write: whole, least: 4,
+    lines: (_, after) => [["open", total(after, "websocket_active_connections")]],
+  },
+  {
+    title: "Messages", unit: "a second", write: compact, least: 4,
+    lines: (before, after) => [["counted", rate(before, after, "websocket_messages_total")]],
+  },
+  {
+    title: "Message latency", unit: "read to written", write: seconds, log: true,
+    lines: (before, after) => quantiles(before, after, "websocket_message_latency_seconds"),
+  },
+  {
+    title: "Loop delay", unit: "99 of 100 ticks within", write: seconds, log: true,
+    lines: (before, after) => byWorker(after, (worker) =>
+      quantile(between(before, after, "websocket_loop_latency_seconds", { worker }), 0.99)),
+  },
+  {
+    title: "Loops", unit: "connections of each", write: whole, least: 4,
+    lines: (_, after) => byWorker(after, (worker) => total(after, "websocket_worker_connections", { worker })),
+  },
   { title: "Errors", unit: "a second", write: compact, least: 1, lines: errors },
-  { title: "Memory", unit: "of the process", write: bytes, least: 1 << 24, lines: (_, after) => [["resident", total(after, "process_resident_memory_bytes")], ["Go heap", total(after, "go_memstats_heap_inuse_bytes")]] },
-  { title: "Processor", unit: "of one core", write: percent, least: 0.1, lines: (before, after) => [["user", rate(before, after, "process_cpu_seconds_user_total")], ["system", rate(before, after, "process_cpu_seconds_system_total")]] },
+  {
+    title: "Memory", unit: "of the process", write: bytes, least: 1 << 24,
+    lines: (_, after) => [
+      ["resident", total(after, "process_resident_memory_bytes")],
+      ["Go heap", total(after, "go_memstats_heap_inuse_bytes")],
+    ],
+  },
+  {
+    title: "Processor", unit: "of one core", write: percent, least: 0.1,
+    lines: (before, after) => [
+      ["user", rate(before, after, "process_cpu_seconds_user_total")],
+      ["system", rate(before, after, "process_cpu_seconds_system_total")],
+    ],
+  },
 ];
 
 function quantiles(before, after, name) {
@@ -39,7 +68,8 @@ function byWorker(reading, of) {
 
 /** All errors together, and the kind that came most. */
 function errors(before, after) {
-  const kinds = valuesOf(after, "websocket_errors_total", "error_type").map((type) => [type, rate(before, after, "websocket_errors_total", { error_type: type })]);
+  const kinds = valuesOf(after, "websocket_errors_total", "error_type")
+    .map((type) => [type, rate(before, after, "websocket_errors_total", { error_type: type })]);
   const [kind, most] = kinds.reduce((a, b) => (b[1] > a[1] ? b : a), ["", 0]);
   const all = kinds.some(([, value]) => value === null) ? null : kinds.reduce((sum, [, value]) => sum + value, 0);
   return [[most > 0 ? `mostly ${kind.replaceAll("_", " ")}` : "all kinds", all]];
@@ -48,7 +78,9 @@ function errors(before, after) {
 function whole(v) { return v.toLocaleString("en", { maximumFractionDigits: 0 }); }
 
 function compact(v) {
-  return v < 10_000 ? v.toLocaleString("en", { maximumFractionDigits: v < 10 ? 1 : 0 }) : v.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
+  return v < 10_000
+    ? v.toLocaleString("en", { maximumFractionDigits: v < 10 ? 1 : 0 })
+    : v.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
 }
 
 function seconds(v) {
@@ -126,7 +158,9 @@ class Chart {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(name).trim();
     const { log, least, write } = this.#plan;
-    const axis = { stroke: color("--soft"), font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: color("--grid"), width: 1 } };
+    const axis = {
+      stroke: color("--soft"), font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: color("--grid"), width: 1 },
+    };
     return {
       width: Math.max(this.#area.clientWidth, 120), height: 132, padding: [8, 6, 0, 0],
       legend: { show: false },
@@ -224,7 +258,8 @@ async function readVitals() {
       $("uptime").textContent = `up ${span(body.uptime)}`;
       return [body.status === "healthy", body.status];
     }),
-    showVital($("readiness"), "readiness", get("/readyz/", 503), (body) => [body.ready, body.ready ? "ready" : body.shutting_down ? "draining" : "not ready"]),
+    showVital($("readiness"), "readiness", get("/readyz/", 503),
+      (body) => [body.ready, body.ready ? "ready" : body.shutting_down ? "draining" : "not ready"]),
   ]);
 }
 
@@ -250,8 +285,9 @@ function span(s) {
 function showReading(reading) {
   const { version } = reading.samples.get("go_info")?.[0].labels ?? {};
   const workers = valuesOf(reading, "websocket_worker_connections", "worker").length;
-  const state = [`${workers} ${workers === 1 ? "worker" : "workers"}`, `room for ${whole(total(reading, "websocket_max_connections") ?? 0)} connections`, version].filter(Boolean);
-  $("watch-state").textContent = state.join(" · ");
+  const room = whole(total(reading, "websocket_max_connections") ?? 0);
+  const state = [`${workers} ${workers === 1 ? "worker" : "workers"}`, `room for ${room} connections`, version];
+  $("watch-state").textContent = state.filter(Boolean).join(" · ");
 }
 
 /** Says since when the figures have been out of date, where they are. */
@@ -280,7 +316,9 @@ class Watch {
 
   constructor() {
     $("again").addEventListener("click", () => { this.#hidden = false; this.#look(); });
-    if (!globalThis.uPlot) this.#giveUp("No charts", "/uplot.js did not load: a proxy in front of the server may hold it back. Reload the page. Everything else on it works.");
+    if (globalThis.uPlot) return;
+    this.#giveUp("No charts", "/uplot.js did not load: a proxy in front of the server may hold it back. " +
+      "Reload the page. Everything else on it works.");
   }
 
   /** Looks again and again while somebody can see it. */
@@ -315,7 +353,8 @@ class Watch {
 
   #hide(status) {
     this.#interrupt();
-    this.#giveUp("No metrics at this address", `/metrics/ answered HTTP ${status}. A proxy may keep it to itself, as it should in public. Everything else on this page works.`, true);
+    this.#giveUp("No metrics at this address", `/metrics/ answered HTTP ${status}. A proxy may keep it to itself, ` +
+      "as it should in public. Everything else on this page works.", true);
   }
 
   #giveUp(title, text, again = false) {

@@ -12,7 +12,8 @@ const [base, host] = address.startsWith('unix:')
   ? [`ws+unix:${address.slice('unix:'.length)}:`, 'localhost']
   : [`ws://${address}`, address];
 
-const hostile = '\ufeff "quotes" \\ back/slash \0\x01\b\f\n\r\t\x1f\x7f\x85 \u2028\u2029 \u{1f600}\u{10ffff} \u202e\u05e9\u05dc\u05d5\u05dd <img onerror=alert(1)> \\u0041 %s ';
+const hostile = '\ufeff "quotes" \\ back/slash \0\x01\b\f\n\r\t\x1f\x7f\x85 \u2028\u2029 \u{1f600}\u{10ffff} '
+  + '\u202e\u05e9\u05dc\u05d5\u05dd <img onerror=alert(1)> \\u0041 %s ';
 const long = '0123456789ab"\u00e9\n'.repeat(4000);
 const inFragments = 'in \u{1f600} fragments';
 const secondVersion = 'message-counter.v2';

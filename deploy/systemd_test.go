@@ -55,7 +55,8 @@ func debian(t testing.TB) string {
 	defer os.RemoveAll(root)
 	bootstrap := exec.Command(wantProgram(t, "debootstrap"), "--variant=minbase", "--include="+machinePackages, "bookworm", root)
 	if out, err := bootstrap.CombinedOutput(); err != nil {
-		missing(t, "no Debian can be made (debootstrap needs a mirror): %v: %s", err, out[max(len(out)-500, 0):])
+		said := strings.TrimSpace(string(out))
+		missing(t, "no Debian can be made: debootstrap, which needs a network: %v: %s", err, said[strings.LastIndexByte(said, '\n')+1:])
 	}
 	// apt-get update asks nobody.
 	err = errors.Join(os.WriteFile(root+"/etc/apt/sources.list", nil, 0o644), os.RemoveAll(root+"/var/cache/apt/archives"))

@@ -26,6 +26,8 @@ unit_of() {
 # build has nothing to do: what was built elsewhere came with the scripts.
 build() { is_programs "$BIN"; }
 
+flag_error() { :; } # of /etc/turnstile/COLOUR.env: the unit does not start, and its log says why
+
 # start_colour gives the colour its own copy of the server, and returns when it serves.
 start_colour() {
 	install "$BIN/server" "/usr/local/bin/turnstile-$1" || return

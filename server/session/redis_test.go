@@ -2,11 +2,15 @@ package session
 
 import (
 	"context"
+	"regexp"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"turnstile/metrics"
+	"turnstile/server/doctest"
 	"turnstile/server/redistest"
 )
 
@@ -397,4 +401,27 @@ func TestRedisLoserIsToldBeforeItKnowsItWon(t *testing.T) {
 	proxy.Set(redistest.Pass)
 	first.wantClaimed(0, false)
 	receive(t, "the loser is told", first.taken)
+}
+
+// The keys in README.md are those in Redis.
+func TestReadmeKeys(t *testing.T) {
+	server := redistest.Start(t)
+	c := readyStore(t, server.URL()).mint().count(1)
+	token := server.Do("GET", ownerKey(c.ID())).(string)
+	words := strings.NewReplacer("ID", c.ID().String(), "TOKEN", token)
+	var want []string
+	for _, line := range doctest.Blocks(t, "server/session/README.md")[0].Commands() {
+		key := strings.Fields(line)[0]
+		want = append(want, words.Replace(key))
+	}
+	got := server.Keys("turnstile:{*-*}*")
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("the keys are %q, README.md has %q", got, want)
+	}
+	form := regexp.MustCompile(`[A-Z]+\.[A-Z]+-[A-Z]+\.[A-Z]+`).FindString(doctest.Blocks(t, "server/session/README.md")[0].Text)
+	if pattern := regexp.MustCompile("[A-Z]+").ReplaceAllString(regexp.QuoteMeta(form), "[0-9a-f]+"); !regexp.MustCompile("^" + pattern + "$").MatchString(token) {
+		t.Errorf("the token is %s, README.md has the form %q", token, form)
+	}
 }

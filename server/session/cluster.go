@@ -10,8 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A cluster keeps the nodes and the routes of a Redis store as Redis Cluster
-// says that they are. MOVED, and any node's trouble, make it ask again.
+// A cluster keeps the nodes and the routes of a Redis store as Redis Cluster has
+// them. It asks again now and then, after MOVED, and when a node fails.
 type cluster struct {
 	// Fixed after newCluster.
 	store      *Redis
@@ -63,7 +63,8 @@ func (c *cluster) run() {
 	}
 }
 
-// wait waits until it is time to ask for the slots again.
+// wait waits until it is time to ask for the slots again. It reports false when
+// the store is closed.
 func (c *cluster) wait(err error) (goOn bool) {
 	stopped := c.store.stopped.Done()
 	select {
@@ -110,7 +111,7 @@ func (c *cluster) apply(ranges []redis.ClusterSlot) {
 		}
 	}
 	s.routes.Store(&routes)
-	c.unassigned.up.Store(true) // from now on, what has no node may get one any moment
+	c.unassigned.up.Store(true) // from now on, a slot without a node may get one at any moment
 	c.retire(old)
 }
 
@@ -133,8 +134,8 @@ func (c *cluster) keep(old []*node, addr string, slot uint16) *node {
 	return c.add(addr, probeKey(slot))
 }
 
-// retire ends the nodes that have no slots any more, and sends what waits for
-// any node where it belongs now.
+// retire ends the nodes that have no slots any more, and puts every queued lease
+// into the queue where it belongs now.
 func (c *cluster) retire(old []*node) {
 	for _, n := range old {
 		if n != c.unassigned && !slices.Contains(c.store.nodes, n) {
@@ -146,8 +147,8 @@ func (c *cluster) retire(old []*node) {
 	}
 }
 
-// nodeAt is the node at addr; a new one if it has no slots yet, and gets its
-// first. Under the store's mu.
+// nodeAt is the node at addr: a new one if it is about to get its first slot.
+// Under the store's mu.
 func (c *cluster) nodeAt(addr string) *node {
 	s := c.store
 	for _, n := range s.nodes {
@@ -158,7 +159,7 @@ func (c *cluster) nodeAt(addr string) *node {
 	return c.add(addr, "")
 }
 
-// add makes a node and has it connected to.
+// add makes a node and starts it.
 func (c *cluster) add(addr, probe string) *node {
 	s := c.store
 	n := newNode(s, s.config.Address.node(addr, s.config.Timeout), addr, probe)

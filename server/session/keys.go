@@ -13,7 +13,7 @@ import (
 //	turnstile:{ID}:TOKEN    the count, written by that owner alone
 //
 // A commit is SET … XX on the owner's record. A claim replaces the owner and
-// deletes its record, so whatever the older one still sends finds nothing.
+// deletes its record, so whatever the older owner still sends finds nothing.
 
 const keyPrefix = "turnstile:{"
 
@@ -27,9 +27,9 @@ func recordKey(id ID, token string) string {
 	return keyPrefix + string(text[:]) + "}:" + token
 }
 
-// A token names a lease to all processes. Attempt counts up whenever it is in
-// doubt what became of the commands of the one before: under a new token they
-// do no harm, however late they are carried out.
+// A token names a lease to all processes. Attempt counts up whenever the answer
+// to a command does not come: Redis may carry that command out later, and under
+// the older token it does no harm.
 type token struct {
 	epoch   uint64 // microseconds since 1970, and more than that of the owner before
 	lease   leaseID
@@ -73,8 +73,8 @@ func parseToken(text string) token {
 	return token{numbers[0], leaseID{uint32(numbers[1]), uint32(numbers[2])}, uint32(numbers[3])}
 }
 
-// channel is where an instance is told that one of its leases was taken over;
-// the message is the serial.
+// channel is where an instance receives hints that one of its leases has lost its
+// session; the message is the serial.
 func channel(instance uint32) string {
 	return channelPrefix + strconv.FormatUint(uint64(instance), 16)
 }
@@ -95,9 +95,9 @@ const channelPrefix = "turnstile:instance:"
 // changes nothing.
 //
 // The keys are declared as Redis Cluster wants it, but for the caller's record
-// while the slot is on its way to another node: a key that is nowhere yet would
+// while the slot moves to another node: a declared key that is nowhere yet would
 // make both nodes refuse (TRYAGAIN). The node that gives the slot away refuses
-// to write it, so that is done first.
+// to write the caller's record, so the script writes that first.
 const own = `
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[2] then

@@ -28,7 +28,7 @@ type Memory struct {
 	len    atomic.Int64
 
 	starting sync.Mutex // held while a new session is started; taken before a shard's
-	absent   absentees
+	pending  pendingClaims
 
 	// Evicted and Expired count the sessions that were dropped because the
 	// store was full, and because their time was over.
@@ -91,7 +91,7 @@ func (m *Memory) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
 	h := holder{l, owner}
 	previous, resumed := m.take(h, id, false)
 	if !resumed {
-		if m.absent.wait(h, id, m.config.Now()) {
+		if m.pending.add(h, id, m.config.Now()) {
 			return false, ErrPending
 		}
 		if previous, resumed, err = m.start(h, id); err != nil {
@@ -104,14 +104,15 @@ func (m *Memory) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
 	return resumed, nil
 }
 
-// A holder is a lease and whose it is.
+// A holder is a lease and its owner.
 type holder struct {
 	lease *Lease
 	owner Owner
 }
 
-// start gives h a session that was not known just now. One at a time: who finds
-// the store full must not have missed the same session being started.
+// start gives h a session that was not known just now. Sessions start one at a
+// time: otherwise a claim could find the store full while another claim starts
+// the same session.
 func (m *Memory) start(h holder, id ID) (previous Owner, resumed bool, err error) {
 	m.starting.Lock()
 	defer m.starting.Unlock()
@@ -135,8 +136,8 @@ func (m *Memory) Commit(l *Lease) Outcome {
 
 // Release implements Store.
 func (m *Memory) Release(l *Lease) {
-	if a, ok := l.entry.(*absentee); ok {
-		a.over = true
+	if p, ok := l.entry.(*pendingClaim); ok {
+		p.ended = true
 	}
 	r, ok := l.entry.(*record)
 	if !ok {
@@ -156,8 +157,8 @@ func (m *Memory) Release(l *Lease) {
 // waited too long. Somebody has to call it now and then.
 func (m *Memory) Expire() {
 	now := m.config.Now()
-	m.answer(m.absent.before(now-m.config.Timeout), ErrUnavailable)
-	for m.dropOldest(m.isOver) {
+	m.answer(m.pending.removeBefore(now-m.config.Timeout), ErrUnavailable)
+	for m.dropOldest(m.isExpired) {
 		m.Expired.Add(1)
 	}
 }
@@ -166,15 +167,15 @@ func (m *Memory) shard(id ID) *shard {
 	return &m.shards[binary.LittleEndian.Uint64(id[8:])%shards]
 }
 
-// take gives the session to h if it is known; previous is whose lease this
-// revoked. One that is not known is started if reserved says that there is
-// room for it, which is given back if it is not needed.
+// take gives the session to h if it is known; previous is the owner whose lease
+// this revoked. If it is not known, and reserved says that there is room for it,
+// take starts it. Room that is not needed is given back.
 func (m *Memory) take(h holder, id ID, reserved bool) (previous Owner, known bool) {
 	s := m.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.sessions[id]
-	known = r != nil && !m.isOver(r)
+	known = r != nil && !m.isExpired(r)
 	switch {
 	case !known && !reserved:
 		return nil, false
@@ -194,12 +195,12 @@ func (m *Memory) take(h holder, id ID, reserved bool) (previous Owner, known boo
 	return r.grant(h), known
 }
 
-// isOver reports whether a session's time to live has passed.
-func (m *Memory) isOver(r *record) bool {
+// isExpired reports whether a session's time to live has passed.
+func (m *Memory) isExpired(r *record) bool {
 	return r.lease == nil && m.config.Now()-r.idleSince >= m.config.TTL
 }
 
-// grant makes h the holder and returns the owner that was.
+// grant makes h the holder and returns the previous owner, if there was one.
 func (r *record) grant(h holder) (previous Owner) {
 	if r.lease != nil {
 		previous, r.count = r.owner, r.lease.revoke()
@@ -222,9 +223,9 @@ func (m *Memory) reserve() error {
 	return nil
 }
 
-// dropOldest forgets the session that has been without an owner for the
-// longest time, if it is due. It reports false when there is none.
-func (m *Memory) dropOldest(due func(*record) bool) bool {
+// dropOldest forgets the session that has been without an owner for the longest
+// time, if mayDrop says so. It reports whether it did.
+func (m *Memory) dropOldest(mayDrop func(*record) bool) bool {
 	for {
 		r := m.idle.oldest()
 		if r == nil {
@@ -236,9 +237,9 @@ func (m *Memory) dropOldest(due func(*record) bool) bool {
 			s.mu.Unlock()
 			continue
 		}
-		ok := due(r)
+		ok := mayDrop(r)
 		if ok {
-			m.len.Add(-1) // first: who finds the list empty must see the room
+			m.len.Add(-1) // first: a claim that finds the list empty must see the room
 			m.idle.remove(r)
 			delete(s.sessions, r.id)
 		}

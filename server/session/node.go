@@ -14,11 +14,11 @@ import (
 const (
 	// batchMost is how many sessions' commands one pipeline takes at the most.
 	batchMost = 1024
-	// probeEvery is how often a node that has nothing to do is tried.
+	// probeEvery is how often a node that has nothing to do is probed.
 	probeEvery = time.Second
 	probeTTL   = 10 * time.Second
-	// The pause before a node that failed is tried again doubles from the
-	// first to the second.
+	// The pause before the next connection to a node that failed doubles from
+	// the first to the second.
 	pauseFirst, pauseMost = 10 * time.Millisecond, 500 * time.Millisecond
 )
 
@@ -59,8 +59,8 @@ func newNode(s *Redis, client *redis.Client, name, probe string) *node {
 
 func (n *node) start() { n.store.start(n.run) }
 
-// isDown reports whether the node has not answered for so long that waiting for
-// it makes no sense.
+// isDown reports whether the node has not answered for longer than the timeout,
+// or never has.
 func (n *node) isDown() bool {
 	since := time.Duration(n.failing.Load())
 	return since != 0 && (!n.up.Load() || n.store.config.Now()-since > n.store.config.Timeout)
@@ -162,7 +162,7 @@ func (n *node) probe(conn *redis.Conn) error {
 	set := pipe.Set(n.ctx, key, n.name, probeTTL)
 	replicated := n.appendWait(pipe)
 	_, err := pipe.Exec(n.ctx)
-	if set.Val() != "OK" { // the commands do not always have the error of the whole
+	if set.Val() != "OK" { // a command does not always have the pipeline's error
 		return cmp.Or(set.Err(), err, errNoAnswer)
 	}
 	return replicated()
@@ -182,7 +182,7 @@ func (n *node) appendWait(pipe redis.Pipeliner) (replicated func() error) {
 	return func() error {
 		switch {
 		case cmd.Err() != nil:
-			return fmt.Errorf("%w: %v", errNotReplicated, cmd.Err()) // not %w: what was written is in doubt, whatever WAIT says
+			return fmt.Errorf("%w: %v", errNotReplicated, cmd.Err()) // not %w: whatever WAIT says, the writes may have been carried out
 		case cmd.Val() < int64(wanted):
 			return errNotReplicated
 		}
@@ -204,7 +204,7 @@ func (n *node) onTrouble(err error) {
 	}
 }
 
-// onSuccess notes that it does.
+// onSuccess notes that the node answers.
 func (n *node) onSuccess() {
 	s := n.store
 	now := s.config.Now()
@@ -260,12 +260,11 @@ func (n *node) take() (batch []inFlight, hints []leaseID, more bool) {
 	return n.batch, hints, count > 0
 }
 
-// send carries out a batch in one pipeline. What became of it is in the
-// commands.
+// send sends a batch in one pipeline. The replies are in the commands.
 func (n *node) send(conn *redis.Conn, batch []inFlight, hints []leaseID) {
 	s := n.store
 	pipe := conn.Pipeline()
-	script := ownScript.Eval // the first one in a pipeline brings the text
+	script := ownScript.Eval // the first script of a pipeline brings the text
 	for i := range batch {
 		if batch[i].append(n.ctx, pipe, script, &s.times) {
 			script = ownScript.EvalSha

@@ -8,8 +8,8 @@
 // before the claim, and is in the count that the new owner starts from, or it
 // fails.
 //
-// There are two stores: Memory, within this process, answers at once; Redis,
-// which outlives it, answers on the owner's loop.
+// There are two stores. Memory is within this process and answers at once. Redis
+// outlives the process and answers on the owner's loop; README.md says how.
 package session
 
 import (
@@ -78,7 +78,7 @@ var (
 	ErrFull = errors.New("session store is full")
 	// ErrUnavailable says that the store cannot be reached.
 	ErrUnavailable = errors.New("session store is out of reach")
-	// ErrPending says that the owner's OnClaimed will tell.
+	// ErrPending says that the store will call the owner's OnClaimed.
 	ErrPending = errors.New("session claim is pending")
 )
 
@@ -112,9 +112,9 @@ type Owner interface {
 	// OnCommitted ends a commit that was pending, which took so long. If it
 	// is Committed, so many messages have become part of the count.
 	OnCommitted(outcome Outcome, messages uint64, took time.Duration)
-	// OnTakenOver is called once, from any goroutine and under no lock, when
-	// another owner has claimed the session. A commit that ends as Revoked
-	// may come in its place.
+	// OnTakenOver says that another owner has claimed the session. The store
+	// calls it at most once, from any goroutine and under no lock. If a
+	// commit is pending, it ends as Revoked instead.
 	OnTakenOver()
 }
 
@@ -134,14 +134,14 @@ type Store interface {
 	// must be no other.
 	Commit(l *Lease) Outcome
 
-	// Release ends the lease and whatever is pending for it; the session
-	// waits for its next owner until its time to live is over. A revoked or
-	// zero lease is left alone.
+	// Release ends the lease and whatever is pending for it. The session
+	// waits for its next owner until its time to live ends. A revoked or
+	// zero lease stays as it is.
 	Release(l *Lease)
 
 	// Lend prepares a lease to go to another process: until TakeBack or
-	// GiveAway nothing is stored for it. It reports false while a command
-	// for it is under way: ask again later.
+	// GiveAway the store stores nothing for it. It reports false while a
+	// command for the lease is under way: the caller asks again later.
 	Lend(l *Lease) (State, bool)
 	// TakeBack ends what Lend began: the lease has not gone.
 	TakeBack(l *Lease)
@@ -156,8 +156,8 @@ type Store interface {
 	// Len is how many sessions the process holds.
 	Len() int
 
-	// Close waits until what was asked is stored, or ctx is done. No lease
-	// may be held any more.
+	// Close waits until all that was committed is stored, or ctx is done.
+	// Every lease has to be released before.
 	Close(ctx context.Context) error
 }
 

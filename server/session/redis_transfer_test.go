@@ -28,8 +28,8 @@ func (i *instance) adopt(state State) *client {
 	return c
 }
 
-// travel hands c's lease over to another instance.
-func (c *client) travel(to *instance) *client {
+// handOver gives c's lease to another instance.
+func (c *client) handOver(to *instance) *client {
 	c.t.Helper()
 	state := c.lend()
 	c.on(func() { c.store.GiveAway(&c.Lease) })
@@ -39,7 +39,7 @@ func (c *client) travel(to *instance) *client {
 	return to.adopt(state)
 }
 
-// leaseOf is what the store knows of a lease that has travelled.
+// leaseOf is what the store knows of a lease that was handed over.
 func (s *Redis) leaseOf(state State) *redisLease {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -56,12 +56,12 @@ func (c *client) wantNotTaken() {
 	}
 }
 
-func TestRedisTravel(t *testing.T) {
+func TestRedisTransfer(t *testing.T) {
 	server := redistest.Start(t)
 	a, b, other := readyStore(t, server.URL()), readyStore(t, server.URL()), readyStore(t, server.URL())
 	first := a.mint().count(3)
 	token := server.Do("GET", ownerKey(first.ID()))
-	second := first.travel(b)
+	second := first.handOver(b)
 	if second.Count != 3 || second.Committed() != 3 || second.ID() != first.ID() {
 		t.Errorf("adopted with %d (%d committed) of %v", second.Count, second.Committed(), second.ID())
 	}
@@ -82,9 +82,9 @@ func TestRedisTravel(t *testing.T) {
 	a.claim(first.ID(), 6, true)
 }
 
-// TestRedisTravelsOn hands a session from store to store, and back to one that
+// TestRedisTransferAgain hands a session from store to store, and back to one that
 // had it.
-func TestRedisTravelsOn(t *testing.T) {
+func TestRedisTransferAgain(t *testing.T) {
 	server := redistest.Start(t)
 	line := []*instance{readyStore(t, server.URL()), readyStore(t, server.URL()), readyStore(t, server.URL())}
 	c := line[0].mint()
@@ -92,7 +92,7 @@ func TestRedisTravelsOn(t *testing.T) {
 	for n := range uint64(7) {
 		c.count(1)
 		next := line[(n+1)%3]
-		c = c.travel(next)
+		c = c.handOver(next)
 		if n%2 == 0 { // at once, or after it was looked at
 			next.settle()
 		}
@@ -255,20 +255,20 @@ func TestRedisHintsFollow(t *testing.T) {
 		i.settle()
 	}
 	for name, thief := range map[string]*instance{"another store": c, "the store that it came from": a} {
-		loser := a.mint().count(1).travel(b)
+		loser := a.mint().count(1).handOver(b)
 		heard(b)
 		thief.claim(loser.ID(), 1, true)
 		receive(t, name+" takes it: the silent loser is told", loser.taken)
 	}
-	loser := a.mint().count(1).travel(b).travel(c)
+	loser := a.mint().count(1).handOver(b).handOver(c)
 	heard(c)
 	b.claim(loser.ID(), 1, true)
-	receive(t, "it has travelled twice: the silent loser is told", loser.taken)
+	receive(t, "it was handed over twice: the silent loser is told", loser.taken)
 }
 
-// TestRedisTravelWithoutRedis: what could not be stored is stored by the one
+// TestRedisTransferWithoutRedis: what could not be stored is stored by the one
 // that has it when Redis is back.
-func TestRedisTravelWithoutRedis(t *testing.T) {
+func TestRedisTransferWithoutRedis(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	patient := func(c *RedisConfig) { c.Timeout = time.Minute }
 	a, b := readyStore(t, server.URL(), patient), readyStore(t, server.URL(), patient)
@@ -295,9 +295,9 @@ func TestRedisTravelWithoutRedis(t *testing.T) {
 	a.claim(minted.ID(), 1, true)
 }
 
-// TestRedisLostWhatTravels: Redis comes back empty while the lease is on its
+// TestRedisLosesATransferredSession: Redis comes back empty while the lease is on its
 // way.
-func TestRedisLostWhatTravels(t *testing.T) {
+func TestRedisLosesATransferredSession(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
 	first := a.mint().count(5)
@@ -318,8 +318,8 @@ func recordsOf(server *redistest.Server, id ID) (counts []string) {
 	return counts
 }
 
-// TestRedisTokensTravel: an attempt in doubt stays in doubt.
-func TestRedisTokensTravel(t *testing.T) {
+// TestRedisTokensAreTransferred, with the attempt.
+func TestRedisTokensAreTransferred(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := redistest.StartProxy(t, server)
 	a, b := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = time.Minute }), readyStore(t, server.URL())
@@ -331,7 +331,7 @@ func TestRedisTokensTravel(t *testing.T) {
 	proxy.Cut()
 	proxy.Set(redistest.Pass)
 	first.wantOutcome(Committed)
-	second := first.travel(b)
+	second := first.handOver(b)
 	if !strings.HasSuffix(second.entry.(*redisLease).token.String(), ".1") {
 		t.Errorf("the token is %v, of no second attempt", second.entry.(*redisLease).token)
 	}

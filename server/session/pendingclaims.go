@@ -7,83 +7,85 @@ import (
 )
 
 // While another process hands over to this one, a session that is not known
-// here may be there still. A claim of one waits until all of them have come.
+// here may still be there. A claim of such a session is pending until all
+// sessions have come.
 
-// absentees are the claims that wait.
-type absentees struct {
+// pendingClaims are those claims.
+type pendingClaims struct {
 	mu       sync.Mutex
-	awaiting bool        // Guarded by mu: sessions are still to come.
-	claims   []*absentee // Guarded by mu: in the order in which they were made.
+	awaiting bool            // Guarded by mu: sessions are still to come.
+	claims   []*pendingClaim // Guarded by mu: in the order in which they were made.
 }
 
-// An absentee is one of them. It is the entry of its lease until it is answered.
-type absentee struct {
+// A pendingClaim is the entry of its lease until it is answered.
+type pendingClaim struct {
 	holder
 	id    ID
 	since time.Duration
-	over  bool // Owned by the owner's loop: it is answered or released.
+	ended bool // Owned by the owner's loop: the claim is answered or released.
 }
 
 // ID implements entry.
-func (a *absentee) ID() ID { return a.id }
+func (p *pendingClaim) ID() ID { return p.id }
 
 // Await says that sessions of another process are to come. Until Complete,
 // claims of sessions that are not known are pending.
 func (m *Memory) Await() {
-	m.absent.mu.Lock()
-	defer m.absent.mu.Unlock()
-	m.absent.awaiting = true
+	m.pending.mu.Lock()
+	defer m.pending.mu.Unlock()
+	m.pending.awaiting = true
 }
 
 // Complete says that no more will come.
 func (m *Memory) Complete() {
-	m.absent.mu.Lock()
-	m.absent.awaiting = false
-	claims := m.absent.claims
-	m.absent.claims = nil
-	m.absent.mu.Unlock()
+	m.pending.mu.Lock()
+	m.pending.awaiting = false
+	claims := m.pending.claims
+	m.pending.claims = nil
+	m.pending.mu.Unlock()
 	m.answer(claims, nil)
 }
 
-// wait reports whether a claim has to wait, and has it do so.
-func (w *absentees) wait(h holder, id ID, now time.Duration) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.awaiting {
-		a := &absentee{holder: h, id: id, since: now}
-		h.lease.entry = a
-		w.claims = append(w.claims, a)
+// add makes a claim pending while sessions are awaited; otherwise it reports
+// false.
+func (p *pendingClaims) add(h holder, id ID, now time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.awaiting {
+		claim := &pendingClaim{holder: h, id: id, since: now}
+		h.lease.entry = claim
+		p.claims = append(p.claims, claim)
 	}
-	return w.awaiting
+	return p.awaiting
 }
 
-// before takes out the claims that were made before then.
-func (w *absentees) before(then time.Duration) []*absentee {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// removeBefore removes the claims that were made before then, and returns them.
+func (p *pendingClaims) removeBefore(then time.Duration) []*pendingClaim {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	n := 0
-	for n < len(w.claims) && w.claims[n].since < then {
+	for n < len(p.claims) && p.claims[n].since < then {
 		n++
 	}
-	old := slices.Clone(w.claims[:n])
-	w.claims = slices.Delete(w.claims, 0, n)
+	old := slices.Clone(p.claims[:n])
+	p.claims = slices.Delete(p.claims, 0, n)
 	return old
 }
 
 // answer carries the claims out, or fails them with err, on their owners' loops.
-func (m *Memory) answer(claims []*absentee, err error) {
-	for _, a := range claims {
-		a.owner.Loop().Post(func() {
-			if a.over {
+func (m *Memory) answer(claims []*pendingClaim, err error) {
+	for _, p := range claims {
+		p.owner.Loop().Post(func() {
+			if p.ended {
 				return
 			}
-			a.over = true
+			p.ended = true
 			resumed, err := false, err
 			if err == nil {
-				resumed, err = m.Claim(a.lease, a.id, a.owner)
+				resumed, err = m.Claim(p.lease, p.id, p.owner)
 			}
 			if err != ErrPending { // sessions of yet another process are to come
-				a.owner.OnClaimed(resumed, err)
+				p.owner.OnClaimed(resumed, err)
 			}
 		})
 	}
@@ -140,7 +142,7 @@ func (m *Memory) importOne(state State) {
 	s := m.shard(state.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, known := m.settle(s, state)
+	r, known := m.merge(s, state)
 	if r.lease != nil {
 		return
 	}

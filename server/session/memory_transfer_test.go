@@ -140,7 +140,7 @@ func TestClaimWaitsAgain(t *testing.T) {
 	claim(t, m, someID, 3, true)
 }
 
-func TestTravel(t *testing.T) {
+func TestTransfer(t *testing.T) {
 	a, _ := newMemory(10)
 	b, _ := awaiting(10)
 	first, firstHolder := claim(t, a, someID, 0, false)

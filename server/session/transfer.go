@@ -2,7 +2,7 @@ package session
 
 import "time"
 
-// A State is a session on its way to another process.
+// A State is a session as one process gives it to another.
 type State struct {
 	ID    [16]byte
 	Count uint64
@@ -14,8 +14,8 @@ type State struct {
 	Owned bool          // Token was the owner's once
 }
 
-// Lend implements Store. A lease that is revoked is refused until its owner has
-// heard of it: it would come back as the owner's.
+// Lend implements Store. A lease that is revoked is refused until its owner knows
+// of it: the other process would make it the owner again.
 func (m *Memory) Lend(l *Lease) (State, bool) {
 	count := l.committed.Load()
 	return State{ID: l.ID(), Count: count &^ revoked}, count&revoked == 0
@@ -49,7 +49,7 @@ func (m *Memory) adopt(h holder, state State) (previous Owner) {
 	s := m.shard(state.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, known := m.settle(s, state)
+	r, known := m.merge(s, state)
 	if known && r.lease == nil {
 		m.idle.remove(r)
 	}
@@ -58,12 +58,12 @@ func (m *Memory) adopt(h holder, state State) (previous Owner) {
 	return previous
 }
 
-// settle returns the record of a session that has travelled. It is known if
-// clients have started it here too, before it came: then nobody can say which
-// is right, and the higher count stands. Under s.mu.
-func (m *Memory) settle(s *shard, state State) (r *record, known bool) {
+// merge returns the record of a session that another process has given. It is
+// known if clients have started it here too, before it came. Then nobody can say
+// which count is right, and the higher one stands. Under s.mu.
+func (m *Memory) merge(s *shard, state State) (r *record, known bool) {
 	if r = s.sessions[state.ID]; r != nil {
-		r.count = max(r.count, state.Count) // no matter to who holds it
+		r.count = max(r.count, state.Count) // a holder has its own count
 		return r, true
 	}
 	r = &record{id: state.ID, count: state.Count}

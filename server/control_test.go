@@ -235,8 +235,8 @@ func TestNobodyToTakeOverFrom(t *testing.T) {
 	}
 }
 
-// successor starts a server beside p's that is prepared to take over from it.
-func successor(t *testing.T, path string, flags ...string) (p *process, own string) {
+// startPrepared starts a server beside p's that is prepared to take over from it.
+func startPrepared(t *testing.T, path string, flags ...string) (p *process, own string) {
 	t.Helper()
 	own = path + ".next"
 	p = startServer(t, append(flags, "-control", own)...)
@@ -284,7 +284,7 @@ func TestClaimsWaitForATakeover(t *testing.T) {
 			w.wantCount(1, "a")
 			w.reply()
 			w.wantClose(proto.StatusNormalClosure)
-			next, own := successor(t, path, "-store-timeout", "1m")
+			next, own := startPrepared(t, path, "-store-timeout", "1m")
 			known, unknown := next.claiming(someSession), next.claiming(otherSession)
 			minted := next.open("/ws/chat/", v2Header) // a session of its own
 			minted.wantSession(0, false)
@@ -307,7 +307,7 @@ func TestPrepareTwice(t *testing.T) {
 	first, firstPath := controlled(t)
 	second, secondPath := controlled(t)
 	w := second.open("/ws/chat/")
-	next, own := successor(t, firstPath, "-store-timeout", "1m")
+	next, own := startPrepared(t, firstPath, "-store-timeout", "1m")
 	waiting := next.claiming(someSession)
 	eventually(t, "the claim waits", func() bool { return command(t, own, "status")["connections"] == 1.0 })
 	eventually(t, "the old server is free again", func() bool { return command(t, own, "prepare "+firstPath)["error"] == nil })
@@ -335,17 +335,17 @@ func TestPrepareTwice(t *testing.T) {
 // go ends it in time, and what has not gone is drained.
 func TestSignalDuringAHandover(t *testing.T) {
 	redis := redistest.Start(t)
-	d := startDynasty(t, "-redis", redis.URL())
-	c := startCrowd(t, brokenCrowd, d.addr)
+	chain := startChain(t, "-redis", redis.URL())
+	c := startCrowd(t, brokenCrowd, chain.addr)
 	for range 3 {
-		heir := d.heir()
-		d.reigns.waitLog("handover_started")
-		d.reigns.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
-		if code := d.reigns.wait(); code != exitOK {
-			t.Errorf("the old server ends with exit code %d: %s", code, d.reigns.stderr.String())
+		successor := chain.startSuccessor()
+		chain.current.waitLog("handover_started")
+		chain.current.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
+		if code := chain.current.wait(); code != exitOK {
+			t.Errorf("the old server ends with exit code %d: %s", code, chain.current.stderr.String())
 		}
-		heir.waitLog("takeover_finished")
-		d.reigns = heir
+		successor.waitLog("takeover_finished")
+		chain.current = successor
 		c.awaitRounds(2)
 	}
 	c.end()
@@ -354,15 +354,15 @@ func TestSignalDuringAHandover(t *testing.T) {
 // TestHandoverFailsAtItsEnd: when the last batch, of the sessions, does not go,
 // the old server is there for new clients as before.
 func TestHandoverFailsAtItsEnd(t *testing.T) {
-	d := startDynasty(t)
-	w := d.open("/ws/chat/?session_id=" + someSession)
+	chain := startChain(t)
+	w := chain.open("/ws/chat/?session_id=" + someSession)
 	w.send(text("a"), text("goodbye"))
 	w.wantCount(1, "a")
 	w.reply()
 	w.wantClose(proto.StatusNormalClosure)
-	if code := d.heir(brokenAt + "=accept 2").wait(); code != -1 { // 1 is the listeners
+	if code := chain.startSuccessor(brokenAt + "=accept 2").wait(); code != -1 { // 1 is the listeners
 		t.Errorf("the new server was not killed, it ends with exit code %d", code)
 	}
-	d.reigns.waitLog("handover_failed")
-	d.open("/ws/chat/?session_id="+someSession, v2Header).wantSession(1, true)
+	chain.current.waitLog("handover_failed")
+	chain.open("/ws/chat/?session_id="+someSession, v2Header).wantSession(1, true)
 }

@@ -53,7 +53,7 @@ func (s *server) giveTo(conn *net.UnixConn) {
 	}
 	wanted, err := x.Welcome(handover.Welcome{Connections: s.connections(), Listeners: s.listenAddresses()})
 	if err != nil {
-		s.log.Info().Err(err).Msg("handover_not_begun")
+		s.log.Info().Err(err).Msg("handover_not_started")
 		return
 	}
 	s.give(&giver{server: s, exchange: x}, wanted)

@@ -22,74 +22,75 @@ import (
 	"turnstile/server/redistest"
 )
 
-// dynastyHost is a loopback address at which only these tests open ports, so
+// chainHost is a loopback address at which only these tests open ports, so
 // that one that was free stays free.
-const dynastyHost = "127.0.0.79"
+const chainHost = "127.0.0.79"
 
-// A dynasty is a line of servers at one address, each of which takes over from
-// the one before.
-type dynasty struct {
+// A serverChain is servers at one address, each of which takes over from the one
+// before it.
+type serverChain struct {
 	t       *testing.T
 	addr    string
 	control string
 	flags   []string
-	reigns  *process // who serves now
+	current *process // the server that serves now
 }
 
-// startDynasty starts the first server of a line.
-func startDynasty(t *testing.T, flags ...string) *dynasty {
+// startChain starts the first server of a chain.
+func startChain(t *testing.T, flags ...string) *serverChain {
 	t.Helper()
-	d := newDynasty(t, flags...)
-	d.reigns = d.start(nil)
-	d.reigns.waitLog("server_started")
-	d.reigns.waitReady()
-	return d
+	chain := newChain(t, flags...)
+	chain.current = chain.start(nil)
+	chain.current.waitLog("server_started")
+	chain.current.waitReady()
+	return chain
 }
 
-func newDynasty(t *testing.T, flags ...string) *dynasty {
+func newChain(t *testing.T, flags ...string) *serverChain {
 	t.Helper()
-	addr, release, err := netpoll.ReservePort(dynastyHost)
+	addr, release, err := netpoll.ReservePort(chainHost)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(release)
-	d := &dynasty{t: t, addr: addr, control: filepath.Join(t.TempDir(), "control")}
-	d.flags = append([]string{"-listen", d.addr, "-control", d.control, "-workers", "2", "-log-format", "json"}, flags...)
-	return d
+	chain := &serverChain{t: t, addr: addr, control: filepath.Join(t.TempDir(), "control")}
+	chain.flags = append([]string{"-listen", chain.addr, "-control", chain.control, "-workers", "2", "-log-format", "json"}, flags...)
+	return chain
 }
 
-// start starts a server of the line; env breaks it somewhere.
-func (d *dynasty) start(env []string, flags ...string) *process {
-	p := startProcess(d.t, env, append(flags, d.flags...)...)
-	p.addr = d.addr
+// start starts a server of the chain; env can make it die at a step.
+func (s *serverChain) start(env []string, flags ...string) *process {
+	p := startProcess(s.t, env, append(flags, s.flags...)...)
+	p.addr = s.addr
 	return p
 }
 
-// heir starts a server that takes over.
-func (d *dynasty) heir(env ...string) *process {
-	return d.start(env, "-take-over-from", d.control)
+// startSuccessor starts a server that takes over.
+func (s *serverChain) startSuccessor(env ...string) *process {
+	return s.start(env, "-take-over-from", s.control)
 }
 
-// succeed has a new server take over, and waits until the old one is gone.
-func (d *dynasty) succeed() (old *process) {
-	d.t.Helper()
-	heir := d.heir()
-	finished := heir.waitLog("takeover_finished")
+// handOver starts a successor, and waits until it has taken over and the old server
+// has ended.
+func (s *serverChain) handOver() (old *process) {
+	s.t.Helper()
+	successor := s.startSuccessor()
+	finished := successor.waitLog("takeover_finished")
 	if finished["error"] != nil {
-		d.t.Fatalf("the takeover failed: %v", finished)
+		s.t.Fatalf("the takeover failed: %v", finished)
 	}
-	old, d.reigns = d.reigns, heir
+	old, s.current = s.current, successor
 	if code := old.wait(); code != exitOK {
-		d.t.Fatalf("the old server ends with exit code %d", code)
+		s.t.Fatalf("the old server ends with exit code %d", code)
 	}
 	return old
 }
 
-func (d *dynasty) dial() net.Conn { return dialAddress(d.t, d.reigns.addr) }
+func (s *serverChain) dial() net.Conn { return dialAddress(s.t, s.current.addr) }
 
-func (d *dynasty) open(target string, headers ...string) *wire {
-	d.t.Helper()
-	return d.reigns.open(target, headers...)
+func (s *serverChain) open(target string, headers ...string) *wire {
+	s.t.Helper()
+	return s.current.open(target, headers...)
 }
 
 func stores(t *testing.T, run func(t *testing.T, flags ...string)) {
@@ -99,31 +100,31 @@ func stores(t *testing.T, run func(t *testing.T, flags ...string)) {
 
 func TestHandover(t *testing.T) {
 	stores(t, func(t *testing.T, flags ...string) {
-		d := startDynasty(t, flags...)
-		first := d.open("/ws/chat/", v2Header)
+		chain := startChain(t, flags...)
+		first := chain.open("/ws/chat/", v2Header)
 		id := first.wantSession(0, false)
 		first.send(text("a"), text("b"))
 		first.wantCount(1, "a")
 		first.wantCount(2, "b")
-		left := d.open("/ws/chat/?session_id=" + someSession)
+		left := chain.open("/ws/chat/?session_id=" + someSession)
 		left.send(text("x"), text("goodbye"))
 		left.wantCount(1, "x")
 		left.reply()
 		left.wantClose(proto.StatusNormalClosure)
 		request := upgradeRequest("/ws/chat/", v2Header)
-		half := newWire(t, d.dial())
+		half := newWire(t, chain.dial())
 		half.write([]byte(request[:len(request)/2]))
-		silent := newWire(t, d.dial())
+		silent := newWire(t, chain.dial())
 
 		socket := socketOf(t, first.conn)
-		if !d.reigns.holds(socket) {
+		if !chain.current.holds(socket) {
 			t.Fatalf("the server does not hold socket %s", socket)
 		}
 
-		old := d.succeed()
+		old := chain.handOver()
 
-		if now := socketOf(t, first.conn); now != socket || !d.reigns.holds(socket) {
-			t.Errorf("the server's end is socket %s, held by the new server: %v; it was %s", now, d.reigns.holds(socket), socket)
+		if now := socketOf(t, first.conn); now != socket || !chain.current.holds(socket) {
+			t.Errorf("the server's end is socket %s, held by the new server: %v; it was %s", now, chain.current.holds(socket), socket)
 		}
 		first.send(text("c"))
 		if r := first.wantCount(3, "c"); r.SessionID != id {
@@ -134,16 +135,16 @@ func TestHandover(t *testing.T) {
 		half.wantSession(0, false)
 		silent.write([]byte(request))
 		silent.wantUpgraded()
-		again := d.open("/ws/chat/?session_id="+someSession, v2Header)
+		again := chain.open("/ws/chat/?session_id="+someSession, v2Header)
 		again.wantSession(1, true)
-		rival := d.open("/ws/chat/?session_id="+id, v2Header)
+		rival := chain.open("/ws/chat/?session_id="+id, v2Header)
 		rival.wantSession(3, true)
 		first.wantTakenOver(3)
 
-		if got := d.reigns.metric("websocket_adopted_total"); got != 1 {
+		if got := chain.current.metric("websocket_adopted_total"); got != 1 {
 			t.Errorf("%v connections were adopted, want 1", got)
 		}
-		if pauses := d.reigns.metric("websocket_handover_pause_seconds_count"); pauses < 3 {
+		if pauses := chain.current.metric("websocket_handover_pause_seconds_count"); pauses < 3 {
 			t.Errorf("%v pauses were measured", pauses)
 		}
 		if n := len(old.logged("websocket_disconnected")); n != 1 {
@@ -188,17 +189,17 @@ func (p *process) holds(socket string) bool {
 // masks, characters, between fragments, around a ping.
 func TestHandoverAtEveryByte(t *testing.T) {
 	stores(t, func(t *testing.T, flags ...string) {
-		d := startDynasty(t, flags...)
+		chain := startChain(t, flags...)
 		stream := bytes.Join([][]byte{
 			frame(proto.OpText, false, "héllo "), frame(proto.OpPing, true, "p"), frame(proto.OpContinuation, false, "wör"),
 			frame(proto.OpContinuation, true, "ld €"), text(strings.Repeat("ü", 150)),
 		}, nil)
 		wires := make([]*wire, len(stream)+1)
 		for cut := range wires {
-			wires[cut] = d.open("/ws/chat/")
+			wires[cut] = chain.open("/ws/chat/")
 			wires[cut].write(stream[:cut])
 		}
-		d.succeed()
+		chain.handOver()
 		for cut, w := range wires {
 			w.write(stream[cut:])
 			if m := w.next(); m.Op != proto.OpPong || string(m.Payload) != "p" {
@@ -207,9 +208,9 @@ func TestHandoverAtEveryByte(t *testing.T) {
 			w.wantCount(1, "héllo wörld €")
 			w.wantCount(2, strings.Repeat("ü", 150))
 		}
-		bad := d.open("/ws/chat/")
+		bad := chain.open("/ws/chat/")
 		bad.write(frame(proto.OpText, false, "\xe2\x82"))
-		d.succeed()
+		chain.handOver()
 		bad.write(frame(proto.OpContinuation, true, "x"))
 		bad.wantClose(proto.ErrNotUTF8.Code)
 	})
@@ -219,8 +220,8 @@ func TestHandoverAtEveryByte(t *testing.T) {
 // so do the messages that wait for that.
 func TestHandoverOfASlowReader(t *testing.T) {
 	stores(t, func(t *testing.T, flags ...string) {
-		d := startDynasty(t, append(flags, "-write-timeout", "1m")...)
-		w := d.open("/ws/chat/")
+		chain := startChain(t, append(flags, "-write-timeout", "1m")...)
+		w := chain.open("/ws/chat/")
 		message := strings.Repeat("m", 8<<10)
 		sent := make(chan int)
 		stop := make(chan struct{})
@@ -235,9 +236,9 @@ func TestHandoverOfASlowReader(t *testing.T) {
 				}
 			}
 		}()
-		eventually(t, "the client is backed up", func() bool { return d.reigns.metric("websocket_backlog_bytes") > backlogHigh })
-		d.succeed()
-		if d.reigns.metric("websocket_backlog_bytes") == 0 {
+		eventually(t, "the client is backed up", func() bool { return chain.current.metric("websocket_backlog_bytes") > backlogHigh })
+		chain.handOver()
+		if chain.current.metric("websocket_backlog_bytes") == 0 {
 			t.Error("no backlog has come along")
 		}
 		close(stop)
@@ -255,18 +256,18 @@ func TestHandoverOfASlowReader(t *testing.T) {
 // no client sees anything of it.
 func TestHandoverUnderLoad(t *testing.T) {
 	stores(t, func(t *testing.T, flags ...string) {
-		d := startDynasty(t, flags...)
-		c := startCrowd(t, 100, d.reigns.addr)
+		chain := startChain(t, flags...)
+		c := startCrowd(t, 100, chain.current.addr)
 		for range 5 {
 			c.awaitRounds(2)
-			d.succeed()
+			chain.handOver()
 		}
 		c.awaitRounds(2)
 		c.end()
 		if len(c.ends) > 0 {
 			t.Errorf("%d connections ended: %v", len(c.ends), c.ends[0])
 		}
-		d.reigns.wantPauses(t)
+		chain.current.wantPauses(t)
 	})
 }
 
@@ -331,24 +332,24 @@ const brokenCrowd = 3 * batchSize
 func TestHandoverOldDies(t *testing.T) {
 	redis := redistest.Start(t)
 	atSteps(t, []string{"offer 1", "offer", "offered", "commit", "committed", "done 1"}, func(t *testing.T, env string) {
-		d := newDynasty(t, "-redis", redis.URL())
-		d.reigns = d.start([]string{env})
-		d.reigns.waitLog("server_started")
-		d.reigns.waitReady()
-		c := startCrowd(t, brokenCrowd, d.addr)
-		heir := d.heir()
-		heir.waitLog("takeover_finished")
-		if code := d.reigns.wait(); code != -1 {
+		chain := newChain(t, "-redis", redis.URL())
+		chain.current = chain.start([]string{env})
+		chain.current.waitLog("server_started")
+		chain.current.waitReady()
+		c := startCrowd(t, brokenCrowd, chain.addr)
+		successor := chain.startSuccessor()
+		successor.waitLog("takeover_finished")
+		if code := chain.current.wait(); code != -1 {
 			t.Errorf("the old server was not killed, it ends with exit code %d", code)
 		}
 		eventually(t, "the new server listens", func() bool {
-			conn, err := net.Dial("tcp", d.addr)
+			conn, err := net.Dial("tcp", chain.addr)
 			if err == nil {
 				conn.Close()
 			}
 			return err == nil
 		})
-		adopted := int(heir.metric("websocket_adopted_total"))
+		adopted := int(successor.metric("websocket_adopted_total"))
 		c.awaitRounds(3)
 		c.end()
 		if most := brokenCrowd - adopted; len(c.ends) > most {
@@ -363,13 +364,13 @@ func TestHandoverOldDies(t *testing.T) {
 func TestHandoverNewDies(t *testing.T) {
 	stores(t, func(t *testing.T, flags ...string) {
 		atSteps(t, []string{"accept", "accepted", "own", "owned"}, func(t *testing.T, env string) {
-			d := startDynasty(t, flags...)
-			c := startCrowd(t, brokenCrowd, d.addr)
-			if code := d.heir(env).wait(); code != -1 {
+			chain := startChain(t, flags...)
+			c := startCrowd(t, brokenCrowd, chain.addr)
+			if code := chain.startSuccessor(env).wait(); code != -1 {
 				t.Errorf("the new server was not killed, it ends with exit code %d", code)
 			}
-			d.reigns.waitLog("handover_failed")
-			given := int(d.reigns.metric("websocket_handed_over_total"))
+			chain.current.waitLog("handover_failed")
+			given := int(chain.current.metric("websocket_handed_over_total"))
 			c.awaitRounds(3)
 			if len(flags) > 0 || given == 0 {
 				c.end()
@@ -379,7 +380,7 @@ func TestHandoverNewDies(t *testing.T) {
 			if len(c.ends) > given {
 				t.Errorf("%d connections have ended, and %d were given: %v", len(c.ends), given, c.ends)
 			}
-			d.succeed() // the next one finds the old one where it was
+			chain.handOver() // the next one finds the old one where it was
 		})
 	})
 }
@@ -388,21 +389,21 @@ func TestHandoverNewDies(t *testing.T) {
 // back.
 func TestHandoverWithoutRedis(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	d := startDynasty(t, "-redis", redis.URL())
-	c := startCrowd(t, 100, d.reigns.addr)
-	idle := d.open("/ws/chat/", v2Header)
+	chain := startChain(t, "-redis", redis.URL())
+	c := startCrowd(t, 100, chain.current.addr)
+	idle := chain.open("/ws/chat/", v2Header)
 	id := idle.wantSession(0, false)
 	idle.send(text("a"))
 	idle.wantCount(1, "a")
 	redis.Kill()
-	heir := d.heir()
-	heir.waitLog("server_started")
+	successor := chain.startSuccessor()
+	successor.waitLog("server_started")
 	redis.Restart()
-	heir.waitLog("takeover_finished")
-	if code := d.reigns.wait(); code != exitOK {
+	successor.waitLog("takeover_finished")
+	if code := chain.current.wait(); code != exitOK {
 		t.Errorf("the old server ends with exit code %d", code)
 	}
-	d.reigns = heir
+	chain.current = successor
 	c.awaitRounds(3)
 	c.end()
 	idle.send(text("b"))
@@ -417,19 +418,19 @@ func TestHandoverRedisDies(t *testing.T) {
 	atSteps(t, []string{"offer", "commit", "accept", "own"}, func(t *testing.T, env string) {
 		redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 		env = fmt.Sprint(env, " ", redis.PID())
-		d := newDynasty(t, "-redis", redis.URL())
-		d.reigns = d.start([]string{env})
-		d.reigns.waitLog("server_started")
-		d.reigns.waitReady()
-		c := startCrowd(t, brokenCrowd, d.addr)
-		heir := d.heir(env)
+		chain := newChain(t, "-redis", redis.URL())
+		chain.current = chain.start([]string{env})
+		chain.current.waitLog("server_started")
+		chain.current.waitReady()
+		c := startCrowd(t, brokenCrowd, chain.addr)
+		successor := chain.startSuccessor(env)
 		redis.WaitGone()
 		redis.Restart()
-		heir.waitLog("takeover_finished")
-		if code := d.reigns.wait(); code != exitOK {
+		successor.waitLog("takeover_finished")
+		if code := chain.current.wait(); code != exitOK {
 			t.Errorf("the old server ends with exit code %d", code)
 		}
-		d.reigns = heir
+		chain.current = successor
 		c.awaitRounds(3)
 		c.end()
 		if len(c.ends) > 0 {
@@ -439,68 +440,68 @@ func TestHandoverRedisDies(t *testing.T) {
 }
 
 // wantRefused checks that a takeover is refused, and that nobody notices.
-func (d *dynasty) wantRefused(reason handover.Refusal, refused string) {
-	d.t.Helper()
+func (s *serverChain) wantRefused(reason handover.Refusal, refused string) {
+	s.t.Helper()
 	if !strings.Contains(refused, "refused ("+string(reason)+")") {
-		d.t.Errorf("got %q, want a refusal for %s", refused, reason)
+		s.t.Errorf("got %q, want a refusal for %s", refused, reason)
 	}
-	if got := d.reigns.metric(fmt.Sprintf("websocket_handover_refusals_total{reason=%q}", reason)); got != 1 {
-		d.t.Errorf("%v refusals for %s are counted, want 1", got, reason)
+	if got := s.current.metric(fmt.Sprintf("websocket_handover_refusals_total{reason=%q}", reason)); got != 1 {
+		s.t.Errorf("%v refusals for %s are counted, want 1", got, reason)
 	}
 }
 
 func TestHandoverRefused(t *testing.T) {
-	d := startDynasty(t)
+	chain := startChain(t)
 	var wires []*wire
 	for range 30 {
-		wires = append(wires, d.open("/ws/chat/"))
+		wires = append(wires, chain.open("/ws/chat/"))
 	}
-	heirSays := func(flags ...string) string {
-		d.flags = append(d.flags, flags...)
-		defer func() { d.flags = d.flags[:len(d.flags)-len(flags)] }()
-		p := d.heir()
+	successorSays := func(flags ...string) string {
+		chain.flags = append(chain.flags, flags...)
+		defer func() { chain.flags = chain.flags[:len(chain.flags)-len(flags)] }()
+		p := chain.startSuccessor()
 		if code := p.wait(); code != exitFailure {
 			t.Errorf("the refused server ends with exit code %d", code)
 		}
 		return p.stderr.String()
 	}
-	d.wantRefused(handover.RefusedConnections, heirSays("-max-connections", "20"))
-	d.wantRefused(handover.RefusedMaxMessage, heirSays("-max-message", "100"))
-	d.wantRefused(handover.RefusedStore, heirSays("-redis", "redis://user:secret@"+testHost+":1"))
-	d.wantRefused(handover.RefusedVersion, d.greet(handover.Hello{Version: handover.Version + 1}))
-	d.wantRefused(handover.RefusedEndpoints, d.greet(handover.Hello{Version: handover.Version, Store: "embedded"}))
-	d.wantRefused(handover.RefusedFileDescriptors, d.limitedHeir())
+	chain.wantRefused(handover.RefusedConnections, successorSays("-max-connections", "20"))
+	chain.wantRefused(handover.RefusedMaxMessage, successorSays("-max-message", "100"))
+	chain.wantRefused(handover.RefusedStore, successorSays("-redis", "redis://user:secret@"+testHost+":1"))
+	chain.wantRefused(handover.RefusedVersion, chain.greet(handover.Hello{Version: handover.Version + 1}))
+	chain.wantRefused(handover.RefusedEndpoints, chain.greet(handover.Hello{Version: handover.Version, Store: "embedded"}))
+	chain.wantRefused(handover.RefusedFileDescriptors, chain.limitedSuccessor())
 
 	for _, word := range []string{"prepare ", "take-over "} {
-		if answer := command(t, d.control, word+d.control); !strings.Contains(fmt.Sprint(answer["error"]), errItself.Error()) {
+		if answer := command(t, chain.control, word+chain.control); !strings.Contains(fmt.Sprint(answer["error"]), errItself.Error()) {
 			t.Errorf("%sitself answers %v", word, answer)
 		}
 	}
 
-	prepared := startServer(t, "-control", d.control+".2")
-	if answer := command(t, d.control+".2", "prepare "+d.control); answer["connections"] != 30.0 {
+	prepared := startServer(t, "-control", chain.control+".2")
+	if answer := command(t, chain.control+".2", "prepare "+chain.control); answer["connections"] != 30.0 {
 		t.Errorf("prepare answers %v", answer)
 	}
-	d.wantRefused(handover.RefusedBusy, heirSays())
+	chain.wantRefused(handover.RefusedBusy, successorSays())
 	prepared.signal(syscall.SIGKILL)
 	prepared.wait()
 	for _, w := range wires {
 		w.send(text("still there"))
 		w.wantCount(1, "still there")
 	}
-	eventually(t, "the next one may take over", func() bool { return !d.reigns.isHandingOver(d.control) })
-	d.succeed()
+	eventually(t, "the next one may take over", func() bool { return !chain.current.isHandingOver(chain.control) })
+	chain.handOver()
 }
 
 // TestHandoverOfADrain: what says goodbye to its clients does not give them away.
 func TestHandoverOfADrain(t *testing.T) {
-	d := startDynasty(t)
-	w := d.open("/ws/chat/")
-	command(t, d.control, commandDrain)
+	chain := startChain(t)
+	w := chain.open("/ws/chat/")
+	command(t, chain.control, commandDrain)
 	if r := w.reply(); !r.Bye { // and does not close, so that the drain takes its time
 		t.Fatalf("got %+v, want the bye", r)
 	}
-	d.wantRefused(handover.RefusedDraining, d.greet(handover.Hello{Version: handover.Version}))
+	chain.wantRefused(handover.RefusedDraining, chain.greet(handover.Hello{Version: handover.Version}))
 }
 
 // isHandingOver asks whether a greeting is refused for that reason.
@@ -518,10 +519,10 @@ func (p *process) isHandingOver(control string) bool {
 }
 
 // greet says hello in the place of a new server, and returns the refusal.
-func (d *dynasty) greet(h handover.Hello) string {
-	conn, err := net.Dial("unix", d.control)
+func (s *serverChain) greet(h handover.Hello) string {
+	conn, err := net.Dial("unix", s.control)
 	if err != nil {
-		d.t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	x := handover.NewExchange(conn.(*net.UnixConn))
 	defer x.Close()
@@ -530,9 +531,9 @@ func (d *dynasty) greet(h handover.Hello) string {
 	return fmt.Sprint(err)
 }
 
-// limitedHeir starts an heir that may open 32 files, and returns what it says.
-func (d *dynasty) limitedHeir() string {
-	flags := append([]string{"--nofile=32:32", os.Args[0], "-take-over-from", d.control}, d.flags...)
+// limitedSuccessor starts a successor that may open 32 files, and returns its output.
+func (s *serverChain) limitedSuccessor() string {
+	flags := append([]string{"--nofile=32:32", os.Args[0], "-take-over-from", s.control}, s.flags...)
 	cmd := exec.Command("prlimit", flags...)
 	cmd.Env = append(os.Environ(), asServer+"=1")
 	out, _ := cmd.CombinedOutput()

@@ -239,7 +239,7 @@ func (t *takeover) listenInstead(address string) {
 	l, err := netpoll.Listen(address)
 	for told := false; errors.Is(err, syscall.EADDRINUSE); told = true {
 		if !told {
-			s.log.Warn().Err(err).Msg("listen_waits")
+			s.log.Warn().Err(err).Msg("listen_address_in_use")
 		}
 		time.Sleep(listenAgain)
 		l, err = netpoll.Listen(address)

@@ -8,16 +8,16 @@ import (
 )
 
 const (
-	// acceptBatch is how many sockets one listener gives before the turn of
-	// the others; it is level-triggered, so the rest comes next.
+	// acceptBatch is how many sockets the acceptor takes from one listener before it
+	// looks at the others. The event is level-triggered, so the rest comes next.
 	acceptBatch = 128
-	// acceptPause is how long accepting rests when file descriptors have
-	// run out.
+	// acceptPause is how long the acceptor pauses when no file descriptors are
+	// left.
 	acceptPause = 250 * time.Millisecond
 )
 
-// An acceptor takes sockets off the listeners, on a loop of its own, and deals
-// them to the workers in turn.
+// An acceptor accepts sockets on a loop of its own, and gives them to the workers
+// in turn.
 type acceptor struct {
 	// Fixed after newAcceptor.
 	engine *Engine
@@ -25,11 +25,11 @@ type acceptor struct {
 
 	// Owned by the loop.
 	listeners []*netpoll.Listener
-	lent      []*netpoll.Listener // another process accepts on them, or will
+	lent      []*netpoll.Listener // another process accepts on them, or will soon
 	next      int                 // the worker whose turn it is
 	paused    bool
 	resume    netpoll.Timer
-	failed    error // what was said of the shortage that is not over yet
+	failed    error // the last error that was logged; nil once accepting works again
 }
 
 func newAcceptor(e *Engine, loop *netpoll.Loop) *acceptor {
@@ -59,7 +59,7 @@ func (a *acceptor) stop() {
 		l.Close()
 	}
 	for _, l := range a.lent {
-		l.Close() // it goes on elsewhere, and so does its file
+		l.Close() // the other process keeps the socket, and the file of a unix socket
 	}
 	a.listeners, a.lent = nil, nil
 }
@@ -76,15 +76,15 @@ func (a *acceptor) lend(addresses []string) []*netpoll.Listener {
 		if !a.paused {
 			a.loop.Del(l.FD)
 		}
-		l.Shared = true // for good: if the exchange breaks, both go on
+		l.Shared = true // for good: if the exchange breaks, both processes may listen
 		a.lent = append(a.lent, l)
 	}
 	a.listeners = kept
 	return a.lent
 }
 
-// hold accepts nobody any more until takeBack or stop; it runs on the loop.
-func (a *acceptor) hold() {
+// unwatchAll accepts nobody until takeBack or stop; it runs on the loop.
+func (a *acceptor) unwatchAll() {
 	a.loop.Cancel(&a.resume)
 	for _, l := range a.listeners {
 		if !a.paused {
@@ -94,9 +94,9 @@ func (a *acceptor) hold() {
 	a.paused = true
 }
 
-// takeBack accepts again on what was lent or held; it runs on the loop.
+// takeBack undoes lend and unwatchAll; it runs on the loop.
 func (a *acceptor) takeBack() {
-	a.hold()
+	a.unwatchAll()
 	a.listeners, a.lent = append(a.listeners, a.lent...), nil
 	a.OnTimer()
 }
@@ -114,15 +114,15 @@ func (a *acceptor) watch(l *netpoll.Listener) error {
 	return a.loop.Add(l.FD, netpoll.Readable, func(netpoll.Events) { a.onConnections(l) })
 }
 
-// empty accepts whoever waits still; it runs on the loop.
-func (a *acceptor) empty() {
+// acceptAll accepts every client that waits; it runs on the loop.
+func (a *acceptor) acceptAll() {
 	for _, l := range a.listeners {
 		for a.onConnections(l) {
 		}
 	}
 }
 
-// onConnections accepts who waits, and reports whether there may be more.
+// onConnections accepts clients that wait, and reports whether more may wait.
 func (a *acceptor) onConnections(l *netpoll.Listener) (more bool) {
 	for range acceptBatch {
 		fd, peer, err := l.Accept()
@@ -145,8 +145,8 @@ func (a *acceptor) onConnections(l *netpoll.Listener) (more bool) {
 	return true
 }
 
-// onFailure lets the listeners rest: level-triggered, they would call back at
-// once and for ever. The kernel keeps who waits in their queues meanwhile.
+// onFailure stops watching the listeners for acceptPause: level-triggered, they
+// would call back at once, again and again. Clients wait in the kernel's queues.
 func (a *acceptor) onFailure(l *netpoll.Listener, err error) {
 	if a.paused {
 		return
@@ -167,7 +167,8 @@ func (a *acceptor) onFailure(l *netpoll.Listener, err error) {
 	}
 }
 
-// onNobodyWaits ends a shortage: until then it may come and go many times.
+// onNobodyWaits logs the end of a shortage. Only an empty queue is its end:
+// before, accepting may fail again at once.
 func (a *acceptor) onNobodyWaits() {
 	if a.failed != nil {
 		a.failed = nil

@@ -2,15 +2,15 @@ package engine
 
 import "math/bits"
 
-// A backlog is what was answered to a client and its socket has not taken yet. The
-// front of it may be sent; what is behind waits for the store. A connection that
-// waits for nothing has none: the methods of a nil backlog see it as empty.
+// A backlog is the answers to a client that its socket has not taken yet. The front of
+// it may be sent; the rest waits for the store. A connection without such answers has
+// none: a nil backlog is empty.
 //
 // At all times 0 ≤ due ≤ sendable ≤ committing ≤ length.
 type backlog struct {
-	buf        []byte // what has left is at its front, up to start
-	start      int
-	due        int // bytes that have to leave before the connection's deadline
+	buf        []byte
+	start      int // the bytes of buf before it are sent
+	due        int // bytes that must be sent before the connection's deadline
 	sendable   int // bytes that may be sent
 	committing int // bytes that may be sent once the commit under way is done
 }
@@ -47,15 +47,15 @@ func (b *backlog) all() []byte {
 	return b.buf[b.start:]
 }
 
-// startCommit has all that waits be sendable when endCommit comes.
+// startCommit notes the bytes that endCommit will make sendable: all that wait now.
 func (b *backlog) startCommit() {
 	if b != nil {
 		b.committing = b.length()
 	}
 }
 
-// endCommit makes sendable what was there at startCommit, and returns how many
-// bytes that were.
+// endCommit makes the bytes sendable that waited at startCommit, and returns how many
+// they are.
 func (b *backlog) endCommit() (n int) {
 	if b == nil {
 		return 0
@@ -65,8 +65,8 @@ func (b *backlog) endCommit() (n int) {
 	return n
 }
 
-// A free list keeps what connections of a worker have no use for any more, for
-// the next ones: backlogs by the size of their buffer, a power of two.
+// A freeList keeps the backlogs that connections of a worker no longer need, for the
+// next connections. Its classes are the sizes of buffers, powers of two.
 type freeList struct {
 	classes [classes][]*backlog
 	bytes   int // of all buffers
@@ -75,7 +75,7 @@ type freeList struct {
 const (
 	smallestClass = 8 // 2⁸ bytes
 	classes       = 9 // up to 64 KiB: longer buffers are left to the collector
-	// freeBytes is what a worker keeps at the most.
+	// freeBytes is how many bytes a worker keeps at the most.
 	freeBytes = 512 << 10
 )
 

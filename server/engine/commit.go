@@ -7,12 +7,13 @@ import (
 	"turnstile/server/session"
 )
 
-// What was counted, and when the answers that say so may leave; what the store has
-// to say to a connection runs on its loop.
+// This file stores counts, and decides when the answers that tell them may be sent. The
+// store's results come back on the connection's loop.
 
-// commit has the store keep what was counted; pending says that the answers from
-// worker.heldFrom on wait for OnCommitted, or OnClaimed. When another connection has
-// claimed the session meanwhile, nothing of it counts, and those answers are cut off.
+// commit asks the store to store the count. If it returns pending, the answers from
+// worker.heldFrom on wait for OnCommitted or OnClaimed. If another connection has
+// claimed the session meanwhile, the new messages do not count and their answers are
+// dropped.
 func (c *Conn) commit() (pending bool) {
 	w := c.worker
 	if c.state == stateClaiming {
@@ -36,7 +37,7 @@ func (c *Conn) commit() (pending bool) {
 	return false
 }
 
-// undo takes back what was counted and not stored.
+// undo takes back the messages that were counted and not stored, and their answers.
 func (c *Conn) undo() {
 	c.dropHeld()
 	c.session.Count = c.session.Committed()
@@ -54,7 +55,7 @@ var _ session.Owner = (*Conn)(nil)
 // Loop implements session.Owner.
 func (c *Conn) Loop() session.Loop { return c.worker.loop }
 
-// OnClaimed implements session.Owner: the 101 was waiting for it.
+// OnClaimed implements session.Owner. The 101 was waiting for it.
 func (c *Conn) OnClaimed(resumed bool, err error) {
 	switch {
 	case c.state != stateClaiming:
@@ -81,7 +82,7 @@ func (c *Conn) refuseClaim(result handshakeResult) {
 	c.flush()
 }
 
-// OnCommitted implements session.Owner: answers were waiting for it.
+// OnCommitted implements session.Owner. Answers were waiting for it.
 func (c *Conn) OnCommitted(outcome session.Outcome, counted uint64, took time.Duration) {
 	if c.state == stateClosed {
 		return
@@ -92,7 +93,7 @@ func (c *Conn) OnCommitted(outcome session.Outcome, counted uint64, took time.Du
 		w.metrics.Messages.Add(counted)
 		w.metrics.MessageLatency.Update(took.Seconds())
 		if c.session.Count == c.session.Committed() {
-			c.backlog.startCommit() // nothing waits for another one
+			c.backlog.startCommit() // all answers may be sent: no other commit follows
 		}
 		c.releaseHeld()
 	case session.Revoked:
@@ -106,7 +107,7 @@ func (c *Conn) OnCommitted(outcome session.Outcome, counted uint64, took time.Du
 	c.proceed()
 }
 
-// proceed goes on with what waited for the store.
+// proceed goes on with the frames that waited for the store.
 func (c *Conn) proceed() {
 	if c.paused && c.state != stateClosed {
 		c.resume()
@@ -126,14 +127,14 @@ func (c *Conn) OnTakenOver() {
 	})
 }
 
-// takenOver says goodbye to the connection whose session another one has
-// claimed.
+// takenOver says goodbye on a connection whose session another connection has claimed.
 func (c *Conn) takenOver() {
 	c.answer(c.endpoint.handler.OnTakenOver(c, c.worker.out))
 	c.sendClose(closeTakenOver, proto.StatusTakenOver, "session taken over")
 }
 
-// starve notes a connection that is not read because of others' held answers.
+// starve notes a connection that is not read because answers of others wait for the
+// store.
 func (w *worker) starve(c *Conn) {
 	if !c.starved {
 		c.starved = true
@@ -141,14 +142,14 @@ func (w *worker) starve(c *Conn) {
 	}
 }
 
-// relieveSoon is relieve, once the running callback is over.
+// relieveSoon calls relieve after the running callback.
 func (w *worker) relieveSoon() {
 	if len(w.starved) > 0 {
 		w.loop.Post(w.relieve)
 	}
 }
 
-// relieve lets the starved be read again once there is room.
+// relieve makes the starved connections be read again once fewer answers wait.
 func (w *worker) relieve() {
 	if len(w.starved) == 0 || w.heldBytes > heldBudget/2 {
 		return

@@ -11,7 +11,7 @@ import (
 
 // A Conn is one client's socket, from its accept to its close. It belongs to
 // one worker for ever; all its methods but Loop and OnTakenOver run on that
-// worker's loop. Its memory is never reused, since a late event may still find it.
+// worker's loop. Its memory is never reused, since a late event may still name it.
 //
 // Its fields are grouped by what they are about; the small ones come first, so that
 // the struct has no holes: see TestSizeOfAConnection.
@@ -37,27 +37,27 @@ type Conn struct {
 	v2          bool     // the client speaks proto.Subprotocol
 
 	// What it waits for.
-	watched uint8 // what the loop watches for: netpoll.Events, which fit
+	watched uint8 // the netpoll.Events that the loop watches for
 	eof     bool  // the client has sent its last byte
 	paused  bool  // spill holds whole frames, which wait for the backlog or for the store
-	starved bool  // in worker.starved
+	starved bool  // it is in worker.starved
 	storing bool  // a commit or a claim is under way
-	dirty   bool  // in worker.dirty
+	dirty   bool  // it is in worker.dirty
 
-	// The application, and what it counts.
+	// The application, and its session.
 	endpoint *endpoint // nil until the request is upgraded, or its session is asked for
 	session  session.Lease
 
 	// Bytes, from the client and to it.
 	parser  proto.Parser
-	spill   []byte // what has been read of an unfinished request or frame, or waits for the backlog
+	spill   []byte // bytes that were read and not handled: an unfinished request or frame, or frames that wait
 	backlog *backlog
 
 	// Deadlines.
 	timer       netpoll.Timer
-	lastRead    time.Duration // when something came last
+	lastRead    time.Duration // when the client's last bytes were read
 	heartbeatAt time.Duration // when the next heartbeat is due
-	deadline    time.Duration // of the request, of what is due, or of the client's own close
+	deadline    time.Duration // for the request, for the backlog's due bytes, or for the client's close
 	rateTAT     time.Duration // the theoretical arrival time of -message-rate
 }
 
@@ -147,11 +147,11 @@ func (c *Conn) clientIP() netip.Addr {
 	return netip.AddrFrom16(c.ip).Unmap()
 }
 
-// onEvent is what the loop calls when the socket is ready. Whatever it leads
-// to appends to the worker's out; the flush at its end is the one write.
+// onEvent is called by the loop when the socket is ready. All answers are appended
+// to the worker's out; the flush at the end is the one write.
 func (c *Conn) onEvent(events netpoll.Events) {
 	if c.state == stateClosed || c.leaving == leavingAway {
-		return // an event of the batch in which it was closed, or frozen
+		return // it was closed or frozen by an event of the same batch
 	}
 	began, before := netpoll.Monotonic(), c.session.Count
 	if events&netpoll.Writable != 0 {
@@ -162,7 +162,7 @@ func (c *Conn) onEvent(events netpoll.Events) {
 	case netpoll.Events(c.watched)&netpoll.Readable != 0:
 		c.onReadable()
 	case events&netpoll.Failed != 0:
-		c.close(closeReset) // it would come again and again
+		c.close(closeReset) // the loop would report it again and again
 	}
 	c.flush()
 	c.finishDrain()
@@ -171,7 +171,7 @@ func (c *Conn) onEvent(events netpoll.Events) {
 	}
 }
 
-// watch asks the loop for what the connection waits for.
+// watch asks the loop for the events that the connection waits for.
 func (c *Conn) watch() {
 	var events netpoll.Events
 	if !c.eof && c.leaving == leavingNot && (c.state >= stateClosing || !c.paused && !c.backedUp()) {
@@ -192,7 +192,7 @@ func (c *Conn) watch() {
 	}
 }
 
-// fail ends the connection for what the client did against the protocol.
+// fail ends the connection because the client broke the protocol.
 func (c *Conn) fail(err *proto.Error) {
 	reason := closeProtocol
 	switch err {
@@ -204,16 +204,16 @@ func (c *Conn) fail(err *proto.Error) {
 	c.sendClose(reason, err.Code, err.Text)
 }
 
-// sendClose appends a close frame. What comes after it from the client is not
-// looked at; the connection closes once all has been sent and the client has
-// closed too, or the time for that is over.
+// sendClose appends a close frame. The worker ignores what the client sends after
+// that. The connection closes once everything is sent and the client has closed too,
+// or at the deadline for that.
 func (c *Conn) sendClose(reason CloseReason, code proto.StatusCode, text string) {
 	c.worker.out = proto.AppendClose(c.worker.out, code, text)
 	c.code = code
 	c.finish(reason)
 }
 
-// finish lets the connection close once all has been sent.
+// finish makes the connection close once everything is sent.
 func (c *Conn) finish(reason CloseReason) {
 	c.reason = reason
 	c.state = stateClosing
@@ -221,9 +221,10 @@ func (c *Conn) finish(reason CloseReason) {
 	c.schedule()
 }
 
-// linger follows the last byte: the client is told that no more comes. Closing
-// at once could take the last bytes from it, if any of its own are unread
-// (RFC 9112 §9.6). A client that has sent its close frame sends nothing more.
+// linger is called after the last byte was sent. It tells the client that no more
+// comes, and waits for its close: closing at once could destroy the last bytes on their
+// way, if bytes of the client are still unread (RFC 9112 §9.6). A client that has sent
+// its close frame sends nothing more.
 func (c *Conn) linger() {
 	if c.eof || c.reason == closePeer || netpoll.ShutdownWrite(int(c.fd)) != nil {
 		c.close(c.reason)
@@ -234,12 +235,12 @@ func (c *Conn) linger() {
 	c.schedule()
 }
 
-// lingerTime is how long a client may take to close after it has been sent
-// everything.
+// lingerTime is how long a client may take to close after everything was sent.
 const lingerTime = 2 * time.Second
 
-// close ends the connection now: whatever is unsent is dropped. A second call
-// does nothing. Only handOff, to net/http, is another way out.
+// close ends the connection now, and drops what is unsent. A second call does
+// nothing. A connection ends otherwise only by handOff, to net/http, or by release, to
+// another process.
 func (c *Conn) close(reason CloseReason) {
 	if c.state == stateClosed {
 		return
@@ -259,7 +260,7 @@ func (c *Conn) close(reason CloseReason) {
 	c.dispose()
 }
 
-// dispose gives back all that the connection has, its fd last.
+// dispose frees everything that the connection has, its fd last.
 func (c *Conn) dispose() {
 	w := c.worker
 	w.metrics.Backlog.Add(-int64(c.backlog.length()))

@@ -11,9 +11,9 @@ import (
 // from the client. A live one answers each heartbeat's ping.
 const idleHeartbeats = 25
 
-// nextDeadline is when the connection has to be looked at next. A connection
-// has one timer, and reading a message does not move it: it may find that
-// nothing is due yet.
+// nextDeadline is when the connection's timer must expire next. A connection has one
+// timer, and reading a message does not move it, so OnTimer may find that nothing is
+// due yet.
 func (c *Conn) nextDeadline() time.Duration {
 	if c.state != stateOpen {
 		return c.deadline
@@ -41,7 +41,7 @@ func (c *Conn) OnTimer() {
 		c.countHandshake(handshakeTimeout, nil)
 		c.close(closeGone)
 	case c.storing && c.state != stateOpen:
-		c.deadline = now + c.worker.engine.config.WriteTimeout // the store will tell, in its own time
+		c.deadline = now + c.worker.engine.config.WriteTimeout // the store has a timeout of its own, and will answer
 	case c.state == stateClosing:
 		c.close(closeSlowConsumer)
 	case c.state == stateLingering:
@@ -58,11 +58,11 @@ func (c *Conn) OnTimer() {
 // onDue does what is due on an open connection.
 func (c *Conn) onDue(now time.Duration) {
 	if c.paused || c.backedUp() || c.leaving != leavingNot {
-		c.lastRead = now // it is not the client who is silent
+		c.lastRead = now // the client is not silent: the worker does not read it
 	}
 	if now >= c.idleAt() {
-		// After a pause of the whole process, what keeps the connection
-		// alive is in its socket, not yet read.
+		// After a pause of the whole process, the client's bytes may be in the
+		// socket and not read yet.
 		c.onReadable()
 		if c.state == stateOpen && now >= c.idleAt() {
 			c.close(closeIdle)
@@ -76,8 +76,8 @@ func (c *Conn) onDue(now time.Duration) {
 	}
 }
 
-// heartbeat sends the application's heartbeat and a ping in one write. Its
-// phase counts from when the connection opened; what was missed is left out.
+// heartbeat sends the application's heartbeat and a ping in one write. Heartbeats are
+// due at multiples of -heartbeat after the connection opened; missed ones are skipped.
 func (c *Conn) heartbeat(now time.Duration) {
 	every := c.worker.engine.config.Heartbeat
 	c.heartbeatAt += every * (1 + (now-c.heartbeatAt)/every)

@@ -7,14 +7,14 @@ import (
 	"turnstile/proto"
 )
 
-// drainSlice is how many connections get their goodbye before the loop looks
-// at its other events.
+// drainSlice is how many clients the worker says goodbye to before the loop handles
+// other events.
 const drainSlice = 256
 
-// drain says goodbye to every connection; it runs on the loop. What had
-// arrived before is answered first, but for requests that wait for their
-// session; what comes later is told that it is too late. New requests are
-// refused. onEmpty is called on the loop when the last connection has closed.
+// drain says goodbye on every connection; it runs on the loop. The worker first
+// answers the messages that had arrived before. Messages that come later are answered
+// as late, and new requests and those that wait for their session are refused. onEmpty
+// is called on the loop when the last connection has closed.
 func (w *worker) drain(onEmpty func()) {
 	w.draining = true
 	w.setHoldRequests(false)
@@ -58,7 +58,7 @@ func (c *Conn) goodbye() {
 	}
 }
 
-// isLate reports whether what c sends came after the drain began.
+// isLate reports whether a message of c came after the drain began.
 func (w *worker) isLate(c *Conn) bool {
 	if !w.draining {
 		return false
@@ -86,8 +86,8 @@ func (w *worker) readLast(c *Conn, n int) bool {
 	return early && left <= n
 }
 
-// finishDrain says goodbye to a connection that was not yet, once all is
-// handled that had arrived before the drain began.
+// finishDrain says goodbye on a connection once everything is handled that had arrived
+// before the drain began.
 func (c *Conn) finishDrain() {
 	w := c.worker
 	if left, early := w.unread[c]; early && left <= 0 && !c.paused {
@@ -96,7 +96,7 @@ func (c *Conn) finishDrain() {
 	}
 }
 
-// cut closes whatever is left, and returns how many of it had been upgraded; it
+// cut closes all connections that are left, and returns how many were upgraded; it
 // runs on the loop.
 func (w *worker) cut() (upgraded int) {
 	upgraded = w.upgraded

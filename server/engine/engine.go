@@ -1,11 +1,12 @@
 // Package engine holds WebSocket connections, from accept to close, on a fixed
 // number of event loops: handshakes, frames, deadlines, backpressure, commits,
-// drain, and the way of a connection to another process. What a message means is
-// a Handler's, which appends answers; all the rest is the same for every one.
+// drain, and the transfer of a connection to another process. A Handler decides what
+// a message means, and appends answers; the rest is the same for every Handler.
 //
-// An Engine's methods may be called from any goroutine, but not from a loop: they
-// wait for one. Those of a Conn run on its worker's loop. The engine ends no process
-// and reads no flag; what it cannot go on without is told to Config.Fatal.
+// The methods of an Engine may be called from any goroutine, but not from a loop,
+// since they wait for one. The methods of a Conn run on its worker's loop. The engine
+// reads no flag and ends no process: it reports an error that it cannot survive to
+// Config.Fatal.
 package engine
 
 import (
@@ -20,7 +21,7 @@ import (
 	"turnstile/server/session"
 )
 
-// A Config is what an Engine is held to. Whoever sets it has checked it.
+// A Config is what an Engine is made with. The caller has checked the values.
 type Config struct {
 	Workers   int // event loops
 	Endpoints []Endpoint
@@ -31,7 +32,7 @@ type Config struct {
 	MaxMessage          int // bytes
 	MessageRate         int // a second for each connection; 0 is no limit
 
-	// Who is let in, and believed.
+	// Whose pages may connect, and whose X-Forwarded-For is believed.
 	Origins        []string
 	TrustedProxies []netip.Prefix
 
@@ -53,7 +54,7 @@ type Endpoint struct {
 	New  func() Handler // called once for each worker
 }
 
-// An Engine is the acceptor, the workers, and what they share.
+// An Engine is the acceptor, the workers, and the state that they share.
 type Engine struct {
 	// Fixed after New.
 	config   Config
@@ -64,7 +65,7 @@ type Engine struct {
 
 	// Atomic.
 	connections atomic.Int64 // sockets of the workers
-	beyondLimit atomic.Int64 // sockets that only wait to be refused
+	beyondLimit atomic.Int64 // sockets beyond a limit, which wait for their refusal
 }
 
 // New starts a loop for each worker, and one for the acceptor. Nobody is served
@@ -90,8 +91,8 @@ func New(config Config) (*Engine, error) {
 	return e, nil
 }
 
-// Labels are the values of the metrics' labels for what becomes of requests and
-// connections, in the order in which an Engine counts them.
+// Labels are the values of two labels of the metrics: the results of handshakes and
+// the reasons of closes, in the order in which an Engine counts them.
 func Labels() (handshakes, closes []metrics.Label) {
 	for _, outcome := range handshakeOutcomes {
 		handshakes = append(handshakes, metrics.Label{Value: outcome.name, IsError: outcome.isError})
@@ -102,7 +103,7 @@ func Labels() (handshakes, closes []metrics.Label) {
 	return handshakes, closes
 }
 
-// Listen accepts on more listeners, which are the engine's from then on.
+// Listen accepts on more listeners. From then on the engine owns them.
 func (e *Engine) Listen(listeners ...*netpoll.Listener) (err error) {
 	e.acceptor.loop.Call(func() {
 		for i := 0; i < len(listeners) && err == nil; i++ {
@@ -112,7 +113,7 @@ func (e *Engine) Listen(listeners ...*netpoll.Listener) (err error) {
 	return err
 }
 
-// Listeners are those that it accepts on.
+// Listeners are the listeners that the engine accepts on.
 func (e *Engine) Listeners() (listeners []netpoll.Listener) {
 	e.acceptor.loop.Call(func() {
 		for _, l := range e.acceptor.listeners {
@@ -129,9 +130,9 @@ func (e *Engine) Lend(addresses []string) (lent []*netpoll.Listener) {
 	return lent
 }
 
-// StopAccepting accepts whoever waits, and then nobody until TakeBack.
+// StopAccepting accepts every client that waits, and then nobody until TakeBack.
 func (e *Engine) StopAccepting() {
-	e.acceptor.loop.Call(func() { e.acceptor.empty(); e.acceptor.hold() })
+	e.acceptor.loop.Call(func() { e.acceptor.acceptAll(); e.acceptor.unwatchAll() })
 }
 
 // TakeBack undoes Lend and StopAccepting.
@@ -145,12 +146,12 @@ func (e *Engine) Every(period time.Duration, f func()) {
 	e.acceptor.loop.Post((&repeated{loop: e.acceptor.loop, period: period, f: f}).start)
 }
 
-// Connections is how many sockets it holds.
+// Connections is how many sockets the workers hold.
 func (e *Engine) Connections() int { return int(e.connections.Load()) }
 
-// Drain has every worker say goodbye. The channel is closed when no upgraded
-// connection is left. The listeners stay open until then, for new requests to be
-// refused in so many words, and for plain HTTP.
+// Drain makes every worker say goodbye to its clients. The channel is closed when no
+// upgraded connection is left. The listeners stay open until then: new requests get a
+// refusal, and plain HTTP is served.
 func (e *Engine) Drain() <-chan struct{} {
 	done := make(chan struct{})
 	var left atomic.Int64
@@ -167,7 +168,7 @@ func (e *Engine) Drain() <-chan struct{} {
 	return done
 }
 
-// Cut closes whatever connections are left, and returns how many of them had been
+// Cut closes all connections that are left, and returns how many of them were
 // upgraded.
 func (e *Engine) Cut() (upgraded int) {
 	for _, w := range e.workers {
@@ -179,12 +180,12 @@ func (e *Engine) Cut() (upgraded int) {
 // Close ends the loops. No connection and no listener may be left.
 func (e *Engine) Close() error { return e.pool.Close() }
 
-// MaxBeyondLimit is how many sockets beyond the limits may wait to be refused; the
-// file descriptors for them are set aside.
+// MaxBeyondLimit is how many sockets beyond the limits may wait for their refusal.
+// The process keeps file descriptors for them.
 const MaxBeyondLimit = 128
 
-// arrive counts a socket that was accepted. One beyond a limit takes nobody's
-// place while it waits to be refused; ok is false if too many wait for that.
+// arrive counts a socket that was accepted. A socket beyond a limit does not count in
+// that limit while it waits for its refusal; ok is false if too many wait already.
 // See forget.
 func (e *Engine) arrive(fd int, ip netip.Addr) (a arrival, ok bool) {
 	e.config.Metrics.Accepted.Inc()

@@ -84,7 +84,7 @@ func TestLongReplyIsNotKept(t *testing.T) {
 	message := strings.Repeat("\x01", 1_000_000)
 	exchange(t, fd, text(message), []byte(`"}`), make([]byte, 8<<20))
 	h.onLoop(func(w *worker) {
-		if cap(w.out) > outMost {
+		if cap(w.out) > maxOut {
 			t.Errorf("%d bytes are kept", cap(w.out))
 		}
 	})

@@ -7,34 +7,34 @@ import (
 	"turnstile/server/session"
 )
 
-// A Handler is an application: what the messages of one endpoint mean. Each
-// worker has its own, so its fields need no lock. Answers are appended to out,
-// which is returned; the engine sends them, in one write, when what they say is
-// stored: see Conn.Add. All methods run on the loop of the connection they are
-// given, and must not wait.
+// A Handler is an application: it decides what the messages of one endpoint mean.
+// Each worker has a Handler of its own, so its fields need no lock. A method appends
+// answers to out and returns it; the engine sends them in one write, once the counts
+// that they tell are stored: see Conn.Add. All methods run on the loop of their
+// connection, and must not wait.
 //
-// Embed Silent for what an application leaves out.
+// Embed Silent to leave methods out.
 type Handler interface {
-	// OnRequest says what a request wants, by its query and subprotocol. The
-	// connection is not open yet, and may never be.
+	// OnRequest decides by a request's query and subprotocol which session its
+	// connection gets. The connection is not open yet, and may never be.
 	OnRequest(c *Conn, r *proto.Request) Wish
-	// OnOpen follows the upgrade, once the session is there that was wished for;
-	// resumed says that it was known. First frames may be appended.
+	// OnOpen is called after the upgrade, when the connection has its session;
+	// resumed says that the store knew it. First frames may be appended.
 	OnOpen(c *Conn, resumed bool, out []byte) []byte
-	// OnAdopt is told of an open connection that another process has handed over.
+	// OnAdopt is called for an open connection that another process has handed over.
 	OnAdopt(c *Conn)
 	// OnMessage is given a whole text or binary message, valid until it
 	// returns; text is UTF-8.
 	OnMessage(c *Conn, m proto.Message, out []byte) []byte
-	// OnHeartbeat may append what goes with the engine's ping.
+	// OnHeartbeat may append frames that are sent with the engine's ping.
 	OnHeartbeat(c *Conn, out []byte) []byte
-	// OnDrain may append a last word; the engine closes with 1001 behind it.
+	// OnDrain may append last frames; the engine closes with 1001 behind them.
 	OnDrain(c *Conn, out []byte) []byte
-	// OnTakenOver may append a last word to who has lost its session; the engine
-	// closes with 4001 behind it.
+	// OnTakenOver may append last frames to a client that has lost its session to
+	// another connection; the engine closes with 4001 behind them.
 	OnTakenOver(c *Conn, out []byte) []byte
-	// OnClosed is the end of a connection that OnOpen or OnAdopt was told of:
-	// it is closed, or another process's.
+	// OnClosed is called when a connection has ended here after OnOpen or OnAdopt: it
+	// is closed, or another process has it.
 	OnClosed(c *Conn)
 }
 
@@ -53,7 +53,7 @@ func (Silent) OnClosed(*Conn)                                        {}
 
 var _ Handler = Silent{}
 
-// A Wish is what a Handler makes of a request.
+// A Wish is the session that a Handler wants for a request.
 type Wish struct {
 	kind wishKind
 	id   session.ID
@@ -70,12 +70,12 @@ const (
 
 // The wishes that are always the same.
 var (
-	NoSession  = Wish{}                     // a connection
-	NewSession = Wish{kind: wishMint}       // with a session of a random ID
-	BadSession = Wish{kind: wishBadSession} // none: the session that is asked for cannot be, and the client gets 400
+	NoSession  = Wish{}                     // a connection without a session
+	NewSession = Wish{kind: wishMint}       // a session with a random ID
+	BadSession = Wish{kind: wishBadSession} // no connection: the ID in the request is not valid, and the client gets 400
 )
 
-// Resume is the wish for a connection that holds the session.
+// Resume is the wish for the session with this ID.
 func Resume(id session.ID) Wish { return Wish{kind: wishClaim, id: id} }
 
 // An endpoint is an Endpoint with the Handler of one worker.
@@ -103,9 +103,9 @@ func (w *worker) endpointAt(path []byte) *endpoint {
 	return nil
 }
 
-// What follows is for handlers.
+// The methods below are for handlers.
 
-// Subprotocol is what the client and the server have agreed on, "" if nothing.
+// Subprotocol is the subprotocol that client and server have agreed on; "" is none.
 func (c *Conn) Subprotocol() string {
 	if c.v2 {
 		return proto.Subprotocol
@@ -116,27 +116,27 @@ func (c *Conn) Subprotocol() string {
 // SessionID is the session that the connection holds.
 func (c *Conn) SessionID() session.ID { return c.session.ID() }
 
-// Count is how many messages of the session have counted; those are in it that
-// Add has counted and that are not stored yet.
+// Count is how many messages of the session have counted, those included that are not
+// stored yet.
 func (c *Conn) Count() uint64 { return c.session.Count }
 
-// Stored is how many of them are stored. What is not may yet be undone.
+// Stored is how many of them are stored. The others may still be undone.
 func (c *Conn) Stored() uint64 { return c.session.Committed() }
 
-// Add counts one message of the session and returns its count. What is appended
-// from this call of the handler on is sent when that is stored, and not at all if
-// it cannot be. The connection must hold a session.
+// Add counts one message of the session and returns the new count. Answers that the
+// handler appends in this call or later are sent when the count is stored, and dropped
+// if it cannot be stored. The connection must hold a session.
 func (c *Conn) Add() uint64 {
 	c.session.Count++
 	return c.session.Count
 }
 
-// IsLate reports whether what the client sends now came after a drain had begun:
-// it should not count any more.
+// IsLate reports whether the message came after a drain had begun: then it should not
+// count.
 func (c *Conn) IsLate() bool { return c.worker.isLate(c) }
 
-// Close ends the connection behind what the running call of its handler appends;
-// it is for that connection alone.
+// Close ends the connection behind the frames that its handler appends in the running
+// call. A handler may close only the connection that it was called for.
 func (c *Conn) Close(reason CloseReason, code proto.StatusCode, text string) {
 	c.worker.farewell = farewell{c, reason, code, text}
 }
@@ -169,7 +169,8 @@ type farewell struct {
 	text   string
 }
 
-// answer takes what a handler has appended, and closes if it has asked for that.
+// answer takes the frames that a handler has appended, and closes the connection if
+// the handler has asked for that.
 func (c *Conn) answer(out []byte) {
 	w := c.worker
 	w.out = out

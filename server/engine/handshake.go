@@ -9,8 +9,8 @@ import (
 	"turnstile/server/session"
 )
 
-// A handshakeResult is what became of a request to upgrade: a label of the
-// metrics and a word of the log.
+// A handshakeResult is how a request to upgrade ended: a label of the metrics and a
+// word of the log.
 type handshakeResult uint8
 
 const (
@@ -30,7 +30,7 @@ const (
 	handshakeStoreUnavailable
 	handshakeResults // how many there are
 
-	handshakePending = handshakeResults // none of them yet
+	handshakePending = handshakeResults // it waits for its session
 )
 
 // handshakeOutcomes are the labels, which of them count as an error, and the
@@ -69,8 +69,8 @@ func retryLater(status int, text string) *proto.Refusal {
 	return &proto.Refusal{Status: status, Header: "Retry-After: 1\r\n", Text: text}
 }
 
-// onRequest answers the request at the front of buf, whose first seen bytes
-// have been looked at before, once it is all there; used is its length.
+// onRequest answers the request at the front of buf once it is complete; used is its
+// length, 0 before that. The first seen bytes of buf were there at the last call.
 func (c *Conn) onRequest(buf []byte, seen int) (used int) {
 	end := proto.HeaderEnd(buf[:min(len(buf), proto.MaxRequestHeader)], seen)
 	switch {
@@ -98,8 +98,8 @@ func (c *Conn) onRequest(buf []byte, seen int) (used int) {
 	return end
 }
 
-// onPlainRequest gives net/http the request at the front of buf, with all that
-// follows it. A malformed one is refused here, as those to endpoints are.
+// onPlainRequest gives net/http the request at the front of buf, and all bytes behind
+// it. It refuses a malformed request itself, in the words used for endpoints.
 func (c *Conn) onPlainRequest(buf []byte, end int) (used int) {
 	if refusal := proto.CheckRequest(buf[:end]); refusal != nil {
 		c.sendRefusal(handshakeBadRequest, refusal)
@@ -137,7 +137,7 @@ func (c *Conn) upgrade(e *endpoint, header []byte) {
 	}
 }
 
-// ask asks the store for the session that the application wishes for.
+// ask asks the store for the session that the application wants.
 func (c *Conn) ask(wish Wish) (resumed bool, result handshakeResult) {
 	store, err := c.worker.engine.config.Store, error(nil)
 	switch wish.kind {
@@ -159,7 +159,7 @@ func (c *Conn) ask(wish Wish) (resumed bool, result handshakeResult) {
 	return false, handshakeStoreUnavailable
 }
 
-// open makes the connection one that frames go through.
+// open begins the exchange of frames.
 func (c *Conn) open(requestID []byte, resumed bool) {
 	w := c.worker
 	c.state = stateOpen
@@ -170,7 +170,7 @@ func (c *Conn) open(requestID []byte, resumed bool) {
 	c.answer(c.endpoint.handler.OnOpen(c, resumed, w.out))
 }
 
-// admit checks what holds for every endpoint.
+// admit checks a request against the rules of all endpoints.
 func (c *Conn) admit(r *proto.Request) handshakeResult {
 	e := c.worker.engine
 	switch {
@@ -204,7 +204,7 @@ func (c *Conn) sendRefusal(result handshakeResult, r *proto.Refusal) {
 
 // originAllowed checks the Origin header of a request: its host must be the
 // request's Host or one of origins, in which "*" is all, and an entry without
-// a port is the host on any port. Without the header it is no browser.
+// a port is the host on any port. A client without the header is no browser.
 func originAllowed(origin, host []byte, origins []string) bool {
 	if len(origin) == 0 {
 		return true

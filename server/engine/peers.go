@@ -24,8 +24,8 @@ func newPeers(trusted []netip.Prefix, limit int) *peers {
 	return &peers{trusted: trusted, limit: limit, count: make(map[netip.Prefix]int)}
 }
 
-// trusts reports whether a peer may say for whom it speaks. The zero Addr is
-// the peer of a unix socket, whose file says who may connect.
+// trusts reports whether a peer is a proxy that may name its client. The zero Addr is
+// the peer of a unix socket: the permissions of its folder say who may connect.
 func (p *peers) trusts(ip netip.Addr) bool {
 	if !ip.IsValid() {
 		return true
@@ -50,7 +50,7 @@ func (p *peers) clientOf(r *proto.Request, peer netip.Addr) netip.Addr {
 		}
 		ip, err := parseAddr(hop)
 		if err != nil {
-			break // nothing before it can be believed
+			break // addresses before it cannot be believed
 		}
 		peer = ip
 		if !p.trusts(ip) {
@@ -73,8 +73,8 @@ func parseAddr(text []byte) (netip.Addr, error) {
 	return ip.Unmap().WithZone(""), err
 }
 
-// charge counts a connection of ip, and reports false where it would be one too
-// many. Every one that is counted is given back by release.
+// charge counts a connection of ip. It reports false, and does not count, if that would
+// be one too many. release undoes it.
 func (p *peers) charge(ip netip.Addr) bool {
 	if p.limit == 0 || !ip.IsValid() {
 		return true
@@ -112,8 +112,8 @@ func (p *peers) release(ip netip.Addr) {
 	}
 }
 
-// block is what one client has for itself: an IPv4 address, or the /64 that an
-// IPv6 host picks its addresses from.
+// block is the addresses of one client: an IPv4 address, or the /64 that an IPv6 host
+// picks its addresses from.
 func block(ip netip.Addr) netip.Prefix {
 	bits := ip.BitLen()
 	if ip.Is6() {

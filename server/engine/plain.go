@@ -7,19 +7,20 @@ import (
 	"turnstile/netpoll"
 )
 
-// A PlainServer serves the requests that are no upgrade at an endpoint. Its
-// methods are called on loops, and must not wait.
+// A PlainServer serves the requests to all paths but the endpoints'. Its methods are
+// called on loops, and must not wait.
 type PlainServer interface {
 	// Reserve takes a place for one request; false if all are taken.
 	Reserve() bool
 	// Serve serves the request at the start of conn in a reserved place, and
 	// closes conn.
 	Serve(conn net.Conn)
-	// Unreserve gives a place back that no Serve will use.
+	// Unreserve gives back a reserved place that no Serve will use.
 	Unreserve()
 }
 
-// handOff gives the connection, with what has been read of it, to the plain server.
+// handOff gives the connection, and the bytes that were read from it, to the plain
+// server.
 func (c *Conn) handOff(read []byte) {
 	plain := c.worker.engine.config.Plain
 	if !plain.Reserve() {
@@ -37,7 +38,7 @@ func (c *Conn) handOff(read []byte) {
 	plain.Serve(&rewound{conn, read})
 }
 
-// A rewound connection gives first what has been read of it before.
+// A rewound connection returns first the bytes that were read from it before.
 type rewound struct {
 	net.Conn
 	read []byte

@@ -9,19 +9,19 @@ import (
 )
 
 const (
-	// readBufferBytes is what one read takes at the most; each worker has
-	// one such buffer.
+	// readBufferBytes is how much one read returns at the most. Each worker has one
+	// such buffer.
 	readBufferBytes = 64 << 10
-	// spillSmall is what of an unfinished frame is rather copied than read
-	// behind in its own memory.
+	// spillSmall is the longest spill that is copied into the worker's buffer before
+	// a read. A longer one grows in its own memory, since copying it would cost more.
 	spillSmall = 16 << 10
-	// readBudget is how many full reads one client gets before the others'
+	// readBudget is how many full reads one client gets before it is the others'
 	// turn.
 	readBudget = 4
 )
 
-// onReadable reads what has come. A read that does not fill its buffer has
-// taken all there was: no second one is spent to be told so.
+// onReadable reads what the client has sent. A read that does not fill the buffer
+// has emptied the socket, so a second one would only return EAGAIN.
 func (c *Conn) onReadable() {
 	for range readBudget {
 		if c.state == stateOpen && c.backedUp() {
@@ -50,9 +50,9 @@ func (c *Conn) onReadable() {
 	}
 }
 
-// readInto is the memory for the next read, in which the spill stands in front:
-// the buffer of the worker, so that an idle connection holds none, or where the
-// spill is if it is large.
+// readInto is the memory for the next read, with the spill at its front. It is the
+// worker's buffer, so that an idle connection holds none, or the memory of a long
+// spill itself.
 func (c *Conn) readInto() (buf []byte, seen int) {
 	seen = len(c.spill)
 	if seen < spillSmall {
@@ -65,8 +65,8 @@ func (c *Conn) readInto() (buf []byte, seen int) {
 	return buf[:seen+c.worker.mayRead(c, len(buf)-seen)], seen
 }
 
-// consume handles buf, whose first seen bytes are the spill, and makes what is
-// unfinished of it the spill.
+// consume handles buf, whose first seen bytes are the spill. What it cannot handle
+// yet becomes the spill.
 func (c *Conn) consume(buf []byte, seen int) {
 	used := 0
 	if c.state == stateHandshake {
@@ -86,8 +86,8 @@ func (c *Conn) consume(buf []byte, seen int) {
 	}
 }
 
-// onFrames handles the frames in buf until one is unfinished, or the answers
-// do not leave, and returns how many bytes it has used.
+// onFrames handles the frames in buf until one is unfinished, or too many answers
+// wait. It returns how many bytes it has used.
 func (c *Conn) onFrames(buf []byte) (used int) {
 	for c.state == stateOpen {
 		if c.backedUp() {
@@ -116,7 +116,7 @@ func (c *Conn) onFrame(m proto.Message) {
 	case proto.OpPing:
 		c.worker.out = proto.AppendFrame(c.worker.out, proto.OpPong, m.Payload)
 	case proto.OpPong:
-		// lastRead has what it is for
+		// lastRead says that the client lives
 	case proto.OpClose:
 		c.sendClose(closePeer, proto.CloseCode(m.Payload), "")
 	default:
@@ -128,7 +128,7 @@ func (c *Conn) onFrame(m proto.Message) {
 	}
 }
 
-// onMessage has the application answer a message. Where it has counted it, the
+// onMessage lets the application answer a message. If the application counted it, the
 // answer is held until the count is stored.
 func (c *Conn) onMessage(m proto.Message) {
 	w := c.worker
@@ -139,8 +139,8 @@ func (c *Conn) onMessage(m proto.Message) {
 	}
 }
 
-// overRate counts a message against -message-rate: the generic cell rate
-// algorithm (ITU-T I.371), with a second's worth of messages as its burst.
+// overRate counts a message against -message-rate, and reports whether it is one too
+// many: the generic cell rate algorithm (ITU-T I.371), with a burst of one second.
 func (c *Conn) overRate() bool {
 	rate := c.worker.engine.config.MessageRate
 	if rate == 0 {
@@ -151,7 +151,8 @@ func (c *Conn) overRate() bool {
 	return c.rateTAT > now+time.Second
 }
 
-// onEOF follows the client's last byte. What it sent before is still answered.
+// onEOF is called after the client's last byte. What the client sent before is still
+// answered.
 func (c *Conn) onEOF() {
 	c.eof = true
 	switch c.state {

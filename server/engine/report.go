@@ -20,7 +20,7 @@ func (c *Conn) reportOpened(requestID []byte) {
 	e.Msg("websocket_connected")
 }
 
-// longestRequestID is what is logged at the most of an X-Request-ID header.
+// longestRequestID is how many bytes of an X-Request-ID header are logged at the most.
 const longestRequestID = 64
 
 // reportClosed counts and logs the end of an upgraded connection.
@@ -57,7 +57,7 @@ func (c *Conn) loggedCode(reason CloseReason) proto.StatusCode {
 	return statusAbnormal
 }
 
-// event adds to a log line who the connection is.
+// event adds the connection's session and address to a log line.
 func (c *Conn) event(e *zerolog.Event) *zerolog.Event {
 	if !e.Enabled() {
 		return e
@@ -75,8 +75,8 @@ func (c *Conn) event(e *zerolog.Event) *zerolog.Event {
 	return e
 }
 
-// countHandshake counts what became of a request to upgrade, and logs a refusal
-// with the answer that the client gets; nil if it gets none.
+// countHandshake counts the result of a request to upgrade. It logs a refusal with the
+// answer that the client gets, nil if it gets none.
 func (c *Conn) countHandshake(result handshakeResult, answer *proto.Refusal) {
 	c.worker.metrics.Handshakes[result].Inc()
 	outcome := handshakeOutcomes[result]
@@ -90,7 +90,8 @@ func (c *Conn) countHandshake(result handshakeResult, answer *proto.Refusal) {
 	e.Msg("websocket_refused")
 }
 
-// keepRequestID keeps what the log will say, while the request waits.
+// keepRequestID keeps the request ID for the log, while the request waits for its
+// session.
 func (w *worker) keepRequestID(c *Conn, id []byte) {
 	if len(id) > 0 {
 		w.requestIDs[c] = string(id[:min(len(id), longestRequestID)])

@@ -11,16 +11,16 @@ import (
 	"turnstile/server/session"
 )
 
-// How a connection goes to another process: frozen here, made a record of, and
-// then released or taken back; and how one that comes goes on. What is not said to
-// be called from any goroutine runs on the worker's loop.
+// This file transfers connections to another process, and adopts those of another. The
+// worker freezes a connection, makes a record of it, and later releases it or takes it
+// back. Methods run on the worker's loop unless their comment says otherwise.
 
-// leaving is how far a connection is on its way to another process.
+// leaving is how far the transfer of a connection to another process is.
 type leaving uint8
 
 const (
 	leavingNot  leaving = iota
-	leavingSoon         // it is not read any more, and is frozen when its session's commit is done
+	leavingSoon         // the worker does not read it any more, and freezes it when its session's commit is done
 	leavingAway         // it is frozen: the loop does not watch it
 )
 
@@ -34,9 +34,9 @@ type Batch struct {
 	conns  []*Conn
 }
 
-// Freeze freezes at most n connections of the worker with this number. Those that
-// the store is at work for are frozen when that is over: staying is how many there
-// are, and calling again will find them. It may be called from any goroutine.
+// Freeze freezes at most n connections of the worker with this number. A connection
+// that waits for the store cannot be frozen yet: staying is how many there are, and a
+// later call may freeze them. It may be called from any goroutine.
 func (e *Engine) Freeze(number, n int) (b *Batch, staying int) {
 	w := e.workers[number]
 	w.loop.Call(func() { b, staying = w.freeze(n) })
@@ -62,16 +62,16 @@ func (b *Batch) TakeBack() {
 	})
 }
 
-// HoldRequests has requests to upgrade wait for another process to answer them, or
-// no longer. On return, every worker knows.
+// HoldRequests makes new requests to upgrade wait for the process that takes over, or
+// ends that. On return, every worker does so.
 func (e *Engine) HoldRequests(hold bool) {
 	for _, w := range e.workers {
 		w.loop.Call(func() { w.setHoldRequests(hold) })
 	}
 }
 
-// Adopt goes on with connections that another process had, and returns when the
-// workers have them: what comes later may be claims of the same sessions.
+// Adopt goes on with connections of another process. It returns when the workers have
+// them, since a later request may claim one of their sessions.
 func (e *Engine) Adopt(fds []int, records []handover.Record) {
 	e.connections.Add(int64(len(records)))
 	for i := range records {
@@ -100,7 +100,7 @@ func (w *worker) freeze(n int) (b *Batch, staying int) {
 		if !c.mayLeave() {
 			continue
 		}
-		if state, ok := c.settled(); ok {
+		if state, ok := c.lendSession(); ok {
 			b.conns, b.FDs = append(b.conns, c), append(b.FDs, int(c.fd))
 			b.Records = append(b.Records, c.freeze(state))
 			continue
@@ -113,13 +113,13 @@ func (w *worker) freeze(n int) (b *Batch, staying int) {
 	return b, staying
 }
 
-// mayLeave reports whether a connection is worth another process's while: one
-// that is closing ends here.
+// mayLeave reports whether the connection can go to another process. One that is
+// closing ends here.
 func (c *Conn) mayLeave() bool { return c.state <= stateOpen && c.leaving != leavingAway }
 
-// settled reports whether nothing of the connection waits for the store; then
-// its session is lent.
-func (c *Conn) settled() (state session.State, ok bool) {
+// lendSession lends the session's state to another process. It reports false while
+// something of the connection waits for the store.
+func (c *Conn) lendSession() (state session.State, ok bool) {
 	switch {
 	case c.state == stateClaiming || c.storing:
 		return state, false
@@ -132,7 +132,7 @@ func (c *Conn) settled() (state session.State, ok bool) {
 // freeze stops serving the connection, and makes a record of it.
 func (c *Conn) freeze(state session.State) handover.Record {
 	w := c.worker
-	w.loop.Del(int(c.fd)) // or the other process's copy would still report here
+	w.loop.Del(int(c.fd)) // the other process's copy would keep it in this epoll set
 	w.loop.Cancel(&c.timer)
 	c.leaving, c.watched = leavingAway, 0
 	now, parser := netpoll.Monotonic(), c.parser.State()
@@ -153,7 +153,7 @@ func (c *Conn) freeze(state session.State) handover.Record {
 	return r
 }
 
-// takeBack goes on with a connection that was frozen, or was about to be.
+// takeBack goes on with a connection that was frozen or soon to be frozen.
 func (c *Conn) takeBack() {
 	w := c.worker
 	frozen := c.leaving == leavingAway
@@ -175,8 +175,8 @@ func (c *Conn) takeBack() {
 	}
 }
 
-// unfreeze has the loop watch the connection again, and the store keep its session.
-// It reports false if the connection is closed.
+// unfreeze makes the loop watch the connection again, and takes its session back. It
+// reports false if the connection is closed.
 func (c *Conn) unfreeze() bool {
 	w := c.worker
 	if c.session.Held() {
@@ -235,8 +235,8 @@ func (w *worker) arrive(fd int, r *handover.Record) {
 	w.engine.config.Metrics.HandoverPause.Update((netpoll.Clock() - r.Frozen).Seconds())
 }
 
-// newArrived is a connection that starts with what its record says of time and
-// place.
+// newArrived makes a connection with the times, the address and the endpoint of its
+// record.
 func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 	frozen := netpoll.Monotonic() - (netpoll.Clock() - r.Frozen)
 	c := newConn(w, arrival{fd: fd, charged: r.Charged})
@@ -249,7 +249,7 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 	return c
 }
 
-// unpack takes over what the record holds of an upgraded connection.
+// unpack restores an upgraded connection from its record.
 func (c *Conn) unpack(r *handover.Record) {
 	w := c.worker
 	c.state = stateOpen
@@ -270,8 +270,8 @@ func (c *Conn) unpack(r *handover.Record) {
 	c.endpoint.handler.OnAdopt(c)
 }
 
-// setHoldRequests is Engine.HoldRequests. Who was held up, or was about to be
-// frozen, is served again.
+// setHoldRequests is Engine.HoldRequests for one worker. When it ends, the worker
+// serves again the connections that waited or were soon to be frozen.
 func (w *worker) setHoldRequests(hold bool) {
 	w.holdRequests = hold
 	if hold {

@@ -9,8 +9,8 @@ import (
 	"turnstile/proto"
 )
 
-// A worker is an event loop with its connections. What is said to run on its
-// loop runs on one goroutine; no connection is ever seen by two.
+// A worker is an event loop with its connections. A method that runs "on the loop"
+// runs on the loop's one goroutine; no other goroutine touches a connection.
 type worker struct {
 	// Fixed after newWorker.
 	engine    *Engine
@@ -25,27 +25,27 @@ type worker struct {
 	// Connections.
 	conns      []*Conn
 	upgraded   int              // how many are upgraded and not closed
-	requestIDs map[*Conn]string // of requests that wait for their session
+	requestIDs map[*Conn]string // X-Request-ID of requests that wait for their session
 	upgrader   *proto.Upgrader
 
 	// Memory that callbacks share.
-	readBuffer []byte // what a read goes into where no frame is unfinished
-	out        []byte // what the running callback has appended; empty between callbacks
-	frame      []byte // what Conn.Send makes
-	text       []byte // what a log line is given
+	readBuffer []byte // a read goes here, unless the connection has a long spill
+	out        []byte // answers of the running callback; empty between callbacks
+	frame      []byte // Conn.Send makes its frame here
+	text       []byte // a field of a log line is written here
 	free       freeList
-	farewell   farewell // what the running handler has asked for
+	farewell   farewell // the close that the running handler has asked for
 
-	// What waits.
-	heldFrom  int     // where in out the answers start whose count is not stored
-	heldBytes int     // of all backlogs, what waits for the store
-	starved   []*Conn // not read, because heldBytes is too much
-	dirty     []*Conn // have frames of Conn.Send to send
+	// Answers that wait.
+	heldFrom  int     // the index in out where the answers begin whose count is not stored
+	heldBytes int     // how many bytes of all backlogs wait for the store
+	starved   []*Conn // connections that are not read, because heldBytes is too high
+	dirty     []*Conn // connections with frames of Conn.Send to flush
 
 	// The end.
 	draining     bool
-	holdRequests bool          // another process takes over, and answers them
-	unread       map[*Conn]int // what of a drain's connections had arrived and is to be read, nil before it
+	holdRequests bool          // requests wait for the process that takes over
+	unread       map[*Conn]int // bytes that arrived before the drain and are still to be read; nil before a drain
 	onEmpty      func()        // called once, when a draining worker has no upgraded connection left
 }
 
@@ -83,8 +83,8 @@ func (w *worker) adopt(a arrival) {
 	}
 }
 
-// enrol takes a connection into the loop; one that cannot be is closed, and
-// false returned. See remove.
+// enrol adds a connection to the loop. If that fails, it closes the connection and
+// returns false. See remove.
 func (w *worker) enrol(c *Conn) bool {
 	if err := w.loop.Add(int(c.fd), netpoll.Readable, c.onEvent); err != nil {
 		w.engine.config.Log.Warn().Err(err).Msg("connection_dropped")
@@ -98,10 +98,10 @@ func (w *worker) enrol(c *Conn) bool {
 	return true
 }
 
-// remove takes a connection out of the loop and of all counts. Its fd is still
+// remove removes a connection from the loop and from all counts. Its fd is still
 // open on return.
 func (w *worker) remove(c *Conn) {
-	w.loop.Del(int(c.fd)) // before the fd is closed or goes elsewhere
+	w.loop.Del(int(c.fd)) // before the fd is closed, or net/http gets it
 	w.loop.Cancel(&c.timer)
 	last := len(w.conns) - 1
 	moved := w.conns[last]
@@ -113,21 +113,22 @@ func (w *worker) remove(c *Conn) {
 	w.engine.forget(c)
 }
 
-// An inbox passes sockets from the acceptor to a worker: one task for as many
-// as gather until the worker comes to take them, and no garbage.
+// An inbox passes sockets from the acceptor to a worker. The worker's one task adopts
+// all sockets that have gathered; posting it allocates nothing.
 type inbox struct {
+	// Fixed after newInbox.
 	worker *worker
-	take   func() // taken as a value once, so that posting it allocates nothing
+	onMail func() // adoptAll, made once: a method value allocates
 
 	mu       sync.Mutex
 	arrivals []arrival // Guarded by mu.
 
-	taken []arrival // Owned by the worker's loop: the slice that arrivals is swapped with.
+	adopting []arrival // Owned by the worker's loop: the slice that arrivals is swapped with.
 }
 
 func newInbox(w *worker) *inbox {
 	b := &inbox{worker: w}
-	b.take = b.adoptAll
+	b.onMail = b.adoptAll
 	return b
 }
 
@@ -138,15 +139,15 @@ func (b *inbox) put(a arrival) {
 	first := len(b.arrivals) == 1
 	b.mu.Unlock()
 	if first {
-		b.worker.loop.Post(b.take)
+		b.worker.loop.Post(b.onMail)
 	}
 }
 
 func (b *inbox) adoptAll() {
 	b.mu.Lock()
-	b.arrivals, b.taken = b.taken[:0], b.arrivals
+	b.arrivals, b.adopting = b.adopting[:0], b.arrivals
 	b.mu.Unlock()
-	for _, a := range b.taken {
+	for _, a := range b.adopting {
 		b.worker.adopt(a)
 	}
 }

@@ -5,33 +5,33 @@ import "turnstile/netpoll"
 const (
 	// flushBytes of answers are written before more is read.
 	flushBytes = 64 << 10
-	// highWater is the backlog above which a client is no longer read. With
-	// the answers to one more message it is the most that a client that does
-	// not read, or a store that does not answer, can make the server hold.
+	// highWater is the length of the backlog above which a client is no longer
+	// read. A client that does not read, or a store that does not answer, can make
+	// the server hold this much and the answers to one more message.
 	highWater = 64 << 10
-	// outMost is how much memory for answers a worker keeps: the escaped text
-	// of one long message can be six times as long.
-	outMost = 1 << 20
+	// maxOut is how much memory for answers a worker keeps: the escaped text of
+	// one long message can be six times as long.
+	maxOut = 1 << 20
 	// heldBudget is how many bytes of answers may wait for the store on all
 	// connections of a worker before none of them is read.
 	heldBudget = 32 << 20
 )
 
-// backedUp reports whether the client takes its answers too slowly, or the
-// store keeps them too slowly, to be given more of them.
+// backedUp reports whether too many answers wait, for the client or for the store,
+// to read more from the client.
 func (c *Conn) backedUp() bool {
 	return c.backlog.length() > highWater || c.worker.heldBytes > heldBudget
 }
 
-// flush sends what the callback has appended, in one write. What the socket
-// does not take, or what has to wait for the store, is kept. The connection may
-// be closed on return.
+// flush sends the answers that the callback has appended, in one write. The backlog
+// keeps what the socket does not take and what has to wait for the store. The
+// connection may be closed on return.
 func (c *Conn) flush() {
 	w := c.worker
 	commits := !c.storing && c.endpoint != nil && c.state != stateClosed && c.commit()
 	out := w.out
 	w.out = out[:0]
-	if cap(out) > outMost {
+	if cap(out) > maxOut {
 		w.out = nil
 	}
 	if c.state == stateClosed {
@@ -52,9 +52,9 @@ func (c *Conn) flush() {
 	c.watch()
 }
 
-// send writes, of the backlog and out behind it, what need not wait for the
-// store: of out, the first sendable bytes. With commits, the rest waits for the
-// commit or the claim that has just begun.
+// send writes the backlog, and out behind it, as far as they need not wait for the
+// store: of out, these are the first sendable bytes. With commits, the rest waits for
+// the commit or the claim that has just begun.
 func (c *Conn) send(out []byte, sendable int, commits bool) {
 	if c.backlog == nil {
 		sent := c.write(out[:sendable])
@@ -71,7 +71,7 @@ func (c *Conn) send(out []byte, sendable int, commits bool) {
 	}
 }
 
-// enqueue puts a frame behind all that was answered, to be sent by a later flush.
+// enqueue puts a frame behind all answers, for a later flush to send.
 func (c *Conn) enqueue(frame []byte) {
 	sendable := len(frame)
 	if c.storing {
@@ -92,8 +92,8 @@ func (w *worker) flushDirty() {
 	w.dirty = w.dirty[:0]
 }
 
-// onWritable sends of the backlog what the socket takes, and goes on with what
-// had to wait for that.
+// onWritable sends as much of the backlog as the socket takes, and goes on with frames
+// that waited for that.
 func (c *Conn) onWritable() {
 	c.push()
 	if c.state == stateClosed {
@@ -105,8 +105,8 @@ func (c *Conn) onWritable() {
 	c.resume()
 }
 
-// push writes of the backlog what may be sent. The connection may be closed on
-// return.
+// push writes the part of the backlog that may be sent. The connection may be closed
+// on return.
 func (c *Conn) push() {
 	n := c.write(c.backlog.ready())
 	if c.state == stateClosed {
@@ -139,7 +139,7 @@ func (c *Conn) write(p []byte) int {
 	return n
 }
 
-// keep puts p behind the backlog; its first sendable bytes need not wait for the
+// keep puts p behind the backlog. The first sendable bytes of p need not wait for the
 // store.
 func (c *Conn) keep(p []byte, sendable int) {
 	if len(p) == 0 || c.state == stateClosed {
@@ -155,7 +155,7 @@ func (c *Conn) keep(p []byte, sendable int) {
 	}
 }
 
-// releaseHeld lets be sent what was held for the commit under way.
+// releaseHeld makes the answers sendable that waited for the commit under way.
 func (c *Conn) releaseHeld() {
 	blocked := len(c.backlog.ready()) > 0
 	n := c.backlog.endCommit()
@@ -166,7 +166,7 @@ func (c *Conn) releaseHeld() {
 	}
 }
 
-// dropHeld takes back what waits for the store.
+// dropHeld drops the answers that wait for the store.
 func (c *Conn) dropHeld() {
 	w := c.worker
 	n := c.backlog.held()
@@ -176,8 +176,8 @@ func (c *Conn) dropHeld() {
 	c.storing = false
 }
 
-// startWriteDeadline makes all of the backlog that may be sent now due; what is
-// added later gets a deadline of its own after that.
+// startWriteDeadline makes all sendable bytes of the backlog due. Bytes that are added
+// later get a deadline of their own after that.
 func (c *Conn) startWriteDeadline() {
 	c.backlog.due = c.backlog.sendable
 	c.deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout

@@ -126,9 +126,14 @@ race: ## Run the tests under the race detector
 plain: ## Run the tests as built for production: allocations, 10,000 clients (but not again those that wait for Redis or a death)
 	$(GO) test -count=1 -timeout 10m -skip 'Redis|TestChaos|Dies' $(PACKAGES)
 
+.PHONY: test-compose
+test-compose: stack-tools ## Test the stack as containers, on a Docker engine of its own (as root)
+	@if [ "$$(id -u)" != 0 ] || ! PATH=$$PATH:/usr/sbin command -v dockerd >/dev/null; then echo "only root can start a Docker engine of its own: containers are not tested"; test "$$CI" != true; \
+	else $(MAKE) compose-plugin && cd deploy && $(GO) test -v -count=1 -timeout 15m -run 'TestEngine|TestContainers' .; fi
+
 .PHONY: test-integration
-test-integration: stack-tools ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
-	cd deploy && $(GO) vet ./... && $(GO) test -v -count=1 -timeout 15m ./... # -v: it tells how long the pauses were
+test-integration: stack-tools test-compose ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
+	cd deploy && $(GO) vet ./... && $(GO) test -v -count=1 -timeout 15m -skip 'TestEngine|TestContainers' ./... # -v: it tells how long the pauses were
 
 .PHONY: browser
 browser: build ## Try the console in a real browser, and its client module under Node
@@ -171,6 +176,11 @@ stack-tools: ## Build VictoriaMetrics, vmalert, VictoriaLogs and vlagent into .c
 	cd deploy/tools && $(GO) build -trimpath -o ../../$(TOOLS)/ \
 		$(VICTORIA)/VictoriaMetrics/app/victoria-metrics $(VICTORIA)/VictoriaMetrics/app/vmalert $(VICTORIA)/VictoriaMetrics/app/vmalert-tool \
 		$(VICTORIA)/VictoriaLogs/app/victoria-logs $(VICTORIA)/VictoriaLogs/app/vlagent
+
+.PHONY: compose-plugin
+compose-plugin: ## Build Docker's compose plugin into .cache/bin (minutes, the first time)
+	@mkdir -p $(TOOLS)
+	cd deploy/tools/compose && $(GO) build -trimpath -ldflags '-s -w' -o ../../../$(TOOLS)/docker-compose github.com/docker/compose/v2/cmd
 
 ##@ Measure
 

@@ -45,8 +45,7 @@ var endless = map[string]string{"make monitor": "blue", "make logs": "server_sta
 func (s *stack) runLine(line string) {
 	s.t.Helper()
 	before, _ := os.Readlink(s.run + "/active.sock")
-	cmd := s.own(exec.Command("bash", "-c", line), "TURNSTILE_BIN=", "MAKEFLAGS=", "MAKELEVEL=")
-	cmd.Dir = ".."
+	cmd := s.command([]string{"bash", "-c", line}, "TURNSTILE_BIN=", "MAKEFLAGS=", "MAKELEVEL=")
 	if text, ok := endless[line]; ok {
 		s.interrupt(cmd, line, text)
 		return
@@ -62,8 +61,9 @@ func (s *stack) runLine(line string) {
 		}
 		s.wantServing(s.serving())
 	case strings.HasPrefix(line, "make dev-up"):
-		if _, err := fetch("http://" + s.site + "/"); err != nil {
-			s.t.Errorf("%s: %v", line, err)
+		get := s.command([]string{"curl", "--silent", "--show-error", "--fail", "--output", "/dev/null", "http://" + s.site + "/"})
+		if out, err := get.CombinedOutput(); err != nil {
+			s.t.Errorf("%s: %v: %s", line, err, out)
 		}
 	case strings.HasPrefix(line, "make metrics"), strings.HasPrefix(line, "make smoke-test"):
 		if len(out) == 0 {
@@ -81,6 +81,7 @@ func (s *stack) interrupt(cmd *exec.Cmd, line, text string) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	defer os.Remove(path)
 	defer shown.Close()
 	cmd.Stdout, cmd.Stderr = shown, shown
 	if err := cmd.Start(); err != nil {

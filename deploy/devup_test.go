@@ -115,3 +115,24 @@ func TestDevUpMendsTheStack(t *testing.T) {
 		t.Error("redis was started anew")
 	}
 }
+
+// What watches the stack cannot be built without a network: the service runs all
+// the same.
+func TestDevUpWithoutWatchers(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	s.source = copySource(t, t.TempDir()+"/source") // where nothing was built yet
+	out := s.must("dev-up.sh", "TURNSTILE_MONITORING=on", "GOPROXY=off", "GOMODCACHE="+t.TempDir())
+	for _, want := range []string{
+		"not all of what watches it: no victoria-metrics vmalert victoria-logs vlagent. To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up\n",
+		"http://" + s.site + "/ ", "make promote",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("dev-up.sh does not say %q:\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "/vmui/") {
+		t.Errorf("dev-up.sh leads to what does not run:\n%s", out)
+	}
+	s.wantServing("blue")
+}

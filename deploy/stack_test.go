@@ -2,12 +2,14 @@ package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,6 +39,13 @@ type stack struct {
 	run  string // its folder
 	host string
 	site string // nginx
+
+	source string // the top of the project, if it is not this one
+
+	// For containers.
+	engine *engine
+	env    []string // the variables that move it
+	before []string // what runs the commands, if anything: sudo, for one
 }
 
 // newStack brings a stack up, without what watches it. It ends with the test.
@@ -103,17 +112,26 @@ func (s *stack) end() {
 
 // script is a script of the project, on this stack.
 func (s *stack) script(name string, env ...string) *exec.Cmd {
-	words := strings.Fields(name)
-	return s.own(exec.Command(filepath.Join("../scripts", words[0]), words[1:]...), env...)
+	return s.command(strings.Fields("scripts/"+name), env...)
 }
 
-// own gives a command this stack's environment, and more of it; with its
-// children the command is a process group.
-func (s *stack) own(cmd *exec.Cmd, env ...string) *exec.Cmd {
-	cmd.Env = append(append(os.Environ(), "TURNSTILE_BACKEND=processes", "TURNSTILE_RUN_DIR="+s.run,
-		"TURNSTILE_HOST="+s.host, "TURNSTILE_BIN="+binaries, "TURNSTILE_MONITORING=off"), env...)
+// command is a command at the top of the project, with this stack's environment,
+// and more of it; with its children it is a process group.
+func (s *stack) command(words []string, env ...string) *exec.Cmd {
+	words = append(slices.Clone(s.before), words...)
+	cmd := exec.Command(words[0], words[1:]...)
+	cmd.Dir = cmp.Or(s.source, "..")
+	cmd.Env = append(append(os.Environ(), s.environment()...), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
+}
+
+func (s *stack) environment() []string {
+	if s.engine != nil {
+		return append(s.engine.env(), s.env...)
+	}
+	return []string{"TURNSTILE_BACKEND=processes", "TURNSTILE_RUN_DIR=" + s.run,
+		"TURNSTILE_HOST=" + s.host, "TURNSTILE_BIN=" + binaries, "TURNSTILE_MONITORING=off"}
 }
 
 // try runs a script, and returns what it says and its exit code.
@@ -180,8 +198,11 @@ func (s *stack) pid(name string) int {
 // procPath is a file that tells of a process: see proc(5).
 func procPath(pid int, file string) string { return fmt.Sprintf("/proc/%d/%s", pid, file) }
 
-// runs reports whether a process of the stack runs.
+// runs reports whether a process or a container of the stack runs.
 func (s *stack) runs(name string) bool {
+	if s.engine != nil {
+		return s.engine.docker("ps", "--quiet", "--filter", "label=com.docker.compose.service="+name) != ""
+	}
 	pid := s.pid(name)
 	if pid == 0 {
 		return false

@@ -15,8 +15,16 @@ export TURNSTILE_RUN_DIR=$RUN TURNSTILE_USER
 if ((EUID == 0)); then TURNSTILE_USER=65532:65532; else TURNSTILE_USER=$(id -u):$(id -g); fi
 
 want_programs() {
-	docker compose version &>/dev/null || die "the Docker engine has no compose plugin: install docker-compose-plugin"
+	have_docker || die "no Docker engine answers: start it, see that you may use its socket, or set TURNSTILE_BACKEND=processes"
+	have_compose || die "the Docker engine has no compose plugin: install docker-compose-plugin"
+	want_version "the Docker engine" 20.10 "$(docker version --format '{{.Server.Version}}')"
+	want_version "the compose plugin" 2.24 "$(docker compose version --short)"
 	command -v curl >/dev/null || die "curl is not installed: install it (as root: apt-get install curl)"
+}
+
+# want_version WHAT NEEDED VERSION ends the script if the version is an older one.
+want_version() {
+	printf '%s\n' "$2" "${3#v}" | sort --version-sort --check=quiet || die "$1 is $3: the stack needs $2 or later"
 }
 
 compose() { docker compose --file "$ROOT/deploy/compose.yml" --progress quiet "$@"; }
@@ -29,9 +37,10 @@ prepare() {
 	((EUID != 0)) || chown -R "$TURNSTILE_USER" "$RUN"
 }
 
+# build does not use Bake, which needs one more plugin.
 build() {
 	prepare
-	REVISION=$(git -C "$ROOT" describe --always --dirty 2>/dev/null || echo unknown) compose build blue
+	COMPOSE_BAKE=false REVISION=$(git -C "$ROOT" describe --always --dirty 2>/dev/null || echo unknown) compose build blue
 }
 
 flag_error() { :; } # the server is in an image: what it says is in its log

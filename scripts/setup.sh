@@ -19,9 +19,12 @@ missing_packages() {
 }
 
 if [[ $BACKEND == compose ]]; then
-	docker compose version >/dev/null || die "the Docker engine has no compose plugin: install docker-compose-plugin"
+	want_programs
 	echo "setup: a Docker engine runs: the stack will be containers, and needs nothing else"
 	exit 0
+fi
+if [[ $BACKEND == processes && -z ${SETTING[BACKEND]} ]] && have_docker; then
+	echo "setup: the Docker engine has no compose plugin, so the stack will be processes; for containers install docker-compose-plugin"
 fi
 [[ -n ${SETTING[BIN]} ]] || have_command go || die "install Go 1.26 or later (https://go.dev/dl/)"
 mapfile -t packages < <(missing_packages)

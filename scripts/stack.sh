@@ -128,10 +128,11 @@ look_at() {
 #   has_logs PART, show_logs PART...
 have_units() { [[ -f /etc/systemd/system/turnstile@.service ]]; }
 have_docker() { command -v docker >/dev/null && docker info &>/dev/null; }
+have_compose() { docker compose version &>/dev/null; } # Debian's docker.io has not
 
 BACKEND=${SETTING[BACKEND]}
 if [[ -z $BACKEND ]]; then
-	if have_units; then BACKEND=units; elif have_docker; then BACKEND=compose; else BACKEND=processes; fi
+	if have_units; then BACKEND=units; elif have_docker && have_compose; then BACKEND=compose; else BACKEND=processes; fi
 fi
 # shellcheck source-path=SCRIPTDIR source=processes.sh
 source "$ROOT/scripts/$BACKEND.sh"

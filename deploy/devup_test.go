@@ -121,7 +121,7 @@ func TestDevUpMendsTheStack(t *testing.T) {
 func TestDevUpWithoutWatchers(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
-	s.source = copySource(t, t.TempDir()+"/source") // where nothing was built yet
+	s.source = copySource(t, s.run+"/source") // where nothing was built yet
 	out := s.must("dev-up.sh", "TURNSTILE_MONITORING=on", "GOPROXY=off", "GOMODCACHE="+t.TempDir())
 	for _, want := range []string{
 		"not all of what watches it: no victoria-metrics vmalert victoria-logs vlagent. To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up\n",

@@ -1,9 +1,9 @@
 // Package metrics holds every metric of the process and writes them in the
 // Prometheus text format.
 //
-// What changes with every message is counted in a Worker, which one event loop
-// writes to and only a scrape reads: its atomics are never contended. The
-// scrape adds the workers up.
+// Counts that change with every message are in a Worker. Only its event loop writes to
+// them and only a scrape reads them, so the atomics are never contended. The scrape adds
+// up the workers.
 package metrics
 
 import (
@@ -20,13 +20,13 @@ type (
 	Gauge   struct{ n atomic.Int64 }
 )
 
-// Seconds is a time that is set.
+// Seconds is a gauge of a duration.
 type Seconds struct{ d atomic.Int64 }
 
-// Set makes it d.
+// Set sets the gauge.
 func (s *Seconds) Set(d time.Duration) { s.d.Store(int64(d)) }
 
-// Load is the value now, in seconds.
+// Load returns the value in seconds.
 func (s *Seconds) Load() float64 { return time.Duration(s.d.Load()).Seconds() }
 
 // Add adds n.
@@ -44,62 +44,66 @@ func (g *Gauge) Add(n int64) { g.n.Add(n) }
 // Load is the value now.
 func (g *Gauge) Load() int64 { return g.n.Load() }
 
-// A Worker is what one event loop counts.
+// A Worker is the counts of one event loop.
 type Worker struct {
+	// Messages, and connections.
 	Messages   Counter
 	Heartbeats Counter
 	HandedOver Counter // connections that another process has taken over
 	Adopted    Counter // connections taken over from another process
-	ReadCalls  Counter
-	WriteCalls Counter
-	BytesIn    Counter
-	BytesOut   Counter
-	Active     Gauge // connections upgraded and not yet closed
-	Backlog    Gauge // bytes that sockets did not take yet
+	Active     Gauge   // connections upgraded and not yet closed
 
 	Handshakes []Counter // by the index of Labels.Handshakes
 	Closes     []Counter // by the index of Labels.Closes
 
+	// Calls, and bytes.
+	ReadCalls  Counter
+	WriteCalls Counter
+	BytesIn    Counter
+	BytesOut   Counter
+	Backlog    Gauge // bytes of answers that wait for a socket or for the store
+
+	// Times.
 	MessageLatency *metrics.PrometheusHistogram
 	LoopLatency    *metrics.PrometheusHistogram
 
 	_ [64]byte // keeps another worker's counters off the last cache line
 }
 
-// Labels are the values that labels can have. They come from enums in the
-// code, never from input.
+// Labels are the values of the metrics' labels. They come from enums in the code,
+// never from input.
 type Labels struct {
 	Handshakes []Label  // how a handshake can end
 	Closes     []Label  // why a connection can close
-	Refusals   []string // why this process does not hand over
+	Refusals   []string // why a handover can be refused
 }
 
-// A Label is one value of an enum. Those that are errors count in
-// websocket_errors_total as well.
+// A Label is one value of an enum. A value that is an error also counts in
+// websocket_errors_total.
 type Label struct {
 	Value   string
 	IsError bool
 }
 
-// Sources are asked for their value at each scrape. They may be called from
-// any goroutine.
+// Sources are values that other parts of the process know. A scrape calls the funcs,
+// from any goroutine.
 type Sources struct {
-	Sessions        func() int    // that this process knows
-	SessionsEvicted func() uint64 // nil where the store is not embedded, as the next
-	SessionsExpired func() uint64
+	Sessions        func() int    // how many this process knows
+	SessionsEvicted func() uint64 // nil unless the store is embedded
+	SessionsExpired func() uint64 // nil unless the store is embedded
 	MaxConnections  int
-	Revision        string // of the source that the process was built from
+	Revision        string // the source revision that the process was built from
 	Ready           func() bool
 	ShutdownTime    func() time.Duration
 }
 
-// Metrics is all of them.
+// Metrics is all metrics of the process.
 type Metrics struct {
 	Workers  []*Worker
 	Duration *metrics.PrometheusHistogram // of closed connections, in seconds
-	Accepted Counter                      // sockets taken off the listeners
-	Dropped  Counter                      // sockets closed without a word, beyond the limits
-	Paused   Counter                      // times that accepting paused for want of file descriptors
+	Accepted Counter                      // sockets that were accepted
+	Dropped  Counter                      // sockets beyond the limits, closed without an answer
+	Paused   Counter                      // times that accepting paused, because no file descriptors were left
 
 	HandoverPause    *metrics.PrometheusHistogram // of each connection taken over, in seconds
 	HandoverTime     Seconds                      // of the last handover, on either side
@@ -107,7 +111,7 @@ type Metrics struct {
 
 	labels  Labels
 	sources Sources
-	store   *Store // nil with the embedded one
+	store   *Store // nil if the store is embedded
 	set     *metrics.Set
 }
 

@@ -8,9 +8,9 @@ import (
 	"github.com/VictoriaMetrics/metrics"
 )
 
-// A Store is what a session store on another machine counts. Its fields may be
-// written to by any goroutine.
+// A Store is the counts of a session store in Redis. Any goroutine may write to them.
 type Store struct {
+	// Counts and times.
 	BatchSize     *metrics.PrometheusHistogram // sessions in one pipeline
 	CommitLatency *metrics.PrometheusHistogram // from asking to the outcome, in seconds
 	Commits       []Counter                    // by the index of StoreLabels.Commits
@@ -18,14 +18,15 @@ type Store struct {
 	Errors        []Counter                    // by the index of StoreLabels.Errors
 	Takeovers     []Counter                    // by the index of StoreLabels.Takeovers
 	LastSuccess   atomic.Int64                 // time.Duration on the clock of Now
-	QueueLength   func() int                   // set once, before the first scrape
-	Available     func() bool                  // set once, before the first scrape
-	Now           func() time.Duration
 
-	labels StoreLabels
+	// Fixed before the first scrape.
+	QueueLength func() int
+	Available   func() bool
+	Now         func() time.Duration
+	labels      StoreLabels
 }
 
-// StoreLabels are the values that the labels of a Store can have.
+// StoreLabels are the values of the labels of a Store's metrics.
 type StoreLabels struct {
 	Commits, Claims, Takeovers, Errors []string
 }

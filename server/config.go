@@ -13,42 +13,56 @@ import (
 	"turnstile/server/session"
 )
 
-// Config is everything that an operator can set. Each field is a row of the
-// table below.
+// Config is everything that an operator can set. Each exported field is a row of the
+// table below, and has its group.
 type Config struct {
+	// Where it listens, and to whom.
+	Listen         []string
+	Origins        []string
+	TrustedProxies []netip.Prefix
+	Echo           bool
+
+	// Capacity and limits.
 	Workers             int
-	Listen              []string
-	Redis               *session.Address // nil for the embedded store
-	Heartbeat           time.Duration
-	DrainTimeout        time.Duration
-	HandshakeTimeout    time.Duration
-	WriteTimeout        time.Duration
-	StoreTimeout        time.Duration
-	SessionTTL          time.Duration
-	MaxSessions         int
 	MaxConnections      int
 	MaxConnectionsPerIP int
 	MaxMessage          int
 	MessageRate         int
-	Origins             []string
-	TrustedProxies      []netip.Prefix
-	Echo                bool
-	LogLevel            string
-	LogFormat           string
-	DebugListen         string
-	Control             string
-	TakeOverFrom        string
-	Tell                string
-	HealthCheck         string // of a server that runs; this process is none
-	Version             bool
 
+	// Time-outs.
+	Heartbeat        time.Duration
+	HandshakeTimeout time.Duration
+	WriteTimeout     time.Duration
+	DrainTimeout     time.Duration
+
+	// Sessions and their store.
+	Redis        *session.Address // nil for the embedded store
+	SessionTTL   time.Duration
+	MaxSessions  int
+	StoreTimeout time.Duration
+
+	// Deploying.
+	Control      string
+	TakeOverFrom string
+
+	// Log and profiles.
+	LogLevel    string
+	LogFormat   string
+	DebugListen string
+
+	// Instead of serving.
+	Tell        string
+	HealthCheck string // the address of a running server
+	Version     bool
+
+	// The table, and what else parseConfig found.
 	groups  []settingGroup
 	flags   *flag.FlagSet
-	fdLimit int
-	unknown []string // names of variables that look like settings, and are none
+	fdLimit int      // the limit of open files
+	unknown []string // variables that look like settings and belong to no flag
 }
 
-// What can be set at the most; beyond it a value is a slip of the keyboard.
+// The upper bounds of values; a value beyond them is a typing error.
 const (
 	maxWorkers  = 1024
 	maxMessage  = 64 << 20
@@ -65,15 +79,15 @@ func connectionLimit(fds int) int { return max(fds-256, fds/2) }
 // and the table in README.md are made of it.
 type setting struct {
 	name       string
-	unit       string // what stands behind the name in -help; empty if nothing needs to
-	value      value  // it has the default
-	byDefault  string // what documents call the default, if that is the machine's
-	text       string // what it does
-	when       string // who would turn it: goes on from "Set it when "
-	noVariable bool   // it makes no sense in the environment
+	unit       string // the word behind the name in -help; empty for none
+	value      value  // it holds the default
+	byDefault  string // how documents describe a default that depends on the machine
+	text       string // what the flag does
+	when       string // who would set it: the end of a sentence that begins "Set it when "
+	noVariable bool   // the flag has no environment variable
 }
 
-// A settingGroup is the settings of one use.
+// A settingGroup is the settings for one purpose.
 type settingGroup struct {
 	title    string
 	settings []setting
@@ -241,7 +255,7 @@ func parseConfig(args, environ []string, cpus, fds int, out io.Writer) (*Config,
 	return c, c.check(fds)
 }
 
-// check looks at what the flags' own checks cannot see.
+// check checks flags that depend on each other, or on the limit of open files.
 func (c *Config) check(fds int) error {
 	if most := connectionLimit(fds); c.MaxConnections > most {
 		return fmt.Errorf("-max-connections must be at most %d under this process's limit of %d open files, got %d: "+
@@ -249,13 +263,13 @@ func (c *Config) check(fds int) error {
 			most, fds, c.MaxConnections)
 	}
 	if c.Tell != "" && c.Control == "" {
-		return errors.New("-tell needs -control, the socket of the server that is told")
+		return errors.New("-tell needs -control, the socket of the server that gets the command")
 	}
 	return nil
 }
 
-// shown is how an error quotes a flag's value: not at all if it may have a
-// password in it.
+// shown formats a flag's value for an error; it is empty if the value may contain a
+// password.
 func shown(format string, f *flag.Flag, value string) string {
 	if _, secret := f.Value.(*redisFlag); secret {
 		return ""

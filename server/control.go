@@ -17,25 +17,25 @@ import (
 	"turnstile/server/handover"
 )
 
-// A control is the socket at which the process is told what to do, by who has
-// its user's rights: one line, which is answered with one line of JSON.
+// A control is the socket at which processes of the same user give this one commands.
+// A command is one line, and its answer is one line of JSON.
 type control struct {
 	server   *server
 	path     string
-	inode    uint64 // of path, while it is this process's
+	inode    uint64 // the file at path, while it is this process's
 	listener *net.UnixListener
 
 	mu       sync.Mutex
-	takeover *takeover // Guarded by mu: prepared and not begun.
+	takeover *takeover // Guarded by mu: it is prepared and has not begun.
 }
 
-// The commands. A path is of another process's control socket.
+// The commands. PATH is the control socket of another process.
 const (
 	commandStatus   = "status"
 	commandDrain    = "drain"
-	commandHandover = "handover"  // of a process that takes over: the exchange follows
-	commandPrepare  = "prepare"   // PATH: see whether it would hand over to this one
-	commandTakeOver = "take-over" // PATH: take over from it
+	commandHandover = "handover"  // sent by a process that takes over: the exchange follows
+	commandPrepare  = "prepare"   // PATH: ask whether that process would hand over to this one
+	commandTakeOver = "take-over" // PATH: take over from that process
 )
 
 const (
@@ -61,12 +61,13 @@ func openControl(s *server, path, predecessor string) (*control, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != os.ModeSocket {
 		return fail(errors.New("the path exists and is no socket"))
 	}
-	// Bound aside and moved into place, the path is always somebody's.
+	// The socket is bound beside the path and then moved there, so that at any time
+	// somebody listens at the path.
 	aside := fmt.Sprintf("%s.%d", path, os.Getpid())
 	os.Remove(aside)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: aside, Net: "unix"})
 	if op, ok := errors.AsType[*net.OpError](err); ok {
-		err = op.Err // the name aside is nobody's business
+		err = op.Err // without the temporary name
 	}
 	if err != nil {
 		return fail(err)
@@ -90,8 +91,7 @@ func inodeOf(path string) uint64 {
 	return stat.Ino
 }
 
-// close ends the socket, and removes its file unless a successor puts its own
-// there.
+// close ends the socket, and removes its file unless it is a successor's.
 func (c *control) close() {
 	if !c.server.hasGiven.Load() && inodeOf(c.path) == c.inode {
 		os.Remove(c.path)
@@ -144,7 +144,7 @@ func peerOf(conn *net.UnixConn) (peer *unix.Ucred, err error) {
 	return peer, errors.Join(controlErr, err)
 }
 
-// checkPeer lets in who runs as the same user, or as root.
+// checkPeer refuses a peer that runs neither as the same user nor as root.
 func checkPeer(conn *net.UnixConn) error {
 	peer, err := peerOf(conn)
 	if err == nil && peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
@@ -153,7 +153,7 @@ func checkPeer(conn *net.UnixConn) error {
 	return err
 }
 
-// readLine reads a line and not a byte more: what follows may be for others.
+// readLine reads a line and not a byte more: the handover's exchange may follow.
 func readLine(conn io.Reader) (string, error) {
 	var line []byte
 	for one := make([]byte, 1); len(line) < longestCommand; line = append(line, one[0]) {
@@ -191,7 +191,7 @@ func (c *control) obey(line string) (answer any, err error) {
 	return c.server.status(), nil
 }
 
-// prepared is the answer to commandPrepare; a no is an error that says why.
+// prepared is the answer to commandPrepare; a refusal is an error instead.
 type prepared struct {
 	WouldHandOver bool `json:"would_hand_over"`
 	Connections   int  `json:"connections"`
@@ -215,7 +215,7 @@ func (c *control) prepare(path string) (*takeover, error) {
 	return t, nil
 }
 
-// takeOver begins what was prepared.
+// takeOver begins the takeover that was prepared for path, or prepares it first.
 func (c *control) takeOver(path string) (takeoverTotals, error) {
 	c.mu.Lock()
 	t := c.takeover
@@ -242,7 +242,7 @@ func (t *takeover) isOver() bool {
 	}
 }
 
-// status is what the process says of itself.
+// status is the answer to commandStatus.
 type status struct {
 	PID         int   `json:"pid"`
 	Ready       bool  `json:"ready"`
@@ -259,9 +259,8 @@ func (s *server) status() status {
 	}
 }
 
-// tell sends a command to the process whose control socket is at path, and
-// writes its answer to out. The error is what the process answered, or what
-// kept it from answering.
+// tell sends a command to the process whose control socket is at path, and writes its
+// answer to out. The error is the process's, or says why there is no answer.
 func tell(path, command string, out io.Writer) error {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -273,7 +272,7 @@ func tell(path, command string, out io.Writer) error {
 	if word == commandTakeOver {
 		patience = takeOverPatience
 	}
-	if checkCommand(command) == nil && other != "" { // the server has another working directory
+	if checkCommand(command) == nil && other != "" { // the server may have another working directory
 		if other, err = filepath.Abs(other); err != nil {
 			return err
 		}

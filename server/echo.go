@@ -5,7 +5,7 @@ import (
 	"turnstile/server/engine"
 )
 
-// echo sends every message back as it came.
+// echo sends every message back unchanged.
 type echo struct{ engine.Silent }
 
 func (echo) OnMessage(_ *engine.Conn, m proto.Message, out []byte) []byte {

@@ -13,27 +13,26 @@ import (
 	"turnstile/server/session"
 )
 
-// A giver hands everything that this process has over to its successor, on a
-// goroutine of its own: listeners, connections, and the sessions that nobody
-// holds. Each batch is frozen on its worker's loop, goes, and is then released or
-// taken back there; all others are served meanwhile.
+// A giver gives listeners, connections and the sessions that no connection holds to a
+// successor, on a goroutine of its own. A worker freezes each batch on its loop, and
+// releases it or takes it back after the exchange; it serves all others meanwhile.
 type giver struct {
 	server   *server
 	exchange *handover.Exchange
-	moved    int // connections that were given
+	moved    int // how many connections were given
 }
 
 // batchSize is how many connections are frozen at a time.
 const batchSize = 64
 
-// lookAgain is how soon connections are looked at again that could not be
-// frozen, since the store is at work for them.
-const lookAgain = 2 * time.Millisecond
+// freezeAgain is how long the giver waits for connections that cannot be frozen yet,
+// because they wait for the store.
+const freezeAgain = 2 * time.Millisecond
 
 var errDraining = errors.New("a drain has begun")
 
-// giveTo serves a successor that has asked for a handover on conn. It returns
-// when that is over.
+// giveTo serves a successor that has asked for a handover on conn. It returns when the
+// handover is over.
 func (s *server) giveTo(conn *net.UnixConn) {
 	x := handover.NewExchange(conn)
 	defer x.Close()
@@ -59,7 +58,7 @@ func (s *server) giveTo(conn *net.UnixConn) {
 	s.give(&giver{server: s, exchange: x}, wanted)
 }
 
-// listenAddresses are those of the listeners, as they were asked for.
+// listenAddresses are the listeners' addresses, as -listen named them.
 func (s *server) listenAddresses() (addresses []string) {
 	for _, l := range s.engine.Listeners() {
 		addresses = append(addresses, l.Asked)
@@ -73,8 +72,8 @@ func (s *server) refuseHandover(x *handover.Exchange, e *handover.RefusedError) 
 	x.Refuse(e)
 }
 
-// countRefusal counts a refusal, unless it is one that only another version of
-// this program knows.
+// countRefusal counts a refusal, unless only another version of this program knows its
+// reason.
 func (s *server) countRefusal(reason handover.Refusal) {
 	if i := slices.Index(handover.Refusals, reason); i >= 0 {
 		s.metrics.HandoverRefusals[i].Inc()
@@ -114,8 +113,8 @@ func containsAll(have, want []string) bool {
 	return !slices.ContainsFunc(want, func(s string) bool { return !slices.Contains(have, s) })
 }
 
-// give carries the handover out. When it is done, the process drains what is
-// left, and ends; when it fails, it goes on serving what it still has.
+// give carries out the handover. After it, the process drains the connections that are
+// left, and ends; if it fails, the process goes on serving those it still has.
 func (s *server) give(g *giver, wanted handover.Go) {
 	s.giving <- struct{}{}
 	defer func() { <-s.giving }()
@@ -147,8 +146,8 @@ func (g *giver) giveAll(wanted handover.Go) error {
 	if err := g.giveConnections(); err != nil {
 		return err
 	}
-	// Who has come meanwhile goes as well: the last look at the queues comes
-	// before the last look at the workers.
+	// Clients that came meanwhile go as well: accept all of them, and then give the
+	// workers' connections once more.
 	s.engine.StopAccepting()
 	if err := g.giveConnections(); err != nil {
 		return err
@@ -199,8 +198,8 @@ func (g *giver) giveConnections() error {
 	return nil
 }
 
-// giveWorker gives the connections of a worker. Those that the store holds up
-// for longer than it may are left to the drain.
+// giveWorker gives the connections of a worker. Those that wait for the store longer
+// than -store-timeout stay, for the drain.
 func (g *giver) giveWorker(number int) error {
 	patience := g.server.config.StoreTimeout + time.Second
 	for progress := time.Now(); ; {
@@ -214,7 +213,7 @@ func (g *giver) giveWorker(number int) error {
 		case staying == 0 || time.Since(progress) > patience:
 			return nil
 		default:
-			time.Sleep(lookAgain)
+			time.Sleep(freezeAgain)
 		}
 		if g.server.drainSince.Load() != 0 {
 			return errDraining

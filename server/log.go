@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logDelay is how long a line may wait in memory for others to be written with.
+// logDelay is how long a line may wait in memory, to be written together with others.
 const logDelay = 100 * time.Millisecond
 
 // newLogger returns the process's log, whose lines gather in a buffer; Flush

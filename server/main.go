@@ -15,8 +15,8 @@ import (
 	"turnstile/netpoll"
 )
 
-// The exit codes. A drain that was cut short by its time-out is still a
-// success: it was asked for.
+// The exit codes. A drain that its time-out cuts short is a success too: somebody asked
+// for it.
 const (
 	exitOK      = 0
 	exitFailure = 1
@@ -34,7 +34,7 @@ func run(args []string) int {
 	if err != nil {
 		return complain(fmt.Errorf("cannot raise the limit of open files: %w", err), exitFailure)
 	}
-	cpus := runtime.GOMAXPROCS(0) // knows of CPU affinity and cgroup limits
+	cpus := runtime.GOMAXPROCS(0) // it respects CPU affinity and cgroup limits
 	config, err := parseConfig(args, os.Environ(), cpus, int(min(fds, 1<<31-1)), os.Stdout)
 	if errors.Is(err, flag.ErrHelp) {
 		return exitOK
@@ -72,10 +72,10 @@ func tuneRuntime(config *Config) {
 	}
 }
 
-// processorsPerLoop is how many Ps the Go scheduler gets for each event loop. A
-// loop that waits in the kernel occupies one for some microseconds; with none
-// to spare, every wake-up would begin by waking another thread. More than two
-// for each brought nothing, and each costs memory.
+// processorsPerLoop is how many Ps the Go scheduler gets for each event loop. A loop
+// that waits in the kernel keeps its P for some microseconds; without a second one, every
+// wake-up would first have to wake another thread. A third one brought nothing, and each
+// costs memory.
 const processorsPerLoop = 2
 
 // gcPercent keeps the heap closer to what is alive than Go's default of 100.

@@ -31,28 +31,28 @@ type server struct {
 	store     session.Store
 	memory    *session.Memory // the store, if it is the embedded one
 	endpoints []engine.Endpoint
-	listeners []*netpoll.Listener // to begin with
+	listeners []*netpoll.Listener // the listeners at the start
 	engine    *engine.Engine
 	plain     *plainHTTP
 	debug     *http.Server
 	started   time.Time
 
-	// Fixed after newServer: what run waits for.
-	failure         chan error    // what ends the process
-	drainRequested  chan struct{} // a drain is asked for
+	// Fixed after newServer: run waits for the first three channels.
+	failure         chan error    // an error that ends the process
+	drainRequested  chan struct{} // somebody has asked for a drain
 	handedOver      chan struct{} // another process has taken over
-	giving          chan struct{} // full while connections are given to another process
-	initialTakeover *takeover     // what -take-over-from asks for, nil without it
+	giving          chan struct{} // full while this process gives connections to another
+	initialTakeover *takeover     // the takeover of -take-over-from, nil without it
 
 	// Atomic.
 	ready       atomic.Bool
-	handingOver atomic.Bool             // or being asked to
-	hasGiven    atomic.Bool             // everything is another process's
+	handingOver atomic.Bool             // another process takes over, or prepares to
+	hasGiven    atomic.Bool             // another process has everything
 	control     atomic.Pointer[control] // nil without -control
 	drainSince  atomic.Int64            // time.Duration on netpoll's clock, 0 before the drain
 }
 
-// errKilled is the end by a second signal.
+// errKilled says that a second signal ended the process.
 var errKilled = errors.New("ended by a second signal before the drain was over")
 
 // newServer opens the listeners and starts the loops. Nobody is served until
@@ -77,7 +77,7 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	if s.initialTakeover, err = s.prepareInitialTakeover(); err != nil {
 		return nil, err
 	}
-	if s.listeners, err = listenAll(s.initialTakeover.listensElse(config.Listen)); err != nil {
+	if s.listeners, err = listenAll(s.initialTakeover.withoutTaken(config.Listen)); err != nil {
 		return nil, err
 	}
 	if s.engine, err = s.newEngine(); err != nil {
@@ -85,7 +85,7 @@ func newServer(config *Config, log zerolog.Logger) (*server, error) {
 	}
 	if s.initialTakeover == nil || config.Control != config.TakeOverFrom {
 		err = s.openControl()
-	} // else when what is there now has handed over
+	} // else runInitial opens it, when the other process has handed over
 	return s, err
 }
 
@@ -177,8 +177,8 @@ func (s *server) newMetrics() *metrics.Metrics {
 	return metrics.New(s.config.Workers, labels, sources)
 }
 
-// run is the life of the server. It returns after a drain (nil), at a second
-// signal (errKilled), or when something broke that cannot be mended.
+// run is the life of the server. It returns nil after a drain, errKilled at a second
+// signal, and otherwise the error that the process cannot survive.
 func (s *server) run(signals <-chan os.Signal) error {
 	if err := s.open(); err != nil {
 		return err
@@ -266,7 +266,7 @@ func (s *server) notify(state string) {
 	}
 }
 
-// fail ends the process; the first reason is the one that is told.
+// fail ends the process. Only the first error is reported.
 func (s *server) fail(err error) {
 	select {
 	case s.failure <- err:
@@ -274,7 +274,7 @@ func (s *server) fail(err error) {
 	}
 }
 
-// drain has every client told goodbye. The channel is closed when none is left.
+// drain says goodbye to every client. The channel is closed when none is left.
 func (s *server) drain(why string) <-chan struct{} {
 	s.log.Info().Str("reason", why).Int("connections", s.connections()).Msg("drain_started")
 	s.notify(notifyStopping)
@@ -283,18 +283,18 @@ func (s *server) drain(why string) <-chan struct{} {
 	return s.engine.Drain()
 }
 
-// requestDrain has run begin a drain, as a signal does.
+// requestDrain makes run begin a drain, as a signal does.
 func (s *server) requestDrain() {
 	select {
 	case s.drainRequested <- struct{}{}:
-	default: // it is asked for already
+	default: // somebody has asked before
 	}
 }
 
-// connections is how many sockets it holds.
+// connections is how many sockets the server holds.
 func (s *server) connections() int {
 	if s.engine == nil {
-		return 0 // it asks to take over, before it starts
+		return 0 // the server prepares its initial takeover, before it has an engine
 	}
 	return s.engine.Connections()
 }
@@ -310,7 +310,7 @@ func (s *server) drainTime() time.Duration {
 	return netpoll.Monotonic() - time.Duration(since)
 }
 
-// stop ends what is left, and sends what came of it.
+// stop runs end on a goroutine of its own, and sends its result.
 func (s *server) stop() <-chan error {
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.end() }()
@@ -325,7 +325,7 @@ func (s *server) end() error {
 		c.close()
 	}
 	select {
-	case s.giving <- struct{}{}: // and nothing is given from here on
+	case s.giving <- struct{}{}: // from here on no handover begins
 	case <-ctx.Done():
 	}
 	s.engine.CloseListeners()

@@ -16,22 +16,22 @@ import (
 	"turnstile/server/session"
 )
 
-// A takeover is this process's side of a handover to it: prepared, which
-// settles whether it can be, and then begun.
+// A takeover is the new process's side of a handover. It is prepared first, which asks
+// the old process whether it would hand over, and begins later.
 type takeover struct {
 	server   *server
 	path     string // the other process's control socket
 	exchange *handover.Exchange
 	welcome  handover.Welcome
-	done     chan struct{} // closed when all has come that will come
+	done     chan struct{} // closed when nothing more comes
 
 	// Written before done is closed.
 	totals takeoverTotals
-	taken  []string // the addresses of listeners
+	taken  []string // the addresses of the listeners that were taken over
 	err    error
 }
 
-// takeoverTotals are what has come.
+// takeoverTotals are how much this process has taken over.
 type takeoverTotals struct {
 	Connections int   `json:"connections"`
 	Sessions    int   `json:"unheld_sessions"` // those that no connection holds
@@ -45,7 +45,7 @@ var (
 	errNoSocket = errors.New("that is no socket: give the path of the running server's -control socket")
 )
 
-// hello is what this process is to the one that it takes over from.
+// hello is this process's description for the one that it takes over from.
 func (s *server) hello() handover.Hello {
 	h := handover.Hello{
 		Version: handover.Version, Store: "embedded", Subprotocols: []string{proto.Subprotocol},
@@ -62,9 +62,9 @@ func (s *server) hello() handover.Hello {
 	return h
 }
 
-// prepareTakeover asks the process with the control socket at path whether it
-// would hand over to this one. Until the takeover is over, claims of sessions
-// that only the other one may know wait.
+// prepareTakeover asks the process with the control socket at path whether it would
+// hand over to this one. Until the takeover is over, requests for sessions that this
+// process does not know wait, since the other process may know them.
 func (s *server) prepareTakeover(path string) (*takeover, error) {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if info, e := os.Stat(path); e == nil && info.Mode().Type() != os.ModeSocket {
@@ -89,8 +89,8 @@ func (s *server) prepareTakeover(path string) (*takeover, error) {
 // errItself says that a process was told to take over from itself.
 var errItself = errors.New("that is this server itself")
 
-// greet asks the other process, and counts its refusal here too: what refuses
-// is often gone before its metrics are read.
+// greet asks the other process. It counts a refusal here too, because the process that
+// refuses often ends before its metrics are scraped.
 func (t *takeover) greet(conn *net.UnixConn) (err error) {
 	if peer, err := peerOf(conn); err == nil && int(peer.Pid) == os.Getpid() {
 		return errItself
@@ -105,8 +105,7 @@ func (t *takeover) greet(conn *net.UnixConn) (err error) {
 	return err
 }
 
-// wants are the listeners that are taken over: those that this process was told
-// to listen on.
+// wants are the listeners to take over: those that -listen of this process names.
 func (t *takeover) wants() (addresses []string) {
 	for _, address := range t.welcome.Listeners {
 		if slices.Contains(t.server.config.Listen, address) {
@@ -116,8 +115,8 @@ func (t *takeover) wants() (addresses []string) {
 	return addresses
 }
 
-// run begins the takeover and waits until it is over; finish is called before
-// that is told.
+// run begins the takeover and waits until it is over. It calls finish before it logs
+// the end.
 func (t *takeover) run(finish func(err error)) (takeoverTotals, error) {
 	began := netpoll.Monotonic()
 	log := t.server.log
@@ -139,7 +138,7 @@ func (t *takeover) run(finish func(err error)) (takeoverTotals, error) {
 	return t.totals, t.err
 }
 
-// receive takes what comes, until there is no more.
+// receive takes batches until there are no more.
 func (t *takeover) receive() {
 	defer close(t.done)
 	defer t.exchange.Close()
@@ -167,8 +166,8 @@ func (t *takeover) take(b *handover.Batch) {
 	}
 	if s.memory != nil && len(b.Sessions) > 0 {
 		states := make([]session.State, len(b.Sessions))
-		for i, travelled := range b.Sessions {
-			states[i] = session.State(travelled)
+		for i, received := range b.Sessions {
+			states[i] = session.State(received)
 		}
 		s.memory.Import(states)
 		t.totals.Sessions += len(states)
@@ -187,8 +186,8 @@ func (t *takeover) takeListener(fd int, address string) {
 	t.taken = append(t.taken, address)
 }
 
-// listensElse is what of the addresses is not taken over; t may be nil.
-func (t *takeover) listensElse(addresses []string) (others []string) {
+// withoutTaken is the addresses whose listeners are not taken over; t may be nil.
+func (t *takeover) withoutTaken(addresses []string) (others []string) {
 	for _, address := range addresses {
 		if t == nil || !slices.Contains(t.welcome.Listeners, address) {
 			others = append(others, address)
@@ -197,9 +196,8 @@ func (t *takeover) listensElse(addresses []string) (others []string) {
 	return others
 }
 
-// runInitial runs the takeover that the process has begun with, and then takes
-// the other one's place. Where it fails, the listeners that did not come are
-// opened.
+// runInitial runs the takeover that -take-over-from asks for, and then takes the other
+// process's place. If it fails, this process opens the listeners that did not come.
 func (t *takeover) runInitial() {
 	go t.receive()
 	t.run(func(err error) {
@@ -225,15 +223,15 @@ func (t *takeover) runInitial() {
 func (t *takeover) takeItsPlace() {
 	s := t.server
 	if s.control.Load() != nil {
-		return // it has a socket of its own
+		return // this process has a control socket of its own
 	}
 	if err := s.openControl(); err != nil {
 		s.fail(err)
 	}
 }
 
-// listenInstead opens a listener as soon as the other process has let go of its
-// address: what this one has taken over of connections is served meanwhile.
+// listenInstead opens a listener as soon as the other process has closed its own at that
+// address. Connections that were taken over are served meanwhile.
 func (t *takeover) listenInstead(address string) {
 	s := t.server
 	l, err := netpoll.Listen(address)
@@ -252,7 +250,7 @@ func (t *takeover) listenInstead(address string) {
 	}
 }
 
-// listenAgain is how soon an address is tried again that is in use.
+// listenAgain is how long to wait before an address in use is tried again.
 const listenAgain = 20 * time.Millisecond
 
 // prepareInitialTakeover prepares the takeover that -take-over-from asks for, before

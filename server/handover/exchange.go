@@ -1,21 +1,21 @@
-// Package handover is how one process gives its live connections to another,
-// over a unix socket between them.
+// Package handover lets one process give its live connections to another, over a unix
+// socket between them.
 //
-// What is given goes in batches, each with three words:
+// Connections are given in batches, each with three words:
 //
-//	old  offer   the records, and the file descriptors by SCM_RIGHTS
-//	new  accept  it has them all, and has touched nothing
-//	old  commit  they are the new one's
+//	old  offer   here are the records, and the file descriptors by SCM_RIGHTS
+//	new  accept  I have them all, and have touched nothing
+//	old  commit  they are yours
 //
-// Until it has sent commit, the old process owns the batch, and takes it back
-// when anything goes wrong: it says abort, and ends the exchange. The new one
-// owns the batch once it has read commit, or, after its accept, the end of the
-// stream without an abort: then the old one is gone. Before it touches anything
-// it says owned; a stream that ends without that after commit tells the old
-// process that the new one has died before it began, and that it may take the
-// batch back. So a batch never has two owners, nor none.
+// Until the old process has sent commit, it owns the batch, and takes it back when
+// anything goes wrong: it sends abort, and ends the exchange. The new process owns the
+// batch once it has read commit. It also owns it if, after its accept, the stream ends
+// without an abort: then the old process is gone. Before the new process touches
+// anything, it sends owned. If the stream ends after commit without that word, the new
+// process has died before it began, and the old one may take the batch back. So a batch
+// never has two owners, and always has one.
 //
-// The package knows nothing of event loops; it neither logs nor reads flags.
+// The package knows no event loop; it neither logs nor reads flags.
 // An Exchange belongs to one goroutine.
 package handover
 
@@ -39,7 +39,7 @@ type word uint8
 const (
 	wordHello       word = iota + 1 // new: Hello, as JSON
 	wordWelcome                     // old: Welcome, as JSON
-	wordRefused                     // old: why not, a Refusal
+	wordRefused                     // old: RefusedError, as JSON
 	wordGo                          // new: begin; Go, as JSON
 	wordConnections                 // old: an offer of connections
 	wordListeners                   // old: an offer of listening sockets, addresses as JSON
@@ -48,7 +48,7 @@ const (
 	wordCommit                      // old
 	wordOwned                       // new
 	wordAbort                       // old
-	wordDone                        // old: that was all
+	wordDone                        // old: there are no more batches
 )
 
 const (
@@ -56,32 +56,31 @@ const (
 	// MostFDs is how many file descriptors a batch has at the most; the kernel
 	// takes 253 in one message (SCM_MAX_FD, unix(7)).
 	MostFDs = 128
-	// mostBytes bounds a message, so that a stream of something else is
-	// noticed.
-	mostBytes = 1 << 30
+	// maxBytes bounds a message, so that a stream of another protocol is noticed.
+	maxBytes = 1 << 30
 	// Patience is how long the other end may take for its next word once the
 	// exchange has begun.
 	Patience = 5 * time.Second
 )
 
-// A Hello is what the new process says of itself.
+// A Hello is the new process's description of itself.
 type Hello struct {
 	Version         int
 	Store           string   // which store the sessions are in, without credentials
 	Endpoints       []string // paths at which it serves
 	Subprotocols    []string
 	MaxMessage      int // bytes
-	Connections     int // how many it has room for
+	Connections     int // how many more it may serve
 	FileDescriptors int // how many it may still open
 }
 
-// A Welcome is what the old process has to give.
+// A Welcome is what the old process can give.
 type Welcome struct {
 	Connections int
 	Listeners   []string // addresses as they were asked for: ":8000", "unix:/run/t.sock"
 }
 
-// A Go says what of it the new process wants beside the connections.
+// A Go says which listeners the new process wants, besides the connections.
 type Go struct{ Listeners []string }
 
 // A Refusal is why the old process does not hand over; it is also a label of
@@ -122,13 +121,13 @@ type Exchange struct {
 	patience time.Duration // Patience
 }
 
-// NewExchange makes an end of conn, which belongs to it from here on.
+// NewExchange makes an end of conn, and owns conn from then on.
 func NewExchange(conn *net.UnixConn) *Exchange { return &Exchange{conn, Patience} }
 
 // Close ends the exchange.
 func (x *Exchange) Close() error { return x.conn.Close() }
 
-// A message is what one word comes with.
+// A message is a word and all that comes with it.
 type message struct {
 	word word
 	body []byte
@@ -153,7 +152,7 @@ func (x *Exchange) send(w word, body []byte, fds ...int) error {
 	}
 	n, _, err := x.conn.WriteMsgUnix(header, rights, nil)
 	if rest := append(header[n:], body...); err == nil && len(rest) > 0 {
-		_, err = x.conn.Write(rest) // not of nothing: after the last word the other end may be closed
+		_, err = x.conn.Write(rest) // never an empty write: after the last word the other end may be closed
 	}
 	if err != nil {
 		return fmt.Errorf("cannot send to the other process: %w", err)
@@ -169,8 +168,8 @@ func (x *Exchange) sendJSON(w word, value any) error {
 	return x.send(w, body)
 }
 
-// errNoServer says that the stream is of something else.
-var errNoServer = errors.New("what answers there is no server of this kind")
+// errNoServer says that the other end does not speak this protocol.
+var errNoServer = errors.New("the process that answers there is no server of this kind")
 
 // receive waits for the next message, for ever if patience is 0. The error is
 // io.EOF when the other end is closed.
@@ -190,10 +189,10 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 	m.word = word(header[0])
 	length := binary.BigEndian.Uint32(header[2:])
 	switch {
-	case m.word < wordHello || m.word > wordDone || length > mostBytes:
+	case m.word < wordHello || m.word > wordDone || length > maxBytes:
 		err = errNoServer
 	case len(m.fds) != int(header[1]):
-		err = fmt.Errorf("%d of %d file descriptors have come: is the limit of open files too low?", len(m.fds), header[1])
+		err = fmt.Errorf("only %d of %d file descriptors arrived: is the limit of open files too low?", len(m.fds), header[1])
 	}
 	if err != nil {
 		closeAll(m.fds)
@@ -207,8 +206,8 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 	return m, nil
 }
 
-// readRest reads what has to follow: an end before it is io.ErrUnexpectedEOF,
-// and not the end of a stream.
+// readRest reads the rest of a message. An end of the stream within it is
+// io.ErrUnexpectedEOF.
 func (x *Exchange) readRest(buf []byte) error {
 	_, err := io.ReadFull(x.conn, buf)
 	if err == io.EOF {
@@ -248,8 +247,8 @@ func closeAll(fds []int) {
 	}
 }
 
-// want receives a message that must be of word w, which is no offer; a refusal
-// is a RefusedError.
+// want receives a message that must have word w, which is no offer. A refusal comes as
+// a *RefusedError.
 func (x *Exchange) want(w word, patience time.Duration) (message, error) {
 	m, err := x.receive(patience)
 	closeAll(m.fds)
@@ -265,7 +264,7 @@ func (x *Exchange) want(w word, patience time.Duration) (message, error) {
 		}
 		return m, refused
 	}
-	return m, fmt.Errorf("the other process says %d where %d is due", m.word, w)
+	return m, fmt.Errorf("the other process sent word %d instead of %d", m.word, w)
 }
 
 func (x *Exchange) wantJSON(w word, patience time.Duration, value any) error {

@@ -427,7 +427,7 @@ func TestNonsense(t *testing.T) {
 		func(x *Exchange, r []int) error { return x.send(wordListeners, []byte(`[":1"]`), r...) })
 	toTaker("listeners that are not JSON", "invalid character",
 		func(x *Exchange, r []int) error { return x.send(wordListeners, []byte("x"), r...) })
-	toTaker("a word out of turn", "says 9 where an offer is due", func(x *Exchange, r []int) error { return x.send(wordCommit, nil, r...) })
+	toTaker("a word out of turn", "sent word 9 instead of an offer", func(x *Exchange, r []int) error { return x.send(wordCommit, nil, r...) })
 	toTaker("a word that there is not", errNoServer.Error(), func(x *Exchange, r []int) error { return x.send(99, nil, r...) })
 	toTaker("a word with descriptors in the place of the commit", errAborted.Error(), func(x *Exchange, r []int) error {
 		return errors.Join(x.send(wordConnections, encode(records(3, 0)...), r...), x.send(wordDone, nil, r...))

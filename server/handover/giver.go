@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// The old process's end.
+// This file is the old process's end.
 
-// Hear waits for what the new process says of itself.
+// Hear waits for the new process's Hello.
 func (x *Exchange) Hear() (h Hello, err error) { return h, x.wantJSON(wordHello, x.patience, &h) }
 
-// Welcome tells the new process what there is to give, and waits, for as long
-// as that takes, until it says go.
+// Welcome tells the new process what this one has, and waits without a limit until
+// the new process begins.
 func (x *Exchange) Welcome(w Welcome) (g Go, err error) {
 	if err := x.sendJSON(wordWelcome, w); err != nil {
 		return g, err
@@ -22,9 +22,9 @@ func (x *Exchange) Welcome(w Welcome) (g Go, err error) {
 // Refuse tells the new process why it gets nothing.
 func (x *Exchange) Refuse(e *RefusedError) error { return x.sendJSON(wordRefused, e) }
 
-// OfferConnections gives connections, with one file descriptor for each record.
-// Without an error the new process owns them, and the caller closes its copies.
-// With one they are still the caller's, and the exchange is over.
+// OfferConnections gives connections, with one file descriptor for each record. If it
+// returns nil, the new process owns them, and the caller closes its copies. If it
+// returns an error, the caller still owns them, and the exchange is over.
 func (x *Exchange) OfferConnections(records []Record, fds []int) error {
 	c := new(codec)
 	for i := range records {
@@ -55,17 +55,17 @@ func (x *Exchange) offer(w word, body []byte, fds ...int) error {
 	if len(fds) > MostFDs {
 		panic(fmt.Sprintf("BUG: %d file descriptors in one batch", len(fds)))
 	}
-	if err := x.persuade(w, body, fds); err != nil {
-		// An accept that has not come by now must not come after the abort,
-		// or it would find the end of the stream and mean that it owns.
+	if err := x.offerAndCommit(w, body, fds); err != nil {
+		// The new process must not send an accept after the abort: it would read
+		// the end of the stream next, and conclude that it owns the batch.
 		x.conn.CloseRead()
 		AtStep("abort")
-		x.send(wordAbort, nil) // if the new process has accepted, it has to know
+		x.send(wordAbort, nil) // a new process that has accepted must know
 		x.Close()
 		return fmt.Errorf("taken back: %w", err)
 	}
-	// From here on only the end of the new process undoes it. Nothing less
-	// may: a word that does not come in time may still come.
+	// Only the end of the new process undoes a commit. A timeout must not: the
+	// word that is late may still come.
 	AtStep("committed")
 	if _, err := x.want(wordOwned, 0); err != nil {
 		x.Close()
@@ -74,8 +74,8 @@ func (x *Exchange) offer(w word, body []byte, fds ...int) error {
 	return nil
 }
 
-// persuade goes as far as commit.
-func (x *Exchange) persuade(w word, body []byte, fds []int) error {
+// offerAndCommit sends the offer and, after the accept, the commit.
+func (x *Exchange) offerAndCommit(w word, body []byte, fds []int) error {
 	AtStep("offer")
 	if err := x.send(w, body, fds...); err != nil {
 		return err

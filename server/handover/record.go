@@ -6,53 +6,57 @@ import (
 	"time"
 )
 
-// Version is that of the records, and of what goes with them. Only processes
-// of the same version hand over to each other.
+// Version is the version of the records and of the exchange. Only processes of the
+// same version hand over to each other.
 const Version = 1
 
-// A Record is one connection, but for its file descriptor. Times are relative
-// to Frozen.
+// A Record is one connection without its file descriptor.
 type Record struct {
+	// The client, and what it asked for.
+	Endpoint string   // the path of the upgrade; "" while the request is incomplete
+	V2       bool     // the client speaks the second version of the protocol
+	IP       [16]byte // the client's address
+	Charged  bool     // IP counts in the limit for each address
+	Session  Session
+
+	// Times: the others are relative to Frozen.
 	Frozen      time.Duration // when the old process stopped serving it, on CLOCK_MONOTONIC
-	Endpoint    string        // the path it was upgraded at; "" while its request is not whole
-	V2          bool          // it speaks the second version of the protocol
-	IP          [16]byte      // of the client
-	Charged     bool          // IP counts in the limit for each address
-	Paused      bool          // Unparsed holds whole frames, which wait for Backlog to leave
 	Opened      time.Duration
 	LastRead    time.Duration
 	HeartbeatAt time.Duration
 	Deadline    time.Duration
 	RateTAT     time.Duration // the theoretical arrival time of the limit on messages a second
-	Unparsed    []byte        // bytes read of an unfinished request or frame
-	Backlog     []byte        // what the socket did not take yet
-	Due         int           // bytes of it that have to leave before Deadline
-	Parser      Parser
-	Session     Session
+
+	// Bytes, from the client and to it.
+	Unparsed []byte // bytes that were read and not handled
+	Paused   bool   // Unparsed holds whole frames, which wait until Backlog is sent
+	Parser   Parser
+	Backlog  []byte // answers that the socket did not take yet
+	Due      int    // bytes of Backlog that must be sent before Deadline
 }
 
-// A Parser is where a connection's parser stands.
+// A Parser is the state of a connection's parser.
 type Parser struct {
-	Op      uint8  // of the message whose fragments are in Message, 0 if there is none
+	Op      uint8  // the opcode of the message whose fragments are in Message, 0 if there is none
 	Message []byte // the fragments so far
 	Seen    int    // bytes of the frame at the front of Unparsed that are unmasked and checked
-	Tail    []byte // the start of a character that the text was cut in
+	Tail    []byte // the first bytes of a character whose last bytes are still to come
 }
 
-// A Session is a session, held by a connection or waiting for the next.
+// A Session is a session. A connection holds it, or it waits for the next one.
 type Session struct {
 	ID    [16]byte // all zero for a connection without a session
 	Count uint64
 	Idle  time.Duration // since its last connection ended; 0 while it has one
-	Token string        // the owner's in Redis, "" in the embedded store
-	Rival string        // the owner's key there may still name this older one
+	Token string        // the owner's token in Redis, "" in the embedded store
+	Rival string        // an older token, which the owner's key in Redis may still hold
 	Held  bool          // Redis has the count under Token
-	Known bool          // somebody had the session before
-	Owned bool          // Token was the owner's once
+	Known bool          // the session was known before Token claimed it
+	Owned bool          // Token has owned the session in Redis
 }
 
-// fields names all of a record for reading and for writing, so that the two
-// cannot differ.
+// fields reads or writes all fields of a record, so that reading and writing cannot
+// differ.
 func (r *Record) fields(c *codec) {
 	c.duration(&r.Frozen)
 	c.text(&r.Endpoint)
@@ -84,7 +88,7 @@ func (s *Session) fields(c *codec) {
 	c.flag(&s.Owned)
 }
 
-// A codec writes to, or reads from, data.
+// A codec writes to data or reads from it.
 type codec struct {
 	data    []byte
 	reading bool
@@ -148,7 +152,7 @@ func (c *codec) text(s *string) {
 	*s = string(b)
 }
 
-// bytes gives no bytes as nil; what it reads is part of data.
+// bytes reads no bytes as nil. The bytes that it reads are a part of data.
 func (c *codec) bytes(b *[]byte) {
 	length := uint64(len(*b))
 	c.number(&length)

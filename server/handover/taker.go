@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The new process's end.
+// This file is the new process's end.
 
-// Greet says what the new process is, and learns what the old one has. The
-// error is a *RefusedError if it does not hand over.
+// Greet sends the new process's Hello, and returns the old one's Welcome. The error is
+// a *RefusedError if the old process does not hand over.
 func (x *Exchange) Greet(h Hello) (w Welcome, err error) {
 	if err := x.sendJSON(wordHello, h); err != nil {
 		return w, err
@@ -20,24 +20,24 @@ func (x *Exchange) Greet(h Hello) (w Welcome, err error) {
 	return w, x.wantJSON(wordWelcome, x.patience, &w)
 }
 
-// Begin has the old process hand over.
+// Begin makes the old process hand over.
 func (x *Exchange) Begin(g Go) error { return x.sendJSON(wordGo, g) }
 
-// A Batch is what was given at once: of one kind.
+// A Batch is connections, or listeners, or sessions, that were given at once.
 type Batch struct {
 	Records   []Record
-	FDs       []int    // of Records, or of Listeners
+	FDs       []int    // the file descriptors of Records, or of Listeners
 	Listeners []string // addresses
 	Sessions  []Session
 }
 
-// Take waits for the next batch, and returns it once it is owned here. A nil
-// Batch without an error says that there are no more. With an error nothing
-// more will come, and what was on its way is the old process's.
+// Take waits for the next batch, and returns it once this process owns it. A nil Batch
+// without an error says that there are no more. After an error nothing more comes, and
+// the old process owns the batch that was under way.
 func (x *Exchange) Take() (*Batch, error) {
 	m, err := x.receive(0)
 	if err != nil {
-		return nil, fmt.Errorf("the handover is cut short: %w", err)
+		return nil, fmt.Errorf("the handover was cut short: %w", err)
 	}
 	if m.word == wordDone {
 		return nil, nil
@@ -79,7 +79,7 @@ func (m *message) batch() (b *Batch, err error) {
 		}
 		err = c.err
 	default:
-		err = fmt.Errorf("the other process says %d where an offer is due", m.word)
+		err = fmt.Errorf("the other process sent word %d instead of an offer", m.word)
 	}
 	return b, err
 }
@@ -87,8 +87,8 @@ func (m *message) batch() (b *Batch, err error) {
 // errAborted says that the old process has taken a batch back.
 var errAborted = errors.New("the old process has taken the last batch back")
 
-// accept says the second word and waits for the third. Once it is said, only
-// the old process may take the batch back; if it is gone, it cannot.
+// accept sends the accept and waits for the commit. Then only the old process may take
+// the batch back; if it is gone, it cannot.
 func (x *Exchange) accept() error {
 	AtStep("accept")
 	if err := x.send(wordAccept, nil); err != nil {
@@ -96,7 +96,7 @@ func (x *Exchange) accept() error {
 	}
 	AtStep("accepted")
 	m, err := x.receive(0)
-	closeAll(m.fds) // there ought to be none
+	closeAll(m.fds) // a commit comes without any
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
 		return nil
@@ -106,7 +106,7 @@ func (x *Exchange) accept() error {
 		return errAborted
 	}
 	AtStep("own")
-	x.send(wordOwned, nil) // an old process that is gone need not hear it
+	x.send(wordOwned, nil) // it may fail: an old process that is gone need not know
 	AtStep("owned")
 	return nil
 }

@@ -54,8 +54,10 @@ func testContainersAsRoot(t *testing.T, e *engine, source string) {
 	testContainerSetup(t, s)
 	out := s.must("dev-up.sh", "TURNSTILE_MONITORING=on")
 	for _, want := range []string{
-		"  redis runs\n", "  blue runs\n", "  nginx runs\n", "  victoriametrics runs\n", "  vmalert runs\n", "loki does not start: see make logs\n",
-		"warning: the service runs, but not all of what watches it: no loki alloy grafana. To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up\n",
+		"  redis runs\n", "  blue runs\n", "  nginx runs\n", "  victoriametrics runs\n", "  vmalert runs\n",
+		"loki does not start: see make logs\n",
+		"warning: the service runs, but not all of what watches it: no loki alloy grafana. " +
+			"To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up\n",
 		"http://" + s.site + "/ ", "http://" + e.addr + ":8428/vmui/", "make promote",
 	} {
 		if !strings.Contains(out, want) {
@@ -89,7 +91,8 @@ func testContainerSetup(t *testing.T, s *stack) {
 	if out := s.must("setup.sh", noPlugin); !strings.Contains(out, "no compose plugin, so the stack will be processes") {
 		t.Errorf("setup.sh without the plugin: %s", out)
 	}
-	if out, code := s.try("dev-up.sh", noPlugin, "TURNSTILE_BACKEND=compose"); code != 1 || !strings.Contains(out, "no compose plugin: install docker-compose-plugin") {
+	if out, code := s.try("dev-up.sh", noPlugin, "TURNSTILE_BACKEND=compose"); code != 1 ||
+		!strings.Contains(out, "no compose plugin: install docker-compose-plugin") {
 		t.Errorf("dev-up.sh without the plugin: exit code %d: %s", code, out)
 	}
 }
@@ -117,7 +120,8 @@ func testContainerPromotions(t *testing.T, s *stack) {
 		s.wantServing(colour)
 		c.wantUndisturbed()
 	}
-	if out, code := s.try("promote.sh", "TURNSTILE_MAX_MESSAGE=4"); code != 1 || !strings.Contains(out, "step 4 failed: green is not fit to serve; putting everything back") {
+	if out, code := s.try("promote.sh", "TURNSTILE_MAX_MESSAGE=4"); code != 1 ||
+		!strings.Contains(out, "step 4 failed: green is not fit to serve; putting everything back") {
 		t.Errorf("a broken release: exit code %d:\n%s", code, out)
 	}
 	s.wantServing("blue")
@@ -144,7 +148,8 @@ func testContainerViews(t *testing.T, s *stack) {
 	if out := s.must("smoke.sh"); !strings.Contains(out, "it leads to unix:/run/turnstile/"+colour+".sock") {
 		t.Errorf("smoke.sh:\n%s", out)
 	}
-	if out := s.must("metrics.sh websocket_ready"); !strings.Contains(out, "# "+colour+"\n") || !strings.Contains(out, "\nwebsocket_ready 1\n") {
+	if out := s.must("metrics.sh websocket_ready"); !strings.Contains(out, "# "+colour+"\n") ||
+		!strings.Contains(out, "\nwebsocket_ready 1\n") {
 		t.Errorf("metrics.sh:\n%s", out)
 	}
 	view := s.must("monitor.sh 1")
@@ -249,7 +254,8 @@ func newContainers(t *testing.T, e *engine, source, run string) *stack {
 // copySource copies the repository to where every user may read it.
 func copySource(t *testing.T, folder string) string {
 	t.Helper()
-	const command = `mkdir "$1" && cd .. && git ls-files -z --cached --others --exclude-standard | tar --create --null --ignore-failed-read --files-from - | tar --extract --directory "$1"`
+	const command = `mkdir "$1" && cd .. && git ls-files -z --cached --others --exclude-standard |
+		tar --create --null --ignore-failed-read --files-from - | tar --extract --directory "$1"`
 	if out, err := exec.Command("sh", "-c", command, "sh", folder).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

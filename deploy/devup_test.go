@@ -124,7 +124,8 @@ func TestDevUpWithoutWatchers(t *testing.T) {
 	s.source = copySource(t, s.run+"/source") // where nothing was built yet
 	out := s.must("dev-up.sh", "TURNSTILE_MONITORING=on", "GOPROXY=off", "GOMODCACHE="+t.TempDir())
 	for _, want := range []string{
-		"not all of what watches it: no victoria-metrics vmalert victoria-logs vlagent. To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up\n",
+		"not all of what watches it: no victoria-metrics vmalert victoria-logs vlagent. " +
+			"To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up\n",
 		"http://" + s.site + "/ ", "make promote",
 	} {
 		if !strings.Contains(out, want) {

@@ -8,10 +8,10 @@
 // that the first fds may be added before anything else runs, and Close must
 // come from outside.
 //
-// The package neither logs nor reads flags; what cannot go on is reported to
+// The package neither logs nor reads flags. A loop that cannot go on calls
 // Config.Fatal.
 //
-// What easygo's Epoll asks of its caller, all of it kept here or stated here:
+// easygo's Epoll asks this of its caller; the package does it, or states it here:
 //   - The callbacks of one batch of events are looked up before the first of
 //     them runs, so a callback can still come after Del. An owner of an fd
 //     returns at once when it has closed it, and its memory is never reused.
@@ -35,8 +35,8 @@ import (
 // Events is a set of readiness bits, as epoll_ctl(2) names them.
 type Events = netpoll.EpollEvent
 
-// The readiness that callers ask for. Failed comes unasked; a read or a write
-// then says what happened.
+// The readiness that callers ask for. Failed is reported always; a read or a write then
+// returns the error.
 const (
 	Readable Events = netpoll.EPOLLIN
 	Writable Events = netpoll.EPOLLOUT
@@ -46,7 +46,7 @@ const (
 // Tick is the resolution of a Loop's timers and of its clock.
 const Tick = 50 * time.Millisecond
 
-// Config is what a Loop tells the outside.
+// Config is the callbacks of a Loop.
 type Config struct {
 	// Fatal is called when the loop cannot go on. It must not return to
 	// normal work: nothing of this Loop runs any more.

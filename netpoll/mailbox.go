@@ -45,8 +45,8 @@ func (m *mailbox) post(task func()) bool {
 
 var wake = binary.NativeEndian.AppendUint64(nil, 1)
 
-// run executes what has been posted so far. What the tasks post themselves
-// waits for the next turn of the loop, behind the fds that are ready.
+// run runs the tasks that were posted so far. Tasks that these post run in the loop's
+// next turn, after the fds that are ready.
 func (m *mailbox) run() {
 	readCounter(m.fd)
 	m.mu.Lock()

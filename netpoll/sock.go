@@ -23,8 +23,8 @@ func Read(fd int, p []byte) (n int, err error) { return transfer(unix.SYS_READ, 
 // that goes with it is ignored by the Go runtime. See write(2).
 func Write(fd int, p []byte) (n int, err error) { return transfer(unix.SYS_WRITE, fd, p) }
 
-// transfer makes the call without telling the scheduler, which is there for
-// calls that block: these return at once.
+// transfer makes the call without telling Go's scheduler, which must know only of calls
+// that block: these return at once.
 func transfer(call uintptr, fd int, p []byte) (int, error) {
 	for {
 		n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))

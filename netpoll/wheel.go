@@ -31,13 +31,13 @@ const wheelSlots = 4096
 type Wheel struct {
 	slots [wheelSlots]*Timer
 	tick  int64 // the last tick that Advance has handled
-	held  int
+	count int   // how many timers are on the wheel
 }
 
 func (w *Wheel) init(now time.Duration) { w.tick = int64(now / Tick) }
 
 // Len is the number of timers on the wheel.
-func (w *Wheel) Len() int { return w.held }
+func (w *Wheel) Len() int { return w.count }
 
 // Schedule lets t expire at the first tick that is not before at, and never in
 // the tick being handled. A timer on the wheel is moved.
@@ -52,7 +52,7 @@ func (w *Wheel) Schedule(t *Timer, at time.Duration) {
 		t.next.link = &t.next
 	}
 	*slot = t
-	w.held++
+	w.count++
 }
 
 // Cancel takes t off the wheel. A timer that is not on it is left alone.
@@ -65,7 +65,7 @@ func (w *Wheel) Cancel(t *Timer) {
 		t.next.link = t.link
 	}
 	t.next, t.link = nil, nil
-	w.held--
+	w.count--
 }
 
 // Advance moves the wheel to now and expires what is due. A timer may schedule
@@ -82,8 +82,8 @@ func (w *Wheel) Advance(now time.Duration) {
 }
 
 func (w *Wheel) expire(slot **Timer, now time.Duration) {
-	// Nothing can join this slot meanwhile: Schedule reaches only the slots
-	// of later ticks.
+	// No timer can join this slot meanwhile: Schedule uses only the slots of later
+	// ticks.
 	for *slot != nil {
 		t := *slot
 		w.Cancel(t)

@@ -89,16 +89,16 @@ func beginBye(dst []byte, total uint64) ([]byte, textFrame) {
 // its payload start.
 type textFrame struct{ header, payload int }
 
-// beginText leaves the room that the header of a text frame will take if its
-// payload has about length bytes.
+// beginText leaves room for the header of a text frame whose payload has about length
+// bytes.
 func beginText(dst []byte, length int) ([]byte, textFrame) {
 	header := len(dst)
 	dst = appendHeader(dst, OpText, true, false, length)
 	return dst, textFrame{header, len(dst)}
 }
 
-// endText writes the header in front of the payload, which it moves if that
-// takes another room than was left.
+// endText writes the header in front of the payload. It moves the payload if the header
+// needs more or less room than beginText has left.
 func endText(dst []byte, f textFrame) []byte {
 	length := len(dst) - f.payload
 	var room [maxHeaderBytes]byte

@@ -48,8 +48,8 @@ const (
 
 // decodeHeader reads the frame header at the front of buf. n is the header's
 // length in bytes, mask included; it is 0 while h.Length is not known. The
-// mask is there once buf holds n bytes. What is wrong in the first two bytes is
-// said as soon as they are there.
+// mask is there once buf holds n bytes. An error in the first two bytes is returned as
+// soon as they are there.
 func decodeHeader(buf []byte, fromClient bool) (h ws.Header, n int, err error) {
 	if len(buf) < 2 {
 		return h, 0, nil

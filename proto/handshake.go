@@ -90,7 +90,7 @@ func CheckRequest(header []byte) *Refusal {
 	return nil
 }
 
-// http2Preface is how a client begins that speaks HTTP/2 without asking first
+// http2Preface is the first line of a client that speaks HTTP/2 without asking first
 // (RFC 9113 §3.4).
 var http2Preface = []byte("PRI * HTTP/2.0\r\n")
 
@@ -153,8 +153,8 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return r.Text }
 
-// Refusals of what is no request for an upgrade that can be granted; the others
-// are the application's.
+// Refusals of requests that ask for no upgrade, or for an invalid one. The engine has
+// others.
 var (
 	ErrHeaderTooLong = &Refusal{http.StatusRequestHeaderFieldsTooLarge, "", "request header over 8 KiB"}
 	errMalformed     = &Refusal{http.StatusBadRequest, "", "malformed request"}
@@ -168,7 +168,7 @@ var (
 	errBadVersion    = &Refusal{http.StatusUpgradeRequired, "Sec-WebSocket-Version: 13\r\n", "Sec-WebSocket-Version is not 13"}
 )
 
-// Refusals of what is no request for a page either.
+// Refusals of requests that are no valid HTTP requests for a page.
 var (
 	errMalformedPlain = &Refusal{http.StatusBadRequest, "", "malformed request: " +
 		"it begins with METHOD PATH HTTP/1.1, and each header line is NAME: VALUE"}

@@ -7,7 +7,7 @@ import (
 	"github.com/gobwas/ws"
 )
 
-// Rules are what a Parser holds its peer to. Many Parsers share them.
+// Rules are what a Parser demands of its peer. Many Parsers share them.
 type Rules struct {
 	FromClient bool // the peer is a client: its frames must be masked
 	MaxMessage int  // the longest message, in bytes, over all its fragments
@@ -29,7 +29,7 @@ type Parser struct {
 	started *started // nil between messages, so that an idle Parser is two words
 }
 
-// started is what is known of an unfinished frame and of an unfinished message.
+// started is the state of an unfinished frame and of an unfinished message.
 type started struct {
 	message []byte   // the fragments so far
 	seen    int      // how much of the frame's payload is unmasked and checked already
@@ -37,16 +37,16 @@ type started struct {
 	tail    utf8Tail // where the UTF-8 check of the message stands
 }
 
-// A ParserState is where a Parser stands, apart from the unfinished frame's
-// bytes, which its caller has: enough to go on elsewhere.
+// A ParserState is the state of a Parser without the unfinished frame's bytes, which its
+// caller has. Another Parser can go on from it.
 type ParserState struct {
 	Op      OpCode // of the message whose fragments are in Message, OpContinuation if there is none
 	Message []byte // the fragments so far
 	Seen    int    // bytes of the unfinished frame's payload that are unmasked and checked
-	Tail    []byte // the start of a character that the text so far was cut in
+	Tail    []byte // the first bytes of a character whose last bytes are still to come
 }
 
-// State is where p stands. Message and Tail are p's own.
+// State is the state of p. Message and Tail are p's own memory.
 func (p *Parser) State() (state ParserState) {
 	if s := p.started; s != nil {
 		state = ParserState{Op: s.op, Message: s.message, Seen: s.seen, Tail: s.tail.bytes[:s.tail.n]}
@@ -54,7 +54,7 @@ func (p *Parser) State() (state ParserState) {
 	return state
 }
 
-// Restore has p go on from a State.
+// Restore makes p go on from a State.
 func (p *Parser) Restore(state ParserState) {
 	s := started{message: state.Message, seen: state.Seen, op: state.Op}
 	s.tail.n = uint8(copy(s.tail.bytes[:utf8.UTFMax-1], state.Tail))
@@ -83,7 +83,7 @@ func (p *Parser) Next(buf []byte) (m Message, n int, err error) {
 	return m, n, err
 }
 
-// keep holds s until the next call, if there is anything in it.
+// keep keeps s for the next call, if anything is unfinished.
 func (p *Parser) keep(s *started) {
 	switch {
 	case s.op == OpContinuation && s.seen == 0:
@@ -109,7 +109,7 @@ func (s *started) nextFrame(rules *Rules, buf []byte) (m Message, n int, err err
 	if whole {
 		payload = payload[:h.Length]
 	}
-	if err := s.take(h, payload, whole); err != nil {
+	if err := s.consume(h, payload, whole); err != nil {
 		return Message{}, 0, err
 	}
 	if !whole {
@@ -134,9 +134,8 @@ func (s *started) checkSequence(h ws.Header, maxMessage int) error {
 	return nil
 }
 
-// take unmasks what is new of the payload of the frame at hand and, if it is
-// text, checks it.
-func (s *started) take(h ws.Header, payload []byte, whole bool) error {
+// consume unmasks the new bytes of a frame's payload and, if it is text, checks them.
+func (s *started) consume(h ws.Header, payload []byte, whole bool) error {
 	fresh := payload[s.seen:]
 	if h.Masked {
 		ws.Cipher(fresh, h.Mask, s.seen)
@@ -209,14 +208,14 @@ func checkClose(payload []byte) error {
 	return nil
 }
 
-// A utf8Tail checks UTF-8 that comes in pieces: it keeps the start of a
-// character that a piece was cut in.
+// A utf8Tail checks UTF-8 that comes in pieces. It keeps the first bytes of a character
+// until the next piece brings the rest.
 type utf8Tail struct {
 	bytes [utf8.UTFMax]byte
 	n     uint8
 }
 
-// accept reports whether p can go on what came before.
+// accept reports whether p is valid UTF-8 after what came before.
 func (t *utf8Tail) accept(p []byte) bool {
 	for t.n > 0 && len(p) > 0 {
 		t.bytes[t.n] = p[0]

@@ -35,7 +35,8 @@ setting BIN '' programs 'a folder with server and bench, instead of building the
 setting MONITORING on switch 'off: without what watches the stack'
 setting PATIENCE 15 seconds 'seconds that a promotion gives a colour to get ready'
 setting NOFILE 65536 number 'files that a container may open, where the engine can give so many'
-setting BACKEND '' backend 'processes, compose or units (units where turnstile@.service is installed, compose where a Docker engine with the compose plugin runs)'
+setting BACKEND '' backend \
+	'processes, compose or units (units where turnstile@.service is installed, compose where a Docker engine with the compose plugin runs)'
 
 # What a value of each kind is.
 declare -A ALLOWED=(

@@ -42,7 +42,8 @@ func ParseAddress(text string) (*Address, error) {
 	switch scheme {
 	case "redis", "rediss", "unix":
 	default:
-		return nil, errors.New("must begin with redis://, rediss:// or unix://, such as redis://user:password@host:6379/0 or unix:///run/redis.sock")
+		return nil, errors.New("must begin with redis://, rediss:// or unix://, " +
+			"such as redis://user:password@host:6379/0 or unix:///run/redis.sock")
 	}
 	a := &Address{scheme: scheme}
 	query := make(url.Values)

@@ -54,7 +54,8 @@ func TestParseAddressErrors(t *testing.T) {
 	f("redis://host?wait_replicas=many", "must have a whole number from 0 to 100 as wait_replicas")
 	f("redis://host?wait_replicas=101", "must have a whole number from 0 to 100 as wait_replicas")
 	f("redis://host?skip_verify=maybe", "must have true or false as skip_verify")
-	f("redis://host?pool=1", "must have nothing but db, wait_replicas, master_name, sentinel_username, sentinel_password, skip_verify behind the question mark, got \"pool\"")
+	f("redis://host?pool=1", "must have nothing but db, wait_replicas, master_name, "+
+		"sentinel_username, sentinel_password, skip_verify behind the question mark, got \"pool\"")
 	f("redis://u:12?secret=", "must have nothing but db")
 	f("redis://u:12?7secret=1", "must have nothing but db")
 	f("redis://:12?secret@host", "must have # as %23")
@@ -86,7 +87,8 @@ func TestErrorsDoNotNameTheUser(t *testing.T) {
 		}
 	}
 	f("NOPERM User counter has no permissions to run the 'set' command", "NOPERM this user has no permissions to run the 'set' command")
-	f("NOPERM User watcher has no permissions to run the 'sentinel' command", "NOPERM this user has no permissions to run the 'sentinel' command")
+	f("NOPERM User watcher has no permissions to run the 'sentinel' command",
+		"NOPERM this user has no permissions to run the 'sentinel' command")
 	f("dial tcp 127.0.0.78:1: connect: connection refused", "dial tcp 127.0.0.78:1: connect: connection refused")
 }
 

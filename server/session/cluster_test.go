@@ -51,8 +51,8 @@ func TestRedisCluster(t *testing.T) {
 func TestRedisClusterPassword(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
 	for _, node := range cluster.Nodes {
-		node.Do("ACL", "SETUSER", "counter", "on", ">pass", "~turnstile:*", "&turnstile:*", "+get", "+set", "+del", "+pexpire", "+eval", "+evalsha",
-			"+publish", "+subscribe", "+ping", "+wait", "+cluster|slots", "+asking")
+		node.Do("ACL", "SETUSER", "counter", "on", ">pass", "~turnstile:*", "&turnstile:*",
+			"+get", "+set", "+del", "+pexpire", "+eval", "+evalsha", "+publish", "+subscribe", "+ping", "+wait", "+cluster|slots", "+asking")
 		node.Do("ACL", "SETUSER", "default", "off")
 	}
 	url := strings.Replace(cluster.URL, "redis://", "redis://counter:pass@", 1)

@@ -69,12 +69,14 @@ var errorNames = [errorKinds]struct {
 	errorMemory:        {"out_of_memory", scopeNode, []string{"OOM"}},
 	errorDisk:          {"disk", scopeNode, []string{"MISCONF"}},
 	errorBusy:          {"busy", scopeNode, []string{"BUSY"}},
-	errorAuth:          {"authentication", scopeNode, []string{"NOAUTH", "WRONGPASS", "NOPERM", "ERR invalid password", "ERR Client sent AUTH"}},
-	errorMoved:         {"moved", scopeSession, []string{"MOVED"}},
-	errorAsk:           {"ask", scopeSession, []string{"ASK"}},
-	errorTryAgain:      {"try_again", scopeSession, []string{"TRYAGAIN"}},
-	errorNoScript:      {"no_script", scopeSession, []string{"NOSCRIPT"}},
-	errorOther:         {"other", scopeSession, nil},
+	errorAuth: {"authentication", scopeNode, []string{
+		"NOAUTH", "WRONGPASS", "NOPERM", "ERR invalid password", "ERR Client sent AUTH",
+	}},
+	errorMoved:    {"moved", scopeSession, []string{"MOVED"}},
+	errorAsk:      {"ask", scopeSession, []string{"ASK"}},
+	errorTryAgain: {"try_again", scopeSession, []string{"TRYAGAIN"}},
+	errorNoScript: {"no_script", scopeSession, []string{"NOSCRIPT"}},
+	errorOther:    {"other", scopeSession, nil},
 }
 
 func (k errorKind) String() string { return errorNames[k].name }

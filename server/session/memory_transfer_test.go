@@ -65,7 +65,8 @@ func claimPending(t testing.TB, m *Memory, id ID) *visitor {
 func (v *visitor) wantTold(t testing.TB, count uint64, resumed bool, err error) {
 	t.Helper()
 	if !v.run() || v.told != 1 || v.resumed != resumed || v.err != err || v.Count != count || v.Committed() != count {
-		t.Errorf("told %d times: resumed %v, count %d (%d committed), %v; want %v, %d, %v", v.told, v.resumed, v.Count, v.Committed(), v.err, resumed, count, err)
+		t.Errorf("told %d times: resumed %v, count %d (%d committed), %v; want %v, %d, %v",
+			v.told, v.resumed, v.Count, v.Committed(), v.err, resumed, count, err)
 	}
 }
 

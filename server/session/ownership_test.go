@@ -216,7 +216,8 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"take", "release", "ended, 0/0, released", "abandoned"},
 	{"take", "timeout", "take, 0/0", "claim unavailable"},
 
-	{"take from older", "done with 7", "owned, 7/7, expects older, had owner, confirmed, renewed", "claimed with 7, resumed; older has to look"},
+	{"take from older", "done with 7", "owned, 7/7, expects older, had owner, confirmed, renewed",
+		"claimed with 7, resumed; older has to look"},
 	{"take from older", "done without", "owned, 0/0, expects older, had owner, confirmed, renewed", "claimed with 0; older has to look"},
 	{"take from older", "nobody", "take, 0/0, replaces older, had owner, waits", ""},
 	{"take from older", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner, waits", ""},

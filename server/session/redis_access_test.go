@@ -27,7 +27,8 @@ func TestRedisOverTLS(t *testing.T) {
 
 func TestRedisPassword(t *testing.T) {
 	server := redistest.Start(t)
-	server.Do("ACL", "SETUSER", "counter", "on", ">pass,word", "~turnstile:*", "&turnstile:*", "+get", "+set", "+del", "+pexpire", "+eval", "+evalsha", "+publish", "+subscribe", "+ping")
+	server.Do("ACL", "SETUSER", "counter", "on", ">pass,word", "~turnstile:*", "&turnstile:*",
+		"+get", "+set", "+del", "+pexpire", "+eval", "+evalsha", "+publish", "+subscribe", "+ping")
 	server.Do("ACL", "SETUSER", "default", "off")
 	a := readyStore(t, "redis://counter:pass%2Cword@"+server.Addr)
 	b := readyStore(t, "unix://counter:pass%2Cword@"+server.Socket)

@@ -137,7 +137,10 @@ func receive[T any](t testing.TB, what string, from <-chan T) (value T) {
 }
 
 func (i *instance) client() *client {
-	return &client{t: i.t, store: i.Redis, loop: i.loop, claimed: make(chan error, 1), committed: make(chan Outcome, 1), taken: make(chan struct{})}
+	return &client{
+		t: i.t, store: i.Redis, loop: i.loop,
+		claimed: make(chan error, 1), committed: make(chan Outcome, 1), taken: make(chan struct{}),
+	}
 }
 
 func (i *instance) mint() *client {
@@ -349,7 +352,8 @@ func TestRedisTimesToLive(t *testing.T) {
 	// than the other one's would last if they were not renewed.
 	server.Until("nothing is left of it", func() bool { return len(server.Keys(key+"*")) == 0 })
 	a.claim(gone.ID(), 0, false)
-	if record, owner := server.Do("PTTL", recordKeyOf(t, server, silent.ID())).(int64), server.Do("PTTL", ownerKey(silent.ID())).(int64); record < ttl.Milliseconds() || owner <= record {
+	record := server.Do("PTTL", recordKeyOf(t, server, silent.ID())).(int64)
+	if owner := server.Do("PTTL", ownerKey(silent.ID())).(int64); record < ttl.Milliseconds() || owner <= record {
 		t.Errorf("a silent session's record lives %d ms and its owner's key %d, want at least %v and more", record, owner, ttl)
 	}
 	a.claim(silent.ID(), 4, true).count(1)
@@ -410,7 +414,8 @@ func TestReadmeKeys(t *testing.T) {
 	token := server.Do("GET", ownerKey(c.ID())).(string)
 	words := strings.NewReplacer("ID", c.ID().String(), "TOKEN", token)
 	var want []string
-	for _, line := range doctest.Blocks(t, "server/session/README.md")[0].Commands() {
+	block := doctest.Blocks(t, "server/session/README.md")[0]
+	for _, line := range block.Commands() {
 		key := strings.Fields(line)[0]
 		want = append(want, words.Replace(key))
 	}
@@ -420,8 +425,9 @@ func TestReadmeKeys(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("the keys are %q, README.md has %q", got, want)
 	}
-	form := regexp.MustCompile(`[A-Z]+\.[A-Z]+-[A-Z]+\.[A-Z]+`).FindString(doctest.Blocks(t, "server/session/README.md")[0].Text)
-	if pattern := regexp.MustCompile("[A-Z]+").ReplaceAllString(regexp.QuoteMeta(form), "[0-9a-f]+"); !regexp.MustCompile("^" + pattern + "$").MatchString(token) {
+	form := regexp.MustCompile(`[A-Z]+\.[A-Z]+-[A-Z]+\.[A-Z]+`).FindString(block.Text)
+	pattern := regexp.MustCompile("[A-Z]+").ReplaceAllString(regexp.QuoteMeta(form), "[0-9a-f]+")
+	if !regexp.MustCompile("^" + pattern + "$").MatchString(token) {
 		t.Errorf("the token is %s, README.md has the form %q", token, form)
 	}
 }

@@ -25,6 +25,7 @@ var (
 	mine  = token{epoch: 100, lease: leaseID{1, 1}}
 	older = token{epoch: 50, lease: leaseID{2, 1}}
 	newer = token{epoch: 200, lease: leaseID{2, 2}}
+	twin  = token{epoch: 100, lease: leaseID{2, 3}} // claimed in the same microsecond
 )
 
 // A situation is a state with the command that it sends, if one is due, and what
@@ -102,7 +103,7 @@ var situations = []situation{
 var answers = map[phase][]string{
 	phaseFind:    {"nobody", "older", "newer", "attempt", "refused", "unknown"},
 	phaseTake:    {"done with 7", "done without", "nobody", "older", "newer", "attempt", "refused", "unknown"},
-	phaseRestore: {"done", "nobody", "older", "newer", "attempt", "refused", "unknown"},
+	phaseRestore: {"done", "nobody", "older", "newer", "twin", "attempt", "refused", "unknown"},
 	phaseOwned:   {"done", "missing", "refused", "unknown"},
 }
 
@@ -114,6 +115,7 @@ var answersByName = map[string]answer{
 	"nobody":       {kind: answerOwner},
 	"older":        {kind: answerOwner, owner: older.String()},
 	"newer":        {kind: answerOwner, owner: newer.String()},
+	"twin":         {kind: answerOwner, owner: twin.String()},
 	"attempt":      {kind: answerOwner, owner: token{mine.epoch, mine.lease, 9}.String()},
 	"refused":      {kind: answerRefused},
 	"unknown":      {kind: answerUnknown},
@@ -238,6 +240,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"mint", "done", "owned, 0/0, confirmed, renewed", ""},
 	{"mint", "older", "ended, 0/0, expects older", "taken over"},
 	{"mint", "newer", "ended, 0/0, expects newer", "taken over"},
+	{"mint", "twin", "ended, 0/0, expects twin", "taken over"},
 	{"mint", "attempt", "restore, 0/0, expects attempt", ""},
 	{"mint", "unknown", "restore, 0/0, attempt 1", ""},
 	{"mint", "commit 6", "restore, 0/6, waits", ""},
@@ -248,6 +251,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"mint, counts in flight", "nobody", "restore, 0/5, waits", ""},
 	{"mint, counts in flight", "older", "ended, 0/5, expects older, waits", "revoked"},
 	{"mint, counts in flight", "newer", "ended, 0/5, expects newer, waits", "revoked"},
+	{"mint, counts in flight", "twin", "ended, 0/5, expects twin, waits", "revoked"},
 	{"mint, counts in flight", "attempt", "restore, 0/5, expects attempt, waits", ""},
 	{"mint, counts in flight", "refused", "restore, 0/5, waits", ""},
 	{"mint, counts in flight", "unknown", "restore, 0/5, attempt 1, waits", ""},
@@ -258,6 +262,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"restore", "nobody", "restore, 4/5, confirmed, waits", ""},
 	{"restore", "older", "restore, 4/5, expects older, replaces older, confirmed, waits", ""},
 	{"restore", "newer", "ended, 4/5, expects newer, confirmed, waits", "revoked"},
+	{"restore", "twin", "ended, 4/5, expects twin, confirmed, waits", "revoked"},
 	{"restore", "attempt", "restore, 4/5, expects attempt, confirmed, waits", ""},
 	{"restore", "unknown", "restore, 4/5, expects mine, attempt 1, confirmed, waits", ""},
 	{"restore", "release", "restore, 4/5, expects mine, confirmed, released", ""},
@@ -266,6 +271,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"restore from older", "done", "owned, 5/5, expects older, had owner, confirmed, renewed", "committed 5; older has to look"},
 	{"restore from older", "nobody", "restore, 4/5, replaces older, had owner, confirmed, waits", ""},
 	{"restore from older", "newer", "ended, 4/5, expects newer, replaces older, had owner, confirmed, waits", "revoked"},
+	{"restore from older", "twin", "ended, 4/5, expects twin, replaces older, had owner, confirmed, waits", "revoked"},
 	{"restore from older", "attempt", "restore, 4/5, expects attempt, replaces older, had owner, confirmed, waits", ""},
 	{"restore from older", "unknown", "restore, 4/5, expects older, replaces older, attempt 1, had owner, confirmed, waits", ""},
 	{"restore from older", "release", "restore, 4/5, expects older, replaces older, had owner, confirmed, released", ""},
@@ -275,6 +281,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"restore, silent", "nobody", "restore, 4/4, confirmed", ""},
 	{"restore, silent", "older", "restore, 4/4, expects older, replaces older, confirmed", ""},
 	{"restore, silent", "newer", "ended, 4/4, expects newer, confirmed", "taken over"},
+	{"restore, silent", "twin", "ended, 4/4, expects twin, confirmed", "taken over"},
 	{"restore, silent", "attempt", "restore, 4/4, expects attempt, confirmed", ""},
 	{"restore, silent", "unknown", "restore, 4/4, expects mine, attempt 1, confirmed", ""},
 	{"restore, silent", "commit 6", "restore, 4/6, expects mine, confirmed, waits", ""},
@@ -285,6 +292,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"restore, left", "nobody", "restore, 4/4, confirmed, released", ""},
 	{"restore, left", "older", "restore, 4/4, expects older, replaces older, confirmed, released", ""},
 	{"restore, left", "newer", "ended, 4/4, expects newer, confirmed, released", ""},
+	{"restore, left", "twin", "ended, 4/4, expects twin, confirmed, released", ""},
 	{"restore, left", "attempt", "restore, 4/4, expects attempt, confirmed, released", ""},
 	{"restore, left", "unknown", "restore, 4/4, expects mine, attempt 1, confirmed, released", ""},
 	{"restore, left", "expiry", "ended, 4/4, expects mine, confirmed, released", ""},
@@ -444,6 +452,8 @@ func nameOf(text string) string {
 		return "older"
 	case newer.String():
 		return "newer"
+	case twin.String():
+		return "twin"
 	}
 	return "attempt"
 }

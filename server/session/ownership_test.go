@@ -58,6 +58,7 @@ func owning(change func(o *ownership)) ownership {
 
 func commits5(o *ownership)   { o.commit(5, testEarlier) }
 func releases(o *ownership)   { o.release() }
+func givesUp(o *ownership)    { o.giveUp(testNow) }
 func lends(o *ownership)      { o.lend() }
 func verifies(o *ownership)   { o.mustVerify = true }
 func fences(o *ownership)     { o.phase, o.expected = phaseRestore, mine.String() }
@@ -75,6 +76,7 @@ func all(changes ...func(o *ownership)) func(o *ownership) {
 var situations = []situation{
 	{name: "claim", from: inPhase(phaseFind, nil), sends: "find"},
 	{name: "claim, left in flight", from: inPhase(phaseFind, nil), sends: "find", meanwhile: releases},
+	{name: "claim, given up", from: inPhase(phaseFind, givesUp), sends: "find"},
 	{name: "take", from: inPhase(phaseTake, nil), sends: "take from nobody for 80m"},
 	{name: "take from older", from: inPhase(phaseTake, replaces), sends: "take from older for 80m"},
 	{name: "take, left in flight", from: inPhase(phaseTake, nil), sends: "take from nobody for 80m", meanwhile: releases},
@@ -91,9 +93,11 @@ var situations = []situation{
 	{name: "commit, verified in flight", from: owning(commits5), sends: "store 5 for 80m", meanwhile: verifies},
 	{name: "commit, left in flight", from: owning(commits5), sends: "store 5 for 80m", meanwhile: releases},
 	{name: "renewal", from: owning(renewsLong), sends: "store 4 for 80m and renew"},
+	{name: "renewal, verified in flight", from: owning(renewsLong), sends: "store 4 for 80m and renew", meanwhile: verifies},
 	{name: "verify", from: owning(verifies), sends: "store 4 for 80m and renew"},
 	{name: "release", from: owning(releases), sends: "store 4 for 60m, the last"},
 	{name: "lent", from: owning(lends), sends: "nothing"},
+	{name: "lent with a count to store", from: owning(all(commits5, givesUp, lends)), sends: "nothing"},
 	{name: "lent after a mint", from: inPhase(phaseRestore, lends), sends: "nothing"},
 	{name: "lent before a restore", from: owning(all(fences, replaces, lends)), sends: "nothing"},
 	{name: "ended", from: owning(func(o *ownership) { o.giveAway() }), sends: "nothing"},
@@ -363,6 +367,24 @@ var transitions = []struct{ situation, event, after, tells string }{
 
 	{"ended", "commit 6", "ended, 4/4, confirmed", "refused"},
 	{"ended", "release", "ended, 4/4, confirmed, released", ""},
+
+	{"claim, given up", "nobody", "take, 0/0", ""},
+	{"claim, given up", "older", "take, 0/0, expects older, replaces older, had owner", ""},
+	{"claim, given up", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner", ""},
+	{"claim, given up", "attempt", "take, 0/0, expects attempt", ""},
+	{"claim, given up", "release", "ended, 0/0, released", ""},
+
+	{"renewal, verified in flight", "done", "owned, 4/4, confirmed, renewed, must verify", ""},
+	{"renewal, verified in flight", "missing", "restore, 4/4, expects mine, confirmed, must verify", ""},
+	{"renewal, verified in flight", "refused", "owned, 4/4, confirmed, must verify", ""},
+	{"renewal, verified in flight", "unknown", "restore, 4/4, expects mine, attempt 1, confirmed, must verify", ""},
+	{"renewal, verified in flight", "commit 6", "owned, 4/6, confirmed, waits, must verify, in flight", ""},
+	{"renewal, verified in flight", "release", "owned, 4/4, confirmed, must verify, in flight, released", ""},
+
+	{"lent with a count to store", "release", "owned, 4/5, confirmed, lent, released", ""},
+	{"lent with a count to store", "take back", "owned, 4/5, confirmed, must verify", ""},
+	{"lent with a count to store", "give away", "ended, 4/5, confirmed, lent", ""},
+	{"lent with a count to store", "adopt", "restore, 0/5, confirmed, renewed, must verify", ""},
 }
 
 func TestTransitions(t *testing.T) {

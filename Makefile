@@ -19,7 +19,13 @@ export CGO_ENABLED ?= 0
 # The lines that begin with ##@ name the groups of the list.
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {print $$1 "\t" $$2}' $(MAKEFILE_LIST) | \
+		awk -F '\t' -v width=80 'NF < 2 {print; next} { \
+			line = sprintf("  make %-16s", $$1); n = split($$2, word, " "); \
+			for (i = 1; i <= n; i++) { \
+				if (length(line " " word[i]) > width) {print line; line = sprintf("%23s", "")} \
+				line = line " " word[i]} \
+			print line}'
 
 ##@ Run
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -64,6 +65,32 @@ func TestScriptsHaveHelp(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(s.run); len(entries) != 0 {
 		t.Errorf("it has made %v", entries)
+	}
+}
+
+// Lists of commands and variables fit into a terminal of 80 columns. The folder
+// of the stack is one word, however long.
+func TestHelpFitsIntoATerminal(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	texts := map[string]string{}
+	for _, name := range userScripts(t) {
+		texts[name], _, _ = s.streams(name + " --help")
+	}
+	list, err := exec.Command("make", "--no-print-directory", "-C", "..", "help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts["make help"] = string(list)
+	for name, text := range texts {
+		if strings.Count(text, "\n") < 3 {
+			t.Errorf("%s prints %q", name, text)
+		}
+		for line := range strings.SplitSeq(text, "\n") {
+			if len(line) > 80 && !strings.Contains(line, s.run) {
+				t.Errorf("%s has a line of %d bytes: %s", name, len(line), line)
+			}
+		}
 	}
 }
 
@@ -187,26 +214,60 @@ func TestTakenPorts(t *testing.T) {
 	s.must("promote.sh")
 }
 
-// Without one of the programs that it needs, dev-up says what installs it.
-func TestDevUpWithoutRedis(t *testing.T) {
-	t.Parallel()
-	s := preparedStack(t)
+// without is a PATH that lacks one program, and has this one in place of docker.
+func without(t testing.TB, program, docker string) string {
+	t.Helper()
 	farm := t.TempDir()
 	programs, err := filepath.Glob("/usr/bin/*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range programs {
-		if name := filepath.Base(path); name != "redis-server" {
+		if name := filepath.Base(path); name != program && name != "docker" {
 			if err := os.Symlink(path, filepath.Join(farm, name)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	out, said, code := s.streams("dev-up.sh", "PATH="+farm)
-	if code != 1 || out != "" || said != "dev-up.sh: redis-server is not installed: make setup installs it\n" {
-		t.Errorf("exit code %d, output %q, errors %q", code, out, said)
+	if err := os.WriteFile(filepath.Join(farm, "docker"), []byte("#!/bin/sh\n"+docker+"\n"), 0o755); err != nil {
+		t.Fatal(err)
 	}
+	return "PATH=" + farm
+}
+
+// Without one of the programs that it needs, a script says what installs it.
+func TestScriptsWithoutAProgram(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	for script, program := range map[string]string{"dev-up.sh": "redis-server", "monitor.sh 1": "curl", "metrics.sh": "curl"} {
+		out, said, code := s.streams(script, without(t, program, "exit 1"))
+		name, _, _ := strings.Cut(script, " ")
+		if code != 1 || out != "" || said != name+": "+program+" is not installed: make setup installs it\n" {
+			t.Errorf("%s: exit code %d, output %q, errors %q", script, code, out, said)
+		}
+	}
+}
+
+// Containers need an engine with the compose plugin, which Debian 12 does not
+// have; and a stack of processes stays one until it is ended.
+func TestBackendIsChosen(t *testing.T) {
+	t.Parallel()
+	const noPlugin, plugin = `[ "$1" != compose ]`, "exit 0"
+	s := preparedStack(t)
+	want := func(docker, watcher string) {
+		t.Helper()
+		_, said, _ := s.streams("logs.sh apache", "TURNSTILE_BACKEND=", without(t, "", docker))
+		if !strings.Contains(said, `there is no service "apache"`) || !strings.Contains(said, " "+watcher+" ") {
+			t.Errorf("with docker as %q the backend is not the one of %s: %s", docker, watcher, said)
+		}
+	}
+	want("exit 1", "victoria-metrics")
+	want(noPlugin, "victoria-metrics")
+	want(plugin, "victoriametrics")
+	s.must("dev-up.sh")
+	want(plugin, "victoria-metrics")
+	s.must("dev-down.sh")
+	want(plugin, "victoriametrics")
 }
 
 // Where nothing runs, each script says so at once, and what starts the stack:

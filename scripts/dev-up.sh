@@ -41,12 +41,13 @@ fi
 	"To start the stack without monitoring: TURNSTILE_MONITORING=off make dev-up"
 
 echo
-look "$SITE/" "the console; WebSockets at ${SITE/http/ws}/ws/chat/"
+look "$SITE/" "the console"
+look "${SITE/http/ws}/ws/chat/" WebSockets
 look "http://$(address_of "$colour")/metrics/" "the metrics of $colour, which serves"
 ((${#WATCHERS[@]} == 0)) || watchers_say
 cat <<END
 
-  make promote      start the other colour, lead clients to it, take over the live ones of $colour
+  make promote      start the other colour; it takes over the clients of $colour
   make smoke-test   a WebSocket, a count, a resume
   make logs         what all of it says (SERVICE=blue: one part)
   make monitor      both colours, live

@@ -9,6 +9,8 @@ source "$(dirname "$0")/stack.sh"
 no_options "$@"
 (($# <= 1)) || refuse_argument "$2" "it takes one text"
 
+want_curl
+
 running=() found=
 for colour in blue green; do
 	part_runs "$colour" || continue

@@ -21,6 +21,8 @@ readonly duration=${1:-}
 [[ -z $duration || $duration =~ ^[1-9][0-9]{0,8}$ ]] ||
 	refuse_argument "$duration" "the time must be a whole number of seconds from 1"
 
+want_curl
+
 pages=$(mktemp -d)
 last= # the view that stays when it ends by itself
 terminal= # a file descriptor of it

@@ -85,7 +85,9 @@ want_programs() {
 }
 
 build() {
-	[[ -n ${SETTING[BIN]} ]] || make --silent -C "$ROOT" build-bench
+	[[ -z ${SETTING[BIN]} ]] || return 0
+	[[ -x $BIN/server ]] || echo "  building the server and the load generator: minutes, the first time"
+	make --silent -C "$ROOT" build-bench
 }
 
 # flag_error is what the server has against the variables for its flags, if anything:

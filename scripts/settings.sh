@@ -69,13 +69,22 @@ check_settings() {
 	done
 }
 
+# show_setting NAME MEANING fits into a terminal of 80 columns.
+show_setting() {
+	local label=TURNSTILE_$1 line
+	while read -r line; do
+		printf '  %-32s %s\n' "$label" "$line"
+		label=
+	done < <(fmt --width 46 <<<"$2")
+}
+
 show_settings() {
 	local name
 	printf '\nVariables:\n'
 	for name in "${SETTINGS[@]}"; do
-		printf '  %-32s %s\n' "TURNSTILE_$name" "${MEANING[$name]}"
+		show_setting "$name" "${MEANING[$name]}"
 	done
-	printf '  %-32s %s\n' TURNSTILE_MAX_MESSAGE '-max-message of a colour that is started; so for every flag of the server'
+	show_setting MAX_MESSAGE '-max-message of a colour that is started; so for every flag of the server'
 }
 
 # check_flags refuses the flags that the scripts set themselves, or that would

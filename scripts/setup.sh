@@ -29,10 +29,14 @@ fi
 [[ -n ${SETTING[BIN]} ]] || have_command go || die "install Go 1.26 or later (https://go.dev/dl/)"
 mapfile -t packages < <(missing_packages)
 if ((${#packages[@]} > 0)) && can_install; then
-	echo "setup: installing ${packages[*]}"
+	echo "setup: installing ${packages[*]} (a minute or two; the log is .cache/setup.log)"
+	wanted=" ${packages[*]} "
 	mkdir -p .cache
 	install_packages "${packages[@]}" >>.cache/setup.log 2>&1
 	mapfile -t packages < <(missing_packages)
+	[[ ! -d /run/systemd/system || $wanted != *" redis-server "* && $wanted != *" nginx-light "* ]] ||
+		echo "setup: Debian starts what it installs. The stack does not use these services:" \
+			"systemctl disable --now redis-server nginx ends them"
 fi
 ((${#packages[@]} == 0)) || die "missing: install Debian's ${packages[*]} (as root: apt-get install ${packages[*]})"
 echo "setup: all that the stack needs is here; make dev-up starts it"

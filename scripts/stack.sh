@@ -55,6 +55,9 @@ one_at_a_time() {
 	flock -n "$LOCK" || die "another promotion, dev-up or dev-down is under way (it holds $RUN/lock)"
 }
 
+# want_curl is for the scripts that ask a server for its metrics.
+want_curl() { command -v curl >/dev/null || die "curl is not installed: make setup installs it"; }
+
 # now is the time in microseconds.
 now() { echo "${EPOCHREALTIME/[.,]/}"; }
 
@@ -103,7 +106,7 @@ smoke() {
 }
 
 # look URL TEXT prints where to look at something.
-look() { printf '  %-48s %s\n' "$1" "$2"; }
+look() { printf '  %-42s %s\n' "$1" "$2"; }
 
 # unwatched is the watchers that could not be started.
 unwatched=()
@@ -128,11 +131,13 @@ look_at() {
 #   has_logs PART, show_logs PART...
 have_units() { [[ -f /etc/systemd/system/turnstile@.service ]]; }
 have_docker() { command -v docker >/dev/null && docker info &>/dev/null; }
+have_processes() { compgen -G "$RUN/pid/*" >/dev/null; } # until dev-down, whatever is installed meanwhile
 have_compose() { docker compose version &>/dev/null; } # Debian's docker.io has not
 
 BACKEND=${SETTING[BACKEND]}
 if [[ -z $BACKEND ]]; then
-	if have_units; then BACKEND=units; elif have_docker && have_compose; then BACKEND=compose; else BACKEND=processes; fi
+	BACKEND=processes
+	if have_units; then BACKEND=units; elif ! have_processes && have_docker && have_compose; then BACKEND=compose; fi
 fi
 # shellcheck source-path=SCRIPTDIR source=processes.sh
 source "$ROOT/scripts/$BACKEND.sh"

@@ -50,7 +50,6 @@ missing_packages() {
 	have_command iptables || echo iptables
 	have_command ip || echo iproute2
 	have_command busybox || echo busybox-static
-	have_command debootstrap || echo debootstrap
 }
 
 install_npm() {
@@ -68,7 +67,7 @@ install_npm() {
 mkdir -p .cache
 mapfile -t packages < <(missing_packages)
 if ((${#packages[@]} > 0)) && can_install; then
-	echo "test-deps: installing ${packages[*]}"
+	echo "test-deps: installing ${packages[*]} (minutes; the log is $log)"
 	install_packages "${packages[@]}" >>"$log" 2>&1
 	mapfile -t packages < <(missing_packages)
 fi

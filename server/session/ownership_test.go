@@ -93,6 +93,8 @@ var situations = []situation{
 	{name: "commit, verified in flight", from: owning(commits5), sends: "store 5 for 80m", meanwhile: verifies},
 	{name: "commit, left in flight", from: owning(commits5), sends: "store 5 for 80m", meanwhile: releases},
 	{name: "renewal", from: owning(renewsLong), sends: "store 4 for 80m and renew"},
+	{name: "renewal, due this moment", from: owning(func(o *ownership) { o.renewedAt = testNow - testTimes.renewal }),
+		sends: "store 4 for 80m and renew"},
 	{name: "renewal, verified in flight", from: owning(renewsLong), sends: "store 4 for 80m and renew", meanwhile: verifies},
 	{name: "verify", from: owning(verifies), sends: "store 4 for 80m and renew"},
 	{name: "release", from: owning(releases), sends: "store 4 for 60m, the last"},
@@ -373,6 +375,14 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"claim, given up", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner", ""},
 	{"claim, given up", "attempt", "take, 0/0, expects attempt", ""},
 	{"claim, given up", "release", "ended, 0/0, released", ""},
+
+	{"renewal, due this moment", "done", "owned, 4/4, confirmed, renewed", ""},
+	{"renewal, due this moment", "missing", "restore, 4/4, expects mine, confirmed", ""},
+	{"renewal, due this moment", "refused", "owned, 4/4, confirmed, must verify", ""},
+	{"renewal, due this moment", "unknown", "restore, 4/4, expects mine, attempt 1, confirmed, must verify", ""},
+	{"renewal, due this moment", "commit 6", "owned, 4/6, confirmed, waits", ""},
+	{"renewal, due this moment", "release", "owned, 4/4, confirmed, released", ""},
+	{"renewal, due this moment", "lend", "owned, 4/4, confirmed, lent", "lent"},
 
 	{"renewal, verified in flight", "done", "owned, 4/4, confirmed, renewed, must verify", ""},
 	{"renewal, verified in flight", "missing", "restore, 4/4, expects mine, confirmed, must verify", ""},

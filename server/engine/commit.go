@@ -129,8 +129,9 @@ func (c *Conn) OnTakenOver() {
 
 // takenOver says goodbye on a connection whose session another connection has claimed.
 func (c *Conn) takenOver() {
-	c.answer(c.endpoint.handler.OnTakenOver(c, c.worker.out))
-	c.sendClose(closeTakenOver, proto.StatusTakenOver, "session taken over")
+	if !c.answer(c.endpoint.handler.OnTakenOver(c, c.worker.out)) {
+		c.sendClose(closeTakenOver, proto.StatusTakenOver, "session taken over")
+	}
 }
 
 // starve notes a connection that is not read because answers of others wait for the

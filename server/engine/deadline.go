@@ -81,7 +81,9 @@ func (c *Conn) onDue(now time.Duration) {
 func (c *Conn) heartbeat(now time.Duration) {
 	every := c.worker.engine.config.Heartbeat
 	c.heartbeatAt += every * (1 + (now-c.heartbeatAt)/every)
-	c.answer(c.endpoint.handler.OnHeartbeat(c, c.worker.out))
+	if c.answer(c.endpoint.handler.OnHeartbeat(c, c.worker.out)) {
+		return
+	}
 	c.worker.out = proto.AppendFrame(c.worker.out, proto.OpPing, nil)
 	c.worker.metrics.Heartbeats.Inc()
 }

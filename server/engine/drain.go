@@ -52,8 +52,9 @@ func (w *worker) sayGoodbye(conns []*Conn) {
 
 func (c *Conn) goodbye() {
 	if c.state == stateOpen && c.leaving == leavingNot {
-		c.answer(c.endpoint.handler.OnDrain(c, c.worker.out))
-		c.sendClose(closeShutdown, proto.StatusGoingAway, "Going away")
+		if !c.answer(c.endpoint.handler.OnDrain(c, c.worker.out)) {
+			c.sendClose(closeShutdown, proto.StatusGoingAway, "Going away")
+		}
 		c.flush()
 	}
 }

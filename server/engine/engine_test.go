@@ -132,13 +132,12 @@ func TestCloseFromEveryState(t *testing.T) {
 	}
 	for want, act := range reach {
 		h.connect("/count")
-		h.onLoop(func(w *worker) { act(w.conns[0]); w.conns[0].flush() })
-		eventually(t, "the state is reached", func() (reached bool) {
-			h.onLoop(func(w *worker) { reached = len(w.conns) == 1 && w.conns[0].state == want })
-			return reached
-		})
 		h.onLoop(func(w *worker) {
 			c := w.conns[0]
+			act(c)
+			if c.flush(); c.state != want {
+				t.Errorf("state %d, want %d", c.state, want)
+			}
 			c.close(closeReset)
 			c.close(closeReset)
 			c.flush()

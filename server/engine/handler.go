@@ -28,10 +28,11 @@ type Handler interface {
 	OnMessage(c *Conn, m proto.Message, out []byte) []byte
 	// OnHeartbeat may append frames that are sent with the engine's ping.
 	OnHeartbeat(c *Conn, out []byte) []byte
-	// OnDrain may append last frames; the engine closes with 1001 behind them.
+	// OnDrain may append last frames; the engine closes with 1001 behind them, or as
+	// Conn.Close says.
 	OnDrain(c *Conn, out []byte) []byte
 	// OnTakenOver may append last frames to a client that has lost its session to
-	// another connection; the engine closes with 4001 behind them.
+	// another connection; the engine closes with 4001 behind them, or as Conn.Close says.
 	OnTakenOver(c *Conn, out []byte) []byte
 	// OnClosed is called when a connection has ended here after OnOpen or OnAdopt: it
 	// is closed, or another process has it.
@@ -127,6 +128,9 @@ func (c *Conn) Stored() uint64 { return c.session.Committed() }
 // handler appends in this call or later are sent when the count is stored, and dropped
 // if it cannot be stored. The connection must hold a session.
 func (c *Conn) Add() uint64 {
+	if w := c.worker; c.session.Count == c.session.Committed() {
+		w.heldFrom = len(w.out) // what the running call appends is not in it yet
+	}
 	c.session.Count++
 	return c.session.Count
 }
@@ -136,8 +140,12 @@ func (c *Conn) Add() uint64 {
 func (c *Conn) IsLate() bool { return c.worker.isLate(c) }
 
 // Close ends the connection behind the frames that its handler appends in the running
-// call. A handler may close only the connection that it was called for.
+// call. A handler may close only the connection that it was called for, and not from
+// OnRequest or OnClosed.
 func (c *Conn) Close(reason CloseReason, code proto.StatusCode, text string) {
+	if c.state < stateOpen || c.state == stateClosed {
+		panic("BUG: a handler closes a connection that is not open")
+	}
 	c.worker.farewell = farewell{c, reason, code, text}
 }
 
@@ -170,15 +178,18 @@ type farewell struct {
 }
 
 // answer takes the frames that a handler has appended, and closes the connection if
-// the handler has asked for that.
-func (c *Conn) answer(out []byte) {
+// the handler has asked for that, which it reports.
+func (c *Conn) answer(out []byte) (closed bool) {
 	w := c.worker
 	w.out = out
-	if f := w.farewell; f.conn != nil {
-		w.farewell = farewell{}
-		if f.conn != c {
-			panic("BUG: a handler closes a connection that it was not called for")
-		}
-		c.sendClose(f.reason, f.code, f.text)
+	f := w.farewell
+	if f.conn == nil {
+		return false
 	}
+	w.farewell = farewell{}
+	if f.conn != c {
+		panic("BUG: a handler closes a connection that it was not called for")
+	}
+	c.sendClose(f.reason, f.code, f.text)
+	return true
 }

@@ -103,9 +103,25 @@ func startEngine(t testing.TB, change ...func(*Config)) *harness {
 	return &harness{t: t, engine: e, addr: l.Addr}
 }
 
-// connect opens a blocking client socket and upgrades it; no read of it waits for
-// longer than patience.
+// connect opens a client socket and upgrades it.
 func (h *harness) connect(target string) (fd int) {
+	h.t.Helper()
+	fd = h.dial(target)
+	var answer []byte
+	for one := make([]byte, 1); !bytes.HasSuffix(answer, []byte("\r\n\r\n")); answer = append(answer, one[0]) {
+		if n, err := unix.Read(fd, one); err != nil || n == 0 {
+			h.t.Fatalf("%s, %v", answer, err)
+		}
+	}
+	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101")) {
+		h.t.Fatalf("%s", answer)
+	}
+	return fd
+}
+
+// dial opens a blocking client socket and asks for an upgrade; no read of the
+// socket waits for longer than patience.
+func (h *harness) dial(target string) (fd int) {
 	h.t.Helper()
 	to, err := net.ResolveTCPAddr("tcp", h.addr)
 	if err != nil {
@@ -124,15 +140,6 @@ func (h *harness) connect(target string) (fd int) {
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 	if _, err := unix.Write(fd, []byte(request)); err != nil {
 		h.t.Fatal(err)
-	}
-	var answer []byte
-	for one := make([]byte, 1); !bytes.HasSuffix(answer, []byte("\r\n\r\n")); answer = append(answer, one[0]) {
-		if n, err := unix.Read(fd, one); err != nil || n == 0 {
-			h.t.Fatalf("%s, %v", answer, err)
-		}
-	}
-	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101")) {
-		h.t.Fatalf("%s", answer)
 	}
 	return fd
 }

@@ -124,18 +124,7 @@ func (c *Conn) onFrame(m proto.Message) {
 			c.sendClose(closeRate, proto.StatusPolicyViolation, "too many messages")
 			return
 		}
-		c.onMessage(m)
-	}
-}
-
-// onMessage lets the application answer a message. If the application counted it, the
-// answer is held until the count is stored.
-func (c *Conn) onMessage(m proto.Message) {
-	w := c.worker
-	start, before := len(w.out), c.session.Count
-	c.answer(c.endpoint.handler.OnMessage(c, m, w.out))
-	if c.session.Count != before && before == c.session.Committed() {
-		w.heldFrom = start
+		c.answer(c.endpoint.handler.OnMessage(c, m, c.worker.out))
 	}
 }
 

@@ -39,7 +39,8 @@ type Batch struct {
 // later call may freeze them. It may be called from any goroutine.
 func (e *Engine) Freeze(number, n int) (b *Batch, staying int) {
 	w := e.workers[number]
-	w.loop.Call(func() { b, staying = w.freeze(n) })
+	b = &Batch{worker: w}
+	w.loop.Call(func() { staying = w.freeze(b, n) })
 	return b, staying
 }
 
@@ -92,9 +93,8 @@ func (e *Engine) Adopt(fds []int, records []handover.Record) {
 	adopting.Wait()
 }
 
-// freeze is Engine.Freeze.
-func (w *worker) freeze(n int) (b *Batch, staying int) {
-	b = &Batch{worker: w}
+// freeze is Engine.Freeze, into b.
+func (w *worker) freeze(b *Batch, n int) (staying int) {
 	for i := len(w.conns) - 1; i >= 0 && len(b.conns) < n && w.holdRequests; i-- {
 		c := w.conns[i]
 		if !c.mayLeave() {
@@ -110,7 +110,7 @@ func (w *worker) freeze(n int) (b *Batch, staying int) {
 			c.watch()
 		}
 	}
-	return b, staying
+	return staying
 }
 
 // mayLeave reports whether the connection can go to another process. One that is
@@ -168,6 +168,7 @@ func (c *Conn) takeBack() {
 		c.paused = false
 		c.consume(c.spill, 0)
 	}
+	c.flush()
 	c.resume()
 	c.flush()
 	if w.draining {
@@ -268,6 +269,7 @@ func (c *Conn) unpack(r *handover.Record) {
 	w.metrics.Active.Add(1)
 	w.metrics.Backlog.Add(int64(c.backlog.length()))
 	c.endpoint.handler.OnAdopt(c)
+	c.answer(w.out)
 }
 
 // setHoldRequests is Engine.HoldRequests for one worker. When it ends, the worker

@@ -46,7 +46,7 @@ func (c *Conn) flush() {
 	}
 	w.heldFrom = 0
 	c.send(out, sendable, commits)
-	if c.state == stateClosing && c.backlog == nil {
+	if c.state == stateClosing && c.backlog == nil && !c.storing {
 		c.linger()
 	}
 	c.watch()
@@ -82,7 +82,8 @@ func (c *Conn) enqueue(frame []byte) {
 
 // flushDirty sends what Conn.Send has queued: one write for each connection.
 func (w *worker) flushDirty() {
-	for _, c := range w.dirty {
+	for i := 0; i < len(w.dirty); i++ { // a connection that closes may have its application send to more
+		c := w.dirty[i]
 		c.dirty = false
 		if c.state != stateClosed && c.leaving != leavingAway {
 			c.flush()

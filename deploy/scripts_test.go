@@ -205,6 +205,11 @@ func TestTakenPorts(t *testing.T) {
 			t.Errorf("with port %s taken, something was started", port)
 		}
 	}
+	releaseLogs, releaseShipper := take("9428"), take("9429")
+	want("dev-up.sh", "port 9428, for victoria-logs, and port 9429, for vlagent, are taken by other programs: end those, or choose other "+
+		"ports: TURNSTILE_VICTORIALOGS_PORT=9430 TURNSTILE_VLAGENT_PORT=9431 make dev-up", "TURNSTILE_MONITORING=on")
+	releaseLogs()
+	releaseShipper()
 	s.must("dev-up.sh")
 	release := take("8002")
 	want("promote.sh", "port 8002, for green, is taken by another program: end that one, or choose "+
@@ -268,6 +273,26 @@ func TestBackendIsChosen(t *testing.T) {
 	want(plugin, "victoria-metrics")
 	s.must("dev-down.sh")
 	want(plugin, "victoriametrics")
+}
+
+// A stack that somebody else has started is told as such.
+func TestScriptsMayNotWrite(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	if err := os.Chmod(s.run, 0o555); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Chmod(s.run, 0o755)
+	for _, script := range []string{"dev-up.sh", "promote.sh", "dev-down.sh"} {
+		cmd := s.script(script)
+		if os.Getuid() == 0 { // root may write anyway
+			cmd = s.command([]string{wantProgram(t, "setpriv"), "--bounding-set=-dac_override", "scripts/" + script})
+		}
+		out, err := cmd.CombinedOutput()
+		if err == nil || strings.Count(string(out), "\n") != 1 || !strings.Contains(string(out), "run this as that user, or") {
+			t.Errorf("%s: %v, %s", script, err, out)
+		}
+	}
 }
 
 // Where nothing runs, each script says so at once, and what starts the stack:

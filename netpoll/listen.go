@@ -75,6 +75,8 @@ func advice(err error) string {
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return ": ports below 1024 need CAP_NET_BIND_SERVICE, a socket's folder must be writable"
+	case errors.Is(err, unix.EADDRINUSE):
+		return ": end the program that listens there, or choose another address"
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		return ": it is no address of this machine"
 	}

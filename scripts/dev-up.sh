@@ -43,7 +43,7 @@ fi
 echo
 look "$SITE/" "the console"
 look "${SITE/http/ws}/ws/chat/" WebSockets
-look "http://$(address_of "$colour")/metrics/" "the metrics of $colour, which serves"
+look "http://$(address_of "$colour")/" "$colour itself: charts, and /metrics/"
 ((${#WATCHERS[@]} == 0)) || watchers_say
 cat <<END
 

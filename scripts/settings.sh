@@ -122,13 +122,15 @@ free_port() {
 # want_ports PART... ends the script if another program has the port of a part
 # that is still to be started.
 want_ports() {
-	local part name port
+	local part name taken='' variables=() text='is taken by another program: end that one, or choose another port'
 	for part; do
 		name=${PORT_OF[$part]:-}
 		if [[ -n $name ]] && is_taken "${SETTING[$name]}" && ! part_runs "$part"; then
-			port=${SETTING[$name]}
-			die "port $port, for $part, is taken by another program: end that one, or choose another port:" \
-				"TURNSTILE_$name=$(free_port "$port") make $(basename "$0" .sh)"
+			taken+="${taken:+ and }port ${SETTING[$name]}, for $part,"
+			SETTING[$name]=$(free_port "${SETTING[$name]}")
+			variables+=("TURNSTILE_$name=${SETTING[$name]}")
 		fi
 	done
+	((${#variables[@]} <= 1)) || text='are taken by other programs: end those, or choose other ports'
+	[[ -z $taken ]] || die "$taken $text: ${variables[*]} make $(basename "$0" .sh)"
 }

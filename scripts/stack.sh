@@ -50,6 +50,8 @@ copy_nginx() {
 
 # one_at_a_time takes the lock that the scripts which change the stack share.
 one_at_a_time() {
+	[[ ! -d $RUN || -w $RUN ]] || die "the stack in $RUN is user $(stat -c %U "$RUN")'s: run this as that user," \
+		"or have a stack of your own in another folder, such as TURNSTILE_RUN_DIR=$HOME/turnstile"
 	mkdir -p "$RUN"
 	exec {LOCK}>"$RUN/lock"
 	flock -n "$LOCK" || die "another promotion, dev-up or dev-down is under way (it holds $RUN/lock)"

@@ -287,7 +287,9 @@ func TestAddressInUseEndsTheStart(t *testing.T) {
 	if code := second.wait(); code != exitFailure {
 		t.Errorf("exit code %d", code)
 	}
-	if got, want := second.stderr.String(), fmt.Sprintf("server: cannot listen on %q: address already in use\n", p.addr); got != want {
+	want := fmt.Sprintf("server: cannot listen on %q: address already in use: "+
+		"end the program that listens there, or choose another address\n", p.addr)
+	if got := second.stderr.String(); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

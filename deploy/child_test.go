@@ -57,7 +57,7 @@ func tool(t testing.TB, name string) string {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(path); err != nil {
-		missing(t, "%v: run make stack-tools", err)
+		missing(t, "%v: run make stack-tools compose-plugin", err)
 	}
 	return path
 }

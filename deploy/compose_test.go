@@ -24,11 +24,11 @@ import (
 // engine's own. No image can be pulled, so those of the stack are made here;
 // the ones of Loki, Alloy and Grafana are missing.
 func TestContainers(t *testing.T) {
+	e := newEngine(t)
 	built := tool(t, "docker-compose")
 	for _, name := range []string{"curl", "nginx", "redis-server", "git"} {
 		wantProgram(t, name)
 	}
-	e := newEngine(t)
 	plugin := e.dir + "/docker-compose" // where every user may read it
 	if out, err := exec.Command("cp", built, plugin).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -37,7 +37,13 @@ func TestContainers(t *testing.T) {
 	makeImages(e)
 	source := copySource(t, e.dir+"/source")
 	t.Run("as root", func(t *testing.T) { testContainersAsRoot(t, e, source) })
-	t.Run("as a user", func(t *testing.T) { testContainersAsUser(t, e, source, plugin) })
+	blocks := doctest.Blocks(t, "deploy/README.md")
+	t.Run("as a user", func(t *testing.T) {
+		s := newContainersOfAUser(t, e, source, plugin)
+		s.follow(blocks)
+		wantNoneLeft(t, s)
+		wantOwner(t, s.run, engineUser)
+	})
 }
 
 // addPlugin adds the compose plugin to a folder of docker's settings.
@@ -185,25 +191,31 @@ func wantLines(t *testing.T, out io.Reader, texts ...string) {
 	}
 }
 
-// testContainersAsUser is for somebody who may use the engine's socket and is not
-// root, on the engine's machine: the commands of the document, with the addresses
-// that they have by default.
-func testContainersAsUser(t *testing.T, e *engine, source, plugin string) {
-	const uid = 65530
+// engineUser is no user of the machine.
+const engineUser = 65530
+
+// newContainersOfAUser is a stack of somebody who may use the engine's socket and
+// is not root, on the engine's machine, with the addresses that it has by default.
+func newContainersOfAUser(t *testing.T, e *engine, source, plugin string) *stack {
+	t.Helper()
 	s := newContainers(t, e, source, e.dir+"/user")
 	config := e.dir + "/user.config"
 	addPlugin(t, config, plugin)
-	s.env = append(s.env, "DOCKER_CONFIG="+config)
-	own := exec.Command("chown", "--recursive", fmt.Sprintf("%d:%d", uid, engineGroup), s.run, config)
+	own := exec.Command("chown", "--recursive", fmt.Sprintf("%d:%d", engineUser, engineGroup), s.run, config)
 	if out, err := own.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	s.env = append(s.env, "DOCKER_CONFIG="+config)
 	s.host, s.site = "127.0.0.1", "127.0.0.1:8080"
 	s.before = []string{wantProgram(t, "nsenter"), "--net", "--target", fmt.Sprint(e.init.Process.Pid),
-		wantProgram(t, "setpriv"), fmt.Sprintf("--reuid=%d", uid), fmt.Sprintf("--regid=%d", engineGroup), "--clear-groups"}
-	s.follow(doctest.Blocks(t, "deploy/README.md"))
-	wantNoneLeft(t, s)
-	filepath.WalkDir(s.run, func(path string, entry os.DirEntry, err error) error {
+		wantProgram(t, "setpriv"), fmt.Sprintf("--reuid=%d", engineUser), fmt.Sprintf("--regid=%d", engineGroup), "--clear-groups"}
+	return s
+}
+
+// wantOwner holds that all in a folder belongs to a user.
+func wantOwner(t *testing.T, folder string, uid uint32) {
+	t.Helper()
+	filepath.WalkDir(folder, func(path string, entry os.DirEntry, err error) error {
 		if info, statErr := os.Lstat(path); err != nil || statErr != nil || info.Sys().(*syscall.Stat_t).Uid != uid {
 			t.Errorf("%s is not the user's: %v", path, errors.Join(err, statErr))
 		}

@@ -137,7 +137,7 @@ COMPOSE_PLUGIN = $(if $(shell [ "$$(id -u)" = 0 ] && PATH=$$PATH:/usr/sbin comma
 
 .PHONY: test-compose
 test-compose: stack-tools $(COMPOSE_PLUGIN) ## Test the stack as containers, on a Docker engine of its own (as root)
-	cd deploy && $(GO) test -v -count=1 -timeout 15m -run 'TestEngine|TestContainers' .
+	cd deploy && $(GO) test -v -count=1 -timeout 20m -run 'TestEngine|TestContainers' .
 
 .PHONY: test-integration
 test-integration: stack-tools test-compose ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs

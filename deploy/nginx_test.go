@@ -3,15 +3,9 @@ package deploy
 import (
 	"bufio"
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +17,7 @@ import (
 	"time"
 
 	"turnstile/server/admin"
+	"turnstile/server/certtest"
 	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 )
@@ -109,7 +104,7 @@ func fileLimit(t testing.TB) (old, new string) {
 // that they name.
 func TestNginxConfigurations(t *testing.T) {
 	t.Parallel()
-	cert, key := selfSigned(t)
+	cert, key := certtest.SelfSigned(t, stackHost, "::1")
 	limit, allowed := fileLimit(t)
 	paths := map[string]string{limit: allowed, "/etc/turnstile/tls/fullchain.pem": cert, "/etc/turnstile/tls/privkey.pem": key}
 	with := func(more map[string]string) map[string]string {
@@ -122,33 +117,6 @@ func TestNginxConfigurations(t *testing.T) {
 	newNginxConf(t, with(map[string]string{"# include tls.conf;": "include tls.conf;", "include server.conf;": ""})).check(t)
 	newNginxConf(t, with(map[string]string{"# include tls.conf;": "include tls.conf;"})).check(t)
 	newNginxConf(t, with(map[string]string{"include upstream.conf;": "include instances.conf;"})).check(t)
-}
-
-// selfSigned writes a certificate for this machine, and its key.
-func selfSigned(t testing.TB) (cert, key string) {
-	t.Helper()
-	secret, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.ParseIP(stackHost), net.IPv6loopback}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &secret.PublicKey, secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for path, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "EC PRIVATE KEY", Bytes: keyDER}} {
-		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return cert, key
 }
 
 // smokeTest is bench smoke, which has to pass.
@@ -172,7 +140,7 @@ func TestNginxPorts(t *testing.T) {
 	f := func(name, host, client, listens, others, browsed string) {
 		t.Run(name, func(t *testing.T) {
 			plain, secure := freeAddrOn(t, host), freeAddrOn(t, host)
-			cert, key := selfSigned(t)
+			cert, key := certtest.SelfSigned(t, stackHost, "::1")
 			blue, log := startBlue(t, map[string]string{
 				"# include tls.conf;": "include tls.conf;", "/etc/turnstile/tls/fullchain.pem": cert, "/etc/turnstile/tls/privkey.pem": key,
 				"    listen " + listens + "8080": "    listen " + plain, "    listen " + listens + "443": "    listen " + secure,

@@ -20,9 +20,11 @@ var mayImport = map[string][]string{
 	"turnstile/server/admin":       {"turnstile/server/admin/uplot"},
 	"turnstile/server/admin/uplot": {},
 	"turnstile/server/handover":    {},
-	"turnstile/server/redistest":   {"turnstile/netpoll", "github.com/redis/go-redis/v9"}, // for tests
-	"turnstile/server/doctest":     {},                                                    // for tests
-	"turnstile/server/oracle":      {"turnstile/proto"},                                   // for tests
+	// For tests.
+	"turnstile/server/redistest": {"turnstile/netpoll", "turnstile/server/certtest", "github.com/redis/go-redis/v9"},
+	"turnstile/server/certtest":  {},
+	"turnstile/server/doctest":   {},
+	"turnstile/server/oracle":    {"turnstile/proto"},
 	"turnstile/bench": {"turnstile/netpoll", "turnstile/proto",
 		"turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server/engine": {

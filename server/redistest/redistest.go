@@ -5,13 +5,6 @@ package redistest
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
-	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"turnstile/netpoll"
+	"turnstile/server/certtest"
 )
 
 // Host is a loopback address of the package's own: a port there is never the
@@ -100,35 +94,9 @@ func port(addr string) string { return addr[strings.LastIndexByte(addr, ':')+1:]
 func StartTLS(t testing.TB, options ...string) (s *Server, tlsAddr string) {
 	t.Helper()
 	tlsAddr = reserveAddr(t)
-	cert, key := selfSigned(t)
+	cert, key := certtest.SelfSigned(t, Host)
 	tls := []string{"--tls-port", port(tlsAddr), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no"}
 	return Start(t, append(tls, options...)...), tlsAddr
-}
-
-// selfSigned writes a certificate for Host, and its key.
-func selfSigned(t testing.TB) (certFile, keyFile string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.ParseIP(Host)}}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write := func(name, kind string, der []byte) string {
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	return write("cert.pem", "CERTIFICATE", cert), write("key.pem", "EC PRIVATE KEY", secret)
 }
 
 // URL is for -redis: the unix socket.

@@ -124,27 +124,27 @@ func testContainerPromotions(t *testing.T, s *stack) {
 			t.Errorf("not %q in:\n%s", want, out)
 		}
 		s.wantServing(colour)
-		c.wantUndisturbed()
+		c.WantUndisturbed()
 	}
 	if out, code := s.try("promote.sh", "TURNSTILE_MAX_MESSAGE=4"); code != 1 ||
 		!strings.Contains(out, "step 4 failed: green is not fit to serve; putting everything back") {
 		t.Errorf("a broken release: exit code %d:\n%s", code, out)
 	}
 	s.wantServing("blue")
-	c.wantUndisturbed()
+	c.WantUndisturbed()
 	for _, step := range []int{3, 7} {
 		killAtStep(t, s, step)
 		s.must("promote.sh")
-		c.wantUndisturbed()
+		c.WantUndisturbed()
 	}
 	next := map[string]string{"blue": "green", "green": "blue"}[s.serving()]
 	s.must("promote.sh --drain")
 	s.wantServing(next)
-	c.wantAllBack()
-	if pauses, ends := c.takePauses(); len(pauses) != clients || ends["goodbye"] != clients {
+	c.WaitBack()
+	if pauses, ends := c.TakePauses(); len(pauses) != clients || ends.Goodbyes() != clients {
 		t.Errorf("%d pauses, of connections that ended: %v", len(pauses), ends)
 	}
-	c.settle()
+	c.Settle()
 }
 
 // testContainerViews looks at what the stack says of itself.

@@ -333,14 +333,14 @@ func TestNginxIsRestarted(t *testing.T) {
 	s := newStack(t)
 	c := newCrowd(t, s.site, 100)
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
-		c.takePauses()
+		c.TakePauses()
 		syscall.Kill(-s.pid("nginx"), signal)
 		eventually(t, "nginx has ended", func() bool { return !s.runs("nginx") })
 		s.must("dev-up.sh")
-		c.wantAllBack()
+		c.WaitBack()
 	}
 	s.wantServing("blue")
-	c.settle()
+	c.Settle()
 }
 
 // Several instances behind one nginx, with a Redis Cluster behind them: one is
@@ -372,10 +372,10 @@ func TestInstances(t *testing.T) {
 		instances[i].cmd.Process.Signal(signal)
 		<-instances[i].exited
 		eventually(t, "the others have all", func() bool { return connections(t, addrs[1-i])+connections(t, addrs[2]) == 90 })
-		c.wantAllOnline()
+		c.WaitOnline()
 		startInstance(t, dir, addrs[i], cluster.URL)
 	}
-	c.settle()
+	c.Settle()
 	wantNoRefusals(t, site, addrs[2], instances[2])
 }
 
@@ -384,14 +384,11 @@ func TestInstances(t *testing.T) {
 func wantNoRefusals(t *testing.T, site, addr string, instance *child) {
 	t.Helper()
 	var findings oracle.Findings
-	socket, err := net.Dial("tcp", addr)
+	conn, err := findings.NewSession("").Dial(addr, patience)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer socket.Close() // until then it does not answer the goodbye: the drain takes a moment
-	if _, err := findings.NewSession("").Connect(socket); err != nil {
-		t.Fatal(err)
-	}
+	defer conn.Close() // until then it does not answer the goodbye: the drain takes a moment
 	instance.cmd.Process.Signal(syscall.SIGTERM)
 	eventually(t, addr+" drains", func() bool { return get(t, addr, "/readyz/").StatusCode == 503 })
 	for range 30 {

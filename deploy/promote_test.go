@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/creack/pty"
+
+	"turnstile/server/oracle"
 )
 
 // Clients send all the time while blue hands them over to green, and green to
@@ -30,7 +32,7 @@ func TestHandover(t *testing.T) {
 			t.Errorf("not %q in:\n%s", want, out)
 		}
 		s.wantServing(next)
-		c.wantUndisturbed()
+		c.WantUndisturbed()
 		now := s.footprint(next)
 		t.Logf("to %s: %s; %+v", next, s.handover(next), now)
 		if n == 0 {
@@ -39,8 +41,16 @@ func TestHandover(t *testing.T) {
 		now.wantLike(t, first)
 		next, last = last, next
 	}
-	c.wantUndisturbed()
-	c.settle()
+	c.WantUndisturbed()
+	c.Settle()
+}
+
+// newCrowd connects n clients that send all the time. Between two bursts of messages
+// each rests for a second, and longer in a larger crowd: two cores serve about 2,000
+// bursts a second.
+func newCrowd(t testing.TB, addr string, n int) *oracle.Crowd {
+	t.Helper()
+	return oracle.StartCrowd(t, addr, n, time.Second*time.Duration(max(1, n/2000)))
 }
 
 // fromEnvironment is a number that a variable may set.
@@ -103,9 +113,9 @@ func TestPromotion(t *testing.T) {
 			}
 		}
 		s.wantServing(colour)
-		c.wantAllBack()
-		pauses, ends := c.takePauses()
-		if len(pauses) != 1000 || ends["goodbye"] != 1000 {
+		c.WaitBack()
+		pauses, ends := c.TakePauses()
+		if len(pauses) != 1000 || ends.Goodbyes() != 1000 {
 			t.Errorf("%d pauses, of connections that ended: %v", len(pauses), ends)
 		}
 		longest := pauses[len(pauses)-1]
@@ -117,7 +127,7 @@ func TestPromotion(t *testing.T) {
 		}
 		t.Log(out[strings.Index(out, "step 7"):])
 	}
-	c.settle()
+	c.Settle()
 }
 
 // A colour that is not fit to serve is not promoted, and no client notices.
@@ -143,13 +153,13 @@ func TestPromotionOfABrokenColour(t *testing.T) {
 			}
 			wantPutBack(t, out, said, broken.step)
 			s.wantServing("blue")
-			c.wantUndisturbed()
+			c.WantUndisturbed()
 		})
 	}
 	s.must("promote.sh")
 	s.wantServing("green")
-	c.wantAllOnline()
-	c.settle()
+	c.WaitOnline()
+	c.Settle()
 }
 
 // programs is a folder with the server and bench, of which some are replaced by
@@ -198,7 +208,7 @@ func TestPromotionThatNobodyReads(t *testing.T) {
 		t.Run(way.name+", step 6", func(t *testing.T) {
 			readUntilGone(t, s, way.listen, "step 6", "-reaches")
 			s.wantServing("blue")
-			c.wantUndisturbed()
+			c.WantUndisturbed()
 			if _, err := os.Stat(s.run + "/promotion"); err == nil {
 				t.Error("the note of an unfinished promotion is left")
 			}
@@ -208,10 +218,10 @@ func TestPromotionThatNobodyReads(t *testing.T) {
 			s.wantServing("green")
 			s.must("promote.sh")
 			s.wantServing("blue")
-			c.wantUndisturbed()
+			c.WantUndisturbed()
 		})
 	}
-	c.settle()
+	c.Settle()
 }
 
 // readUntilGone reads what a promotion says up to a step and goes away, while
@@ -277,13 +287,13 @@ func TestPromotionIsKilled(t *testing.T) {
 			}
 		}
 		s.wantServing(next)
-		c.wantAllOnline()
+		c.WaitOnline()
 		next, last = last, next
 	}
 	if _, err := os.Stat(s.run + "/promotion"); err == nil {
 		t.Error("the note of an unfinished promotion is left")
 	}
-	c.settle()
+	c.Settle()
 }
 
 // killAtStep starts a promotion and kills it, with all of its children that are
@@ -349,11 +359,11 @@ func TestPromotionAfterACrash(t *testing.T) {
 	s := newStack(t)
 	c := newCrowd(t, s.site, 100)
 	syscall.Kill(s.pid("blue"), syscall.SIGKILL)
-	eventually(t, "every client has noticed", func() bool { return c.online.Load() == 0 })
+	c.WaitOffline()
 	s.must("promote.sh")
 	s.wantServing("green")
-	c.wantAllOnline()
-	c.settle()
+	c.WaitOnline()
+	c.Settle()
 }
 
 // ^C before the drain puts everything back.
@@ -375,9 +385,9 @@ func TestPromotionIsInterrupted(t *testing.T) {
 			t.Errorf("interrupted at step %d: exit code %d:\n%s", step, cmd.ProcessState.ExitCode(), rest.String())
 		}
 		s.wantServing("blue")
-		c.wantUndisturbed()
+		c.WantUndisturbed()
 	}
-	c.settle()
+	c.Settle()
 }
 
 // A colour that does not answer to SIGTERM is killed, and its clients come back.
@@ -391,6 +401,6 @@ func TestPromotionFromAColourThatHangs(t *testing.T) {
 		t.Error(out)
 	}
 	s.wantServing("green")
-	c.wantAllBack()
-	c.settle()
+	c.WaitBack()
+	c.Settle()
 }

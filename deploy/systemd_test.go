@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"turnstile/server/doctest"
+	"turnstile/server/oracle"
 )
 
 // machinePackages is what the machine of TestSystemd has before anybody pastes
@@ -196,7 +197,7 @@ func TestSystemd(t *testing.T) {
 	m.run("cmp /opt/turnstile/2/bin/server /usr/local/bin/turnstile-green")
 
 	m.restart()
-	c.wantAllBack()
+	c.WaitBack()
 	m.wantServing("green", "blue")
 
 	m.crash(c, "green")
@@ -212,7 +213,7 @@ func TestSystemd(t *testing.T) {
 			t.Errorf("not %q in what the commands say:\n%s", want, out)
 		}
 	}
-	c.settle()
+	c.Settle()
 	m.stop("blue")
 	if len(blocks) > 0 {
 		t.Errorf("%s was not pasted", blocks[0])
@@ -252,12 +253,12 @@ func (m *machine) wantSettings(colour string) {
 
 // wantHandover holds that a promotion has disturbed nobody, and that the old
 // colour has ended for good.
-func (m *machine) wantHandover(c *crowd, said, next, old string) {
+func (m *machine) wantHandover(c *oracle.Crowd, said, next, old string) {
 	m.t.Helper()
-	if want := fmt.Sprintf("%s took over %d connections", next, len(c.sessions)); !strings.Contains(said, want) {
+	if want := fmt.Sprintf("%s took over %d connections", next, c.Size()); !strings.Contains(said, want) {
 		m.t.Errorf("not %q in:\n%s", want, said)
 	}
-	c.wantUndisturbed()
+	c.WantUndisturbed()
 	m.wantServing(next, old)
 	if result := m.property(old, "Result"); result != "success" {
 		m.t.Errorf("%s, which has handed over: %s", old, result)
@@ -265,20 +266,20 @@ func (m *machine) wantHandover(c *crowd, said, next, old string) {
 }
 
 // crash kills a colour: systemd starts it again, and its clients are back.
-func (m *machine) crash(c *crowd, colour string) {
+func (m *machine) crash(c *oracle.Crowd, colour string) {
 	m.t.Helper()
-	c.takePauses()
+	c.TakePauses()
 	m.run("systemctl kill --signal=SIGKILL turnstile@" + colour)
 	eventually(m.t, colour+" is started again", func() bool {
 		return m.property(colour, "NRestarts") == "1" && m.property(colour, "ActiveState") == "active"
 	})
-	c.wantAllBack()
+	c.WaitBack()
 }
 
 // promoteBrokenRelease has a promotion fail, which clients do not notice.
-func (m *machine) promoteBrokenRelease(c *crowd, serves, next string) {
+func (m *machine) promoteBrokenRelease(c *oracle.Crowd, serves, next string) {
 	m.t.Helper()
-	c.takePauses()
+	c.TakePauses()
 	m.run(`mkdir /opt/turnstile/broken
 		cp -r /opt/turnstile/2/. /opt/turnstile/broken
 		ln -sf /bin/false /opt/turnstile/broken/bin/server`)
@@ -286,7 +287,7 @@ func (m *machine) promoteBrokenRelease(c *crowd, serves, next string) {
 	if err == nil || !strings.Contains(out, next+" cannot be started") {
 		m.t.Errorf("a promotion of a server that does not start: %v: %s", err, out)
 	}
-	c.wantUndisturbed()
+	c.WantUndisturbed()
 	m.wantServing(serves, next)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -66,26 +67,22 @@ func TestChaos(t *testing.T) {
 const (
 	chaosSolos = 24 // sessions of one client each, which sends again what was not counted
 	chaosDuels = 8  // sessions that two clients fight for
+
+	chaosPatience = 10 * time.Second // of a client with a connection
 )
 
 type chaos struct {
 	t       *testing.T
 	random  *rand.Rand // of the schedule's goroutine
 	seed    uint64
-	servers [2]*chaosServer
-	redis   func(*chaos) // does something to Redis
-	stop    chan struct{}
+	addrs   [2]string       // of the servers
+	servers [2]*process     // of the schedule's goroutine
+	redis   func(*chaos)    // does something to Redis
+	ctx     context.Context // ends when the clients have to leave
 	clients sync.WaitGroup
 
 	findings oracle.Findings
 	events   []string
-}
-
-// A chaosServer is killed and started again at the same address.
-type chaosServer struct {
-	addr  string
-	flags []string
-	p     *process
 }
 
 func runChaos(t *testing.T, url string, length time.Duration, redis func(*chaos)) {
@@ -104,26 +101,23 @@ func runChaos(t *testing.T, url string, length time.Duration, redis func(*chaos)
 		}
 	}
 	t.Logf("TURNSTILE_CHAOS_SEED=%d", seed)
-	c := &chaos{t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 0)), redis: redis, stop: make(chan struct{})}
+	c := &chaos{t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 0)), redis: redis}
 	for i := range c.servers {
-		c.servers[i] = &chaosServer{flags: []string{"-redis", url, "-store-timeout", "2s",
-			"-drain-timeout", "1s", "-write-timeout", "2s", "-heartbeat", "2s", "-workers", "2"}}
-		c.start(c.servers[i], testHost+":0")
-		c.servers[i].addr = c.servers[i].p.addr
+		c.servers[i] = startServer(t, "-redis", url, "-store-timeout", "2s",
+			"-drain-timeout", "1s", "-write-timeout", "2s", "-heartbeat", "2s", "-workers", "2")
+		c.addrs[i] = c.servers[i].addr
 	}
-	for _, s := range c.servers {
-		s.p.waitReady()
+	for _, p := range c.servers {
+		p.waitReady()
 	}
+	var leave context.CancelFunc
+	c.ctx, leave = context.WithCancel(t.Context())
 	sessions := c.startClients()
 	c.unfold(length)
-	close(c.stop)
+	leave()
 	c.clients.Wait()
 	c.settle(sessions)
 	c.report()
-}
-
-func (c *chaos) start(s *chaosServer, addr string) {
-	s.p = startServer(c.t, append([]string{"-listen", addr}, s.flags...)...)
 }
 
 func (c *chaos) startClients() (sessions []*oracle.Session) {
@@ -143,22 +137,14 @@ func (c *chaos) startClients() (sessions []*oracle.Session) {
 	return sessions
 }
 
-func (c *chaos) isOver() bool {
-	select {
-	case <-c.stop:
-		return true
-	default:
-		return false
-	}
-}
-
 // unfold does something to Redis, then one thing after the other, for about
 // length; three things at the least, since a failover takes long.
 func (c *chaos) unfold(length time.Duration) {
 	deadline := time.Now().Add(length)
 	for n := 0; n < 3 || time.Now().Before(deadline); n++ {
 		time.Sleep(time.Duration(c.random.IntN(400)) * time.Millisecond)
-		server := c.servers[c.random.IntN(len(c.servers))]
+		i := c.random.IntN(len(c.servers))
+		server := c.servers[i]
 		what := c.random.IntN(4)
 		if n == 0 {
 			what = 3
@@ -166,20 +152,20 @@ func (c *chaos) unfold(length time.Duration) {
 		switch what {
 		case 0:
 			c.note("kill server %s", server.addr)
-			server.p.signal(syscall.SIGKILL)
-			server.p.wait()
-			c.start(server, server.addr)
+			server.signal(syscall.SIGKILL)
+			server.wait()
+			c.servers[i] = server.startAgain()
 		case 1:
 			c.note("drain server %s", server.addr)
-			server.p.signal(syscall.SIGTERM)
-			server.p.wait()
-			c.start(server, server.addr)
+			server.signal(syscall.SIGTERM)
+			server.wait()
+			c.servers[i] = server.startAgain()
 		case 2:
 			pause := time.Duration(c.random.IntN(1500)) * time.Millisecond
 			c.note("pause server %s for %v", server.addr, pause)
-			server.p.signal(syscall.SIGSTOP)
+			server.signal(syscall.SIGSTOP)
 			time.Sleep(pause)
-			server.p.signal(syscall.SIGCONT)
+			server.signal(syscall.SIGCONT)
 		case 3:
 			c.redis(c)
 		}
@@ -227,14 +213,15 @@ func (c *chaos) note(format string, args ...any) {
 
 // settle resumes every session once more, with everything in order again.
 func (c *chaos) settle(sessions []*oracle.Session) {
-	for _, s := range c.servers {
-		s.p.waitReady()
+	for _, p := range c.servers {
+		p.waitReady()
 	}
 	for i, s := range sessions {
 		var conn *oracle.Conn
 		eventually(c.t, "a session is resumed", func() bool {
-			conn = c.connect(s, c.servers[i%2].addr)
-			return conn != nil
+			var err error
+			conn, err = s.Dial(c.addrs[i%2], chaosPatience)
+			return err == nil
 		})
 		s.CheckEnd(conn.Start)
 		conn.Close()
@@ -262,9 +249,9 @@ func (c *chaos) report() {
 // live connects again and again until the end. A client that is alone knows
 // exactly what each message's count must be.
 func (c *chaos) live(s *oracle.Session, random *rand.Rand, alone bool) {
-	for !c.isOver() {
-		conn := c.connect(s, c.servers[random.IntN(2)].addr)
-		if conn == nil {
+	for c.ctx.Err() == nil {
+		conn, err := s.Dial(c.addrs[random.IntN(2)], chaosPatience)
+		if err != nil {
 			time.Sleep(time.Duration(random.IntN(20)) * time.Millisecond)
 			continue
 		}
@@ -276,24 +263,10 @@ func (c *chaos) live(s *oracle.Session, random *rand.Rand, alone bool) {
 	}
 }
 
-// connect resumes the session; nil if that did not work out.
-func (c *chaos) connect(s *oracle.Session, addr string) *oracle.Conn {
-	socket, err := net.DialTimeout("tcp", addr, time.Second)
-	if err != nil {
-		return nil
-	}
-	socket.SetDeadline(time.Now().Add(10 * time.Second))
-	conn, err := s.Connect(socket)
-	if err != nil {
-		return nil
-	}
-	return conn
-}
-
 // converse sends bursts and reads the answers, until it breaks or has enough.
 func (c *chaos) converse(conn *oracle.Conn, random *rand.Rand, alone bool) {
 	for range random.IntN(40) {
-		if c.isOver() {
+		if c.ctx.Err() != nil {
 			return
 		}
 		if random.IntN(20) == 0 {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"turnstile/proto"
+	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 )
 
@@ -336,7 +337,7 @@ func TestPrepareTwice(t *testing.T) {
 func TestSignalDuringAHandover(t *testing.T) {
 	redis := redistest.Start(t)
 	chain := startChain(t, "-redis", redis.URL())
-	c := startCrowd(t, brokenCrowd, chain.addr)
+	c := oracle.StartCrowd(t, chain.addr, brokenCrowd, 0)
 	for range 3 {
 		successor := chain.startSuccessor()
 		chain.current.waitLog("handover_started")
@@ -346,9 +347,9 @@ func TestSignalDuringAHandover(t *testing.T) {
 		}
 		successor.waitLog("takeover_finished")
 		chain.current = successor
-		c.awaitRounds(2)
+		c.WaitRounds(2)
 	}
-	c.end()
+	c.Settle()
 }
 
 // TestHandoverFailsAtItsEnd: when the last batch, of the sessions, does not go,

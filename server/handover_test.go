@@ -19,6 +19,7 @@ import (
 	"turnstile/netpoll"
 	"turnstile/proto"
 	"turnstile/server/handover"
+	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 )
 
@@ -40,10 +41,17 @@ type serverChain struct {
 func startChain(t *testing.T, flags ...string) *serverChain {
 	t.Helper()
 	chain := newChain(t, flags...)
-	chain.current = chain.start(nil)
-	chain.current.waitLog("server_started")
-	chain.current.waitReady()
+	chain.startFirst()
 	return chain
+}
+
+// startFirst starts the first server, and waits until it is ready; env breaks it
+// somewhere.
+func (s *serverChain) startFirst(env ...string) {
+	s.t.Helper()
+	s.current = s.start(env)
+	s.current.waitLog("server_started")
+	s.current.waitReady()
 }
 
 func newChain(t *testing.T, flags ...string) *serverChain {
@@ -74,16 +82,21 @@ func (s *serverChain) startSuccessor(env ...string) *process {
 // has ended.
 func (s *serverChain) handOver() (old *process) {
 	s.t.Helper()
-	successor := s.startSuccessor()
-	finished := successor.waitLog("takeover_finished")
-	if finished["error"] != nil {
+	old = s.current
+	s.awaitTakeover(s.startSuccessor())
+	return old
+}
+
+// awaitTakeover waits until a successor has taken over and the old server has ended.
+func (s *serverChain) awaitTakeover(successor *process) {
+	s.t.Helper()
+	if finished := successor.waitLog("takeover_finished"); finished["error"] != nil {
 		s.t.Fatalf("the takeover failed: %v", finished)
 	}
-	old, s.current = s.current, successor
-	if code := old.wait(); code != exitOK {
+	if code := s.current.wait(); code != exitOK {
 		s.t.Fatalf("the old server ends with exit code %d", code)
 	}
-	return old
+	s.current = successor
 }
 
 func (s *serverChain) dial() net.Conn { return dialAddress(s.t, s.current.addr) }
@@ -257,15 +270,15 @@ func TestHandoverOfASlowReader(t *testing.T) {
 func TestHandoverUnderLoad(t *testing.T) {
 	stores(t, func(t *testing.T, flags ...string) {
 		chain := startChain(t, flags...)
-		c := startCrowd(t, 100, chain.current.addr)
+		c := oracle.StartCrowd(t, chain.current.addr, 100, 0)
 		for range 5 {
-			c.awaitRounds(2)
+			c.WaitRounds(2)
 			chain.handOver()
 		}
-		c.awaitRounds(2)
-		c.end()
-		if len(c.ends) > 0 {
-			t.Errorf("%d connections ended: %v", len(c.ends), c.ends[0])
+		c.WaitRounds(2)
+		c.Settle()
+		if ends := c.Ends(); len(ends) > 0 {
+			t.Errorf("connections ended: %v", ends)
 		}
 		chain.current.wantPauses(t)
 	})
@@ -333,10 +346,8 @@ func TestHandoverOldDies(t *testing.T) {
 	redis := redistest.Start(t)
 	atSteps(t, []string{"offer 1", "offer", "offered", "commit", "committed", "done 1"}, func(t *testing.T, env string) {
 		chain := newChain(t, "-redis", redis.URL())
-		chain.current = chain.start([]string{env})
-		chain.current.waitLog("server_started")
-		chain.current.waitReady()
-		c := startCrowd(t, brokenCrowd, chain.addr)
+		chain.startFirst(env)
+		c := oracle.StartCrowd(t, chain.addr, brokenCrowd, 0)
 		successor := chain.startSuccessor()
 		successor.waitLog("takeover_finished")
 		if code := chain.current.wait(); code != -1 {
@@ -350,10 +361,10 @@ func TestHandoverOldDies(t *testing.T) {
 			return err == nil
 		})
 		adopted := int(successor.metric("websocket_adopted_total"))
-		c.awaitRounds(3)
-		c.end()
-		if most := brokenCrowd - adopted; len(c.ends) > most {
-			t.Errorf("%d connections have ended, and %d were adopted: %v", len(c.ends), adopted, c.ends)
+		c.WaitRounds(3)
+		c.Settle()
+		if ends := c.Ends(); len(ends) > brokenCrowd-adopted {
+			t.Errorf("%d connections have ended, and %d were adopted: %v", len(ends), adopted, ends)
 		}
 	})
 }
@@ -365,20 +376,20 @@ func TestHandoverNewDies(t *testing.T) {
 	stores(t, func(t *testing.T, flags ...string) {
 		atSteps(t, []string{"accept", "accepted", "own", "owned"}, func(t *testing.T, env string) {
 			chain := startChain(t, flags...)
-			c := startCrowd(t, brokenCrowd, chain.addr)
+			c := oracle.StartCrowd(t, chain.addr, brokenCrowd, 0)
 			if code := chain.startSuccessor(env).wait(); code != -1 {
 				t.Errorf("the new server was not killed, it ends with exit code %d", code)
 			}
 			chain.current.waitLog("handover_failed")
 			given := int(chain.current.metric("websocket_handed_over_total"))
-			c.awaitRounds(3)
+			c.WaitRounds(3)
 			if len(flags) > 0 || given == 0 {
-				c.end()
+				c.Settle()
 			} else { // sessions of the embedded store have died
-				c.leave()
+				c.Leave()
 			}
-			if len(c.ends) > given {
-				t.Errorf("%d connections have ended, and %d were given: %v", len(c.ends), given, c.ends)
+			if ends := c.Ends(); len(ends) > given {
+				t.Errorf("%d connections have ended, and %d were given: %v", len(ends), given, ends)
 			}
 			chain.handOver() // the next one finds the old one where it was
 		})
@@ -390,7 +401,7 @@ func TestHandoverNewDies(t *testing.T) {
 func TestHandoverWithoutRedis(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	chain := startChain(t, "-redis", redis.URL())
-	c := startCrowd(t, 100, chain.current.addr)
+	c := oracle.StartCrowd(t, chain.current.addr, 100, 0)
 	idle := chain.open("/ws/chat/", v2Header)
 	id := idle.wantSession(0, false)
 	idle.send(text("a"))
@@ -399,13 +410,9 @@ func TestHandoverWithoutRedis(t *testing.T) {
 	successor := chain.startSuccessor()
 	successor.waitLog("server_started")
 	redis.Restart()
-	successor.waitLog("takeover_finished")
-	if code := chain.current.wait(); code != exitOK {
-		t.Errorf("the old server ends with exit code %d", code)
-	}
-	chain.current = successor
-	c.awaitRounds(3)
-	c.end()
+	chain.awaitTakeover(successor)
+	c.WaitRounds(3)
+	c.Settle()
 	idle.send(text("b"))
 	if r := idle.wantCount(2, "b"); r.SessionID != id {
 		t.Errorf("the session is %s, and was %s", r.SessionID, id)
@@ -419,22 +426,16 @@ func TestHandoverRedisDies(t *testing.T) {
 		redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 		env = fmt.Sprint(env, " ", redis.PID())
 		chain := newChain(t, "-redis", redis.URL())
-		chain.current = chain.start([]string{env})
-		chain.current.waitLog("server_started")
-		chain.current.waitReady()
-		c := startCrowd(t, brokenCrowd, chain.addr)
+		chain.startFirst(env)
+		c := oracle.StartCrowd(t, chain.addr, brokenCrowd, 0)
 		successor := chain.startSuccessor(env)
 		redis.WaitGone()
 		redis.Restart()
-		successor.waitLog("takeover_finished")
-		if code := chain.current.wait(); code != exitOK {
-			t.Errorf("the old server ends with exit code %d", code)
-		}
-		chain.current = successor
-		c.awaitRounds(3)
-		c.end()
-		if len(c.ends) > 0 {
-			t.Errorf("%d connections have ended: %v", len(c.ends), c.ends[0])
+		chain.awaitTakeover(successor)
+		c.WaitRounds(3)
+		c.Settle()
+		if ends := c.Ends(); len(ends) > 0 {
+			t.Errorf("connections have ended: %v", ends)
 		}
 	})
 }

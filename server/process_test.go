@@ -42,7 +42,8 @@ const testHost = "127.0.0.77"
 type process struct {
 	t      testing.TB
 	cmd    *exec.Cmd
-	addr   string // the first address it listens on
+	addr   string   // the first address it listens on
+	flags  []string // of startServer
 	exited chan struct{}
 
 	mu    sync.Mutex
@@ -73,10 +74,22 @@ func (o *output) String() string {
 // startServer starts a server on a free port and waits until it is ready.
 func startServer(t testing.TB, flags ...string) *process {
 	t.Helper()
-	flags = append([]string{"-listen", testHost + ":0", "-log-format", "json"}, flags...)
-	p := startProcess(t, nil, flags...)
+	return startServerAt(t, testHost+":0", flags...)
+}
+
+func startServerAt(t testing.TB, addr string, flags ...string) *process {
+	t.Helper()
+	p := startProcess(t, nil, append([]string{"-listen", addr, "-log-format", "json"}, flags...)...)
+	p.flags = flags
 	p.waitListening()
 	return p
+}
+
+// startAgain starts a server of startServer's that has exited, at the address that
+// it had.
+func (p *process) startAgain() *process {
+	p.t.Helper()
+	return startServerAt(p.t, p.addr, p.flags...)
 }
 
 // waitListening waits until the server is ready, and learns its address.
@@ -132,9 +145,9 @@ func (p *process) read(stdout io.Reader) {
 // waitLog waits for a log line of the given event and returns it.
 func (p *process) waitLog(event string) map[string]any {
 	p.t.Helper()
+	deadline := time.Now().Add(patience)
 	timer := time.AfterFunc(patience, p.more.Broadcast)
 	defer timer.Stop()
-	deadline := time.Now().Add(patience)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for {
@@ -143,7 +156,7 @@ func (p *process) waitLog(event string) map[string]any {
 				return line
 			}
 		}
-		if p.hasExited() || time.Now().After(deadline) {
+		if p.hasExited() || !time.Now().Before(deadline) {
 			p.t.Fatalf("no log line %q; stderr: %s", event, p.stderr.String())
 		}
 		p.more.Wait()

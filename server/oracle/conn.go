@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
+	"syscall"
+	"time"
 
 	"turnstile/proto"
 )
@@ -132,6 +135,27 @@ func (c *Conn) Receive() error {
 			return nil
 		}
 	}
+}
+
+// listen receives for a while, in which nothing should come but heartbeats.
+func (c *Conn) listen(d time.Duration) error {
+	c.SetReadDeadline(time.Now().Add(d))
+	if err := c.Receive(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+// lastWord is how a connection has ended: a goodbye that was not read yet may
+// have come before the error of a write.
+func (c *Conn) lastWord(err error) error {
+	for err == nil || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		before := err
+		if err = c.Receive(); err != nil && !errors.Is(err, ErrBye) {
+			return errors.Join(before, err)
+		}
+	}
+	return err
 }
 
 func (c *Conn) answered(f frame) {

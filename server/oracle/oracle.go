@@ -8,7 +8,7 @@
 //   - one owner: nothing is answered on a connection after another one resumed.
 //
 // It is for tests. All of it is safe for concurrent use but for a Conn, which
-// belongs to one goroutine.
+// belongs to one goroutine, and a Crowd, whose methods belong to the test's.
 package oracle
 
 import (
@@ -76,9 +76,28 @@ func (f *Findings) NewSession(id string) *Session {
 	return &Session{findings: f, id: id, answered: make(map[uint64]string)}
 }
 
-// Connect resumes the session over conn, which it upgrades. The error says why
-// the server did not; conn is then closed.
-func (s *Session) Connect(conn net.Conn) (*Conn, error) {
+// dialTimeout is short, since clients try again: a server that has not taken a
+// connection by then has too many that wait.
+const dialTimeout = time.Second
+
+// Dial connects to addr and resumes the session. The error says why the server did
+// not. The connection ends after timeout, unless its deadline is set anew.
+func (s *Session) Dial(addr string, timeout time.Duration) (*Conn, error) {
+	conn, err := net.DialTimeout("tcp", addr, dialTimeout)
+	if err != nil {
+		return nil, err
+	}
+	conn.SetDeadline(time.Now().Add(timeout))
+	c, err := s.connect(conn)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// connect resumes the session over conn, which it upgrades.
+func (s *Session) connect(conn net.Conn) (*Conn, error) {
 	s.mu.Lock()
 	seen, target := s.highest, "/ws/chat/"
 	if s.id != "" {
@@ -87,7 +106,6 @@ func (s *Session) Connect(conn net.Conn) (*Conn, error) {
 	s.mu.Unlock()
 	c, hello, err := open(conn, target)
 	if err != nil {
-		conn.Close()
 		return nil, err
 	}
 	s.resumed(hello, seen)

@@ -50,10 +50,17 @@ func start(args []string) int {
 	case err != nil:
 		return complain(err, exitUsage)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := interruptible()
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second ^C ends it at once
 	return measure(ctx, o)
+}
+
+// interruptible is a context that ends at the first ^C or SIGTERM; a second one ends
+// the process at once.
+func interruptible() (ctx context.Context, stop context.CancelFunc) {
+	ctx, stop = signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
 }
 
 // measure runs the scenarios, and reports whatever was measured.

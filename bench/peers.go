@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"turnstile/proto"
@@ -126,9 +124,8 @@ func comparePeers(args []string) int {
 	case err != nil:
 		return complain(err, exitUsage)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := interruptible()
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second ^C ends it at once
 	b := &bout{When: time.Now().UTC(), Machine: thisMachine(), Rounds: plan.rounds, Conns: plan.conns, Duration: plan.duration, ctx: ctx, folder: plan.folder}
 	if err := b.enlist(plan.server, plan.only); err != nil {
 		return complain(err, exitUsage)

@@ -75,16 +75,23 @@ func TestSessionOutlivesTheServer(t *testing.T) {
 	again.wantCount(3, "c")
 }
 
+// takeSession counts to 1 on one server, and resumes the session on another one.
+func takeSession(from, to *process) *wire {
+	from.t.Helper()
+	first := from.open("/ws/chat/?session_id=" + someSession)
+	first.send(text("one"))
+	first.wantCount(1, "one")
+	second := to.open("/ws/chat/?session_id="+someSession, v2Header)
+	second.wantSession(1, true)
+	first.wantTakenOver(1)
+	return second
+}
+
 func TestTakeoverByAnotherInstance(t *testing.T) {
 	redis := redistest.Start(t)
 	a, b := startWithRedis(t, redis.URL()), startWithRedis(t, redis.URL())
-	first := a.open("/ws/chat/?session_id=" + someSession)
-	first.send(text("one"))
-	first.wantCount(1, "one")
-	second := b.open("/ws/chat/?session_id="+someSession, v2Header)
-	second.wantSession(1, true)
-	first.wantTakenOver(1)
-	first = a.open("/ws/chat/?session_id="+someSession, v2Header)
+	second := takeSession(a, b)
+	first := a.open("/ws/chat/?session_id="+someSession, v2Header)
 	first.wantSession(1, true)
 	second.wantTakenOver(1)
 	first.send(text("two"))
@@ -149,12 +156,7 @@ func TestClaimsBlockNobody(t *testing.T) {
 func TestStoreMetrics(t *testing.T) {
 	redis := redistest.Start(t)
 	a, b := startWithRedis(t, redis.URL()), startWithRedis(t, redis.URL(), "-store-timeout", "500ms")
-	first := a.open("/ws/chat/?session_id=" + someSession)
-	first.send(text("one"))
-	first.wantCount(1, "one")
-	second := b.open("/ws/chat/?session_id="+someSession, v2Header)
-	second.wantSession(1, true)
-	first.wantTakenOver(1)
+	second := takeSession(a, b)
 	redis.Kill()
 	second.send(text("two"))
 	second.wantClose(proto.StatusTryAgainLater)

@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,6 +9,38 @@ import (
 	"syscall"
 	"testing"
 )
+
+// Whoever interrupts dev-up is told that a part of the stack runs. Blue, whose
+// Redis is not there, is what it waits for.
+func TestDevUpIsInterrupted(t *testing.T) {
+	t.Parallel()
+	s := preparedStack(t)
+	cmd := s.script("dev-up.sh", "TURNSTILE_REDIS=unix://"+s.run+"/none")
+	var said strings.Builder
+	cmd.Stderr = &said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan() && lines.Text() != "  redis runs"; {
+	}
+	syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
+	cmd.Wait()
+	const want = "dev-up.sh: interrupted: what has started goes on"
+	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(said.String(), want) {
+		t.Errorf("exit code %d, want 130, and %q; errors %q", code, want, said.String())
+	}
+	if !s.runs("redis") {
+		t.Error("Redis has ended")
+	}
+	s.must("dev-down.sh")
+	if s.runs("redis") || s.runs("blue") {
+		t.Error("dev-down has not ended what dev-up has started")
+	}
+}
 
 // The whole stack with what watches it, over a promotion: the metrics of both
 // colours and the lines of their logs arrive.

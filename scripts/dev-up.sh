@@ -14,6 +14,7 @@ want_programs
 colour=$(active_colour) || colour=blue
 [[ ${SETTING[MONITORING]} == on ]] || WATCHERS=()
 want_ports "$colour" nginx "${WATCHERS[@]}"
+trap 'complain "interrupted: what has started goes on; make dev-up starts the rest, make dev-down ends it"; exit 130' INT TERM
 echo "dev-up: the stack as $BACKEND, in $RUN"
 build
 wrong=$(flag_error)

@@ -126,11 +126,11 @@ lint: check tools ## go vet, staticcheck, shellcheck
 
 .PHONY: race
 race: ## Run the tests under the race detector
-	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 10m $(PACKAGES)
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m $(PACKAGES)
 
 .PHONY: plain
 plain: ## Run the tests as built for production: allocations, 10,000 clients (but not again those that wait for Redis or a death)
-	$(GO) test -count=1 -timeout 10m -skip 'Redis|TestChaos|Dies' $(PACKAGES)
+	$(GO) test -count=1 -timeout 20m -skip 'Redis|TestChaos|Dies' $(PACKAGES)
 
 # A Docker engine of the tests' own is for root. Without one, they say so.
 COMPOSE_PLUGIN = $(if $(shell [ "$$(id -u)" = 0 ] && PATH=$$PATH:/usr/sbin command -v dockerd),compose-plugin)
@@ -141,7 +141,7 @@ test-compose: stack-tools $(COMPOSE_PLUGIN) ## Test the stack as containers, on 
 
 .PHONY: test-integration
 test-integration: stack-tools test-compose ## Test deploy/ and scripts/ with the real programs: promotions under load, alerts, logs
-	cd deploy && $(GO) vet ./... && $(GO) test -v -count=1 -timeout 15m -skip 'TestEngine|TestContainers' ./... # -v: it tells how long the pauses were
+	cd deploy && $(GO) vet ./... && $(GO) test -v -count=1 -timeout 30m -skip 'TestEngine|TestContainers' ./... # -v: it tells how long the pauses were
 
 .PHONY: browser
 browser: build ## Try the console in a real browser, and its client module under Node

@@ -415,7 +415,7 @@ func TestOutOfFileDescriptors(t *testing.T) {
 	}
 	check()
 	user, system := cpuTime(t, p.cmd.Process.Pid)
-	if spent := user - user0 + system - system0; spent > patience/30 {
+	if spent := user - user0 + system - system0; spent > time.Second { // an accept that is tried again and again takes all of a processor
 		t.Errorf("%v of CPU while it waited", spent)
 	}
 	if n := len(p.logged("accept_paused")); n != 1 {

@@ -343,7 +343,7 @@ func TestSignalDuringAHandover(t *testing.T) {
 		chain.current.waitLog("handover_started")
 		chain.current.cmd.Process.Signal(syscall.SIGTERM) // it may be gone already
 		if code := chain.current.wait(); code != exitOK {
-			t.Errorf("the old server ends with exit code %d: %s", code, chain.current.stderr.String())
+			t.Errorf("the old server ends with exit code %d: %s %v", code, chain.current.stderr.String(), chain.current.logged("server_failed"))
 		}
 		successor.waitLog("takeover_finished")
 		chain.current = successor

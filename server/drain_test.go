@@ -227,6 +227,21 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	}
 }
 
+// TestFirstSignalDuringADrain: the drain that a command has begun, or a handover, is
+// what a service manager's signal asks for. Only a second signal is impatience.
+func TestFirstSignalDuringADrain(t *testing.T) {
+	p, path := controlled(t, "-drain-timeout", "1h", "-write-timeout", "1h")
+	holder := p.openDeaf()
+	command(t, path, "drain")
+	p.waitLog("drain_started")
+	p.signal(syscall.SIGTERM)
+	p.waitLog("drain_under_way")
+	holder.conn.Close()
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit code %d: %v", code, p.logged("server_failed"))
+	}
+}
+
 // TestTenThousand is the whole promise at once: 10,000 clients connect, send,
 // are counted, come back with their sessions, and are drained.
 func TestTenThousand(t *testing.T) {

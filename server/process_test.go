@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait of the tests; nothing waits for so long that works.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // testHost is a loopback address of the tests' own: a port there is never the
 // source port of somebody's connection to 127.0.0.1.

@@ -178,7 +178,8 @@ func (s *server) newMetrics() *metrics.Metrics {
 }
 
 // run is the life of the server. It returns nil after a drain, errKilled at a second
-// signal, and otherwise the error that the process cannot survive.
+// signal, and otherwise the error that the process cannot survive. A first signal
+// during a drain that a command or a handover has begun is the same wish.
 func (s *server) run(signals <-chan os.Signal) error {
 	if err := s.open(); err != nil {
 		return err
@@ -186,6 +187,7 @@ func (s *server) run(signals <-chan os.Signal) error {
 	if s.initialTakeover != nil {
 		go s.initialTakeover.runInitial()
 	}
+	signalled := false
 	var drained <-chan struct{}
 	var over <-chan time.Time
 	var stopped <-chan error
@@ -197,8 +199,12 @@ func (s *server) run(signals <-chan os.Signal) error {
 	for {
 		select {
 		case signal := <-signals:
-			if s.drainSince.Load() != 0 {
+			if signalled {
 				return errKilled
+			}
+			signalled = true
+			if s.drainSince.Load() != 0 {
+				s.log.Info().Str("reason", signal.String()).Msg("drain_under_way")
 			}
 			begin(signal.String())
 		case <-s.drainRequested:

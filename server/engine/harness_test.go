@@ -20,7 +20,7 @@ import (
 const testHost = "127.0.0.74"
 
 // patience bounds every wait of the tests; nothing waits for so long that works.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 const someSession = "1df8902a-2987-496f-a19a-937f834b88d1"
 

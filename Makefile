@@ -110,7 +110,7 @@ deps: ## Install what the tests need: Redis, nginx, Chromium and more from Debia
 	@scripts/test-deps.sh
 
 # What is copied from elsewhere keeps its long lines.
-UNWRAPPED = ':!server/admin/uplot' ':!server/session' ':!bench'
+UNWRAPPED = ':!server/admin/uplot'
 
 .PHONY: check
 check: ## Check formatting and the length of lines, and run go vet
@@ -210,8 +210,10 @@ load-test-10k: build-bench ## The same with 10,000 connections
 # Heartbeats have a run of their own: they would be counted as messages' work.
 .PHONY: bench-10k
 bench-10k: build-bench ## Hold the server to its targets with 10,000 connections: tables, and pages in bench/report/
-	$(BENCH) -name Turnstile -server $(MEASURED) -heartbeat 1h' -conns 10000 -rate 10000 -duration 15s -targets -out bench/report connect idle sparse rate echo
-	$(BENCH) -name 'Turnstile, heartbeats' -server $(MEASURED) -heartbeat 5s' -conns 10000 -duration 15s -targets -out bench/report/heartbeat connect heartbeat
+	@code=0; \
+	$(BENCH) -name Turnstile -server $(MEASURED) -heartbeat 1h' -conns 10000 -rate 10000 -duration 15s -targets -out bench/report connect idle sparse rate echo || code=$$?; \
+	$(BENCH) -name 'Turnstile, heartbeats' -server $(MEASURED) -heartbeat 5s' -conns 10000 -duration 15s -targets -out bench/report/heartbeat connect heartbeat || code=$$?; \
+	exit $$code
 
 .PHONY: bench-peers
 bench-peers: build-bench ## The same job on other servers, side by side: a table, and bench/report/peers.html (20 minutes)

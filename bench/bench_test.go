@@ -88,7 +88,9 @@ func TestAllScenarios(t *testing.T) {
 }
 
 func checkAllScenarios(t *testing.T, server, processes string) {
-	r, out, code := runBench(t, append([]string{"-server", server, "-conns", "200", "-duration", "2s", "-rate", "500", "-processes", processes, "-in-flight", "3"}, scenarioNames()...)...)
+	r, out, code := runBench(t, append([]string{
+		"-server", server, "-conns", "200", "-duration", "2s", "-rate", "500", "-processes", processes, "-in-flight", "3",
+	}, scenarioNames()...)...)
 	if code != exitOK {
 		t.Errorf("exit code %d: %s", code, out)
 	}
@@ -156,7 +158,8 @@ func answering(t *testing.T, counts func(n int) int) (url string) {
 			if _, _, err := conn.Read(r.Context()); err != nil {
 				return
 			}
-			conn.Write(r.Context(), websocket.MessageText, fmt.Appendf(nil, `{"count":%d,"session_id":"00000000-0000-0000-0000-000000000000","message":"x"}`, counts(n)))
+			answer := fmt.Appendf(nil, `{"count":%d,"session_id":"00000000-0000-0000-0000-000000000000","message":"x"}`, counts(n))
+			conn.Write(r.Context(), websocket.MessageText, answer)
 		}
 	})}
 	go s.Serve(l)
@@ -299,7 +302,8 @@ func TestPeers(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(folder, "peers.json"), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	text, err := benchCommand("peers", "-peers", folder, "-server", server, "-rounds", "2", "-conns", "100", "-duration", "200ms", "-out", out).CombinedOutput()
+	text, err := benchCommand("peers", "-peers", folder, "-server", server, "-rounds", "2", "-conns", "100",
+		"-duration", "200ms", "-out", out).CombinedOutput()
 	if err != nil || !strings.Contains(string(text), "| other |") || !strings.Contains(string(text), "skipped: missing (needs luck)") {
 		t.Fatalf("%v: %s", err, text)
 	}

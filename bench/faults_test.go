@@ -115,7 +115,8 @@ func TestRateOfOneClient(t *testing.T) {
 func TestRateBeyondReach(t *testing.T) {
 	url, _ := startServer(t)
 	r, out, _ := runBench(t, "-url", url, "-conns", "4", "-rate", "1e7", "-duration", "1s", "rate")
-	if limits := strings.Join(r.Parts[0].Limits, "; "); !strings.Contains(limits, "of 10,000,000 messages") || !strings.Contains(out, "the generator fell behind") {
+	limits := strings.Join(r.Parts[0].Limits, "; ")
+	if !strings.Contains(limits, "of 10,000,000 messages") || !strings.Contains(out, "the generator fell behind") {
 		t.Errorf("limits %q: %s", limits, out)
 	}
 }

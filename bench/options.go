@@ -214,7 +214,8 @@ func (o *options) checkConns() error {
 		return fmt.Errorf("-conns must be at most %d, got %d: %d processes of the generator have no more open files (ulimit -Hn)",
 			files, o.Conns, maxProcesses)
 	case o.Conns > ports:
-		return fmt.Errorf("-conns must be at most %d, got %d: this machine has no more ports to connect to %s from (net.ipv4.ip_local_port_range)",
+		return fmt.Errorf("-conns must be at most %d, got %d: "+
+			"this machine has no more ports to connect to %s from (net.ipv4.ip_local_port_range)",
 			ports, o.Conns, t.host)
 	case o.Processes < 0 || o.Processes > min(o.Conns, sensible):
 		return fmt.Errorf("-processes must be 0 to %d, got %d: one for each processor, connection, or %d connections is enough",

@@ -126,7 +126,10 @@ func comparePeers(args []string) int {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	b := &bout{When: time.Now().UTC(), Machine: thisMachine(), Rounds: plan.rounds, Conns: plan.conns, Duration: plan.duration, ctx: ctx, folder: plan.folder}
+	b := &bout{
+		When: time.Now().UTC(), Machine: thisMachine(),
+		Rounds: plan.rounds, Conns: plan.conns, Duration: plan.duration, ctx: ctx, folder: plan.folder,
+	}
 	if err := b.enlist(plan.server, plan.only); err != nil {
 		return complain(err, exitUsage)
 	}
@@ -171,7 +174,9 @@ func (b *bout) enlist(server, only string) error {
 			b.Skipped = append(b.Skipped, fmt.Sprintf("%s (needs %s)", p.Name, p.Needs))
 			continue
 		}
-		b.Results = append(b.Results, &peerResult{Name: p.Name, What: p.What, peer: p, Values: make(map[string][]float64), Errors: make(map[string]int64)})
+		b.Results = append(b.Results, &peerResult{
+			Name: p.Name, What: p.What, peer: p, Values: make(map[string][]float64), Errors: make(map[string]int64),
+		})
 	}
 	return nil
 }

@@ -76,7 +76,8 @@ func (b *bout) markdown() string {
 
 // loads says what the loads' names mean.
 func (b *bout) loads() string {
-	return fmt.Sprintf("Many is %s connections; × is the messages in flight on each. Sparse is many, each of which sends once in %.0f seconds: %s messages a second.",
+	return fmt.Sprintf("Many is %s connections; × is the messages in flight on each. "+
+		"Sparse is many, each of which sends once in %.0f seconds: %s messages a second.",
 		grouped(int64(b.Conns)), sparsePeriod.Seconds(), number(float64(b.Conns)/sparsePeriod.Seconds()))
 }
 

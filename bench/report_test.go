@@ -51,7 +51,9 @@ func TestCompareNamesWhatIsMissing(t *testing.T) {
 	other := &report{Options: &options{}, Parts: []*part{{Name: "echo", Figures: []figure{{Name: "answer p50"}}}}}
 	var out bytes.Buffer
 	(&screen{out: &out}).difference(one, other)
-	for _, want := range []string{"only in the new report: echo, answer p50\n", "only in the old report: echo, messages\n", "only in the old report: idle\n"} {
+	for _, want := range []string{
+		"only in the new report: echo, answer p50\n", "only in the old report: echo, messages\n", "only in the old report: idle\n",
+	} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in %s", want, out.String())
 		}
@@ -117,7 +119,8 @@ func TestPeersOptionErrors(t *testing.T) {
 	f("must have {listen}", "-server", "")
 	f(`unknown argument "gws"`, "gws")
 	f("not defined", "-bad")
-	if err := checkNames([]peer{{Name: "gws"}, {Name: "nbio"}}, "gws,gorila"); err == nil || !strings.Contains(err.Error(), `"gorila": there are gws, nbio`) {
+	err := checkNames([]peer{{Name: "gws"}, {Name: "nbio"}}, "gws,gorila")
+	if err == nil || !strings.Contains(err.Error(), `"gorila": there are gws, nbio`) {
 		t.Error(err)
 	}
 }

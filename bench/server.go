@@ -86,7 +86,8 @@ func (s *server) check(o *options) error {
 		}
 	}
 	if files := tree.mostFiles(); o.Conns > files {
-		return fmt.Errorf("-conns is %d, but the server may have no more than %d files open: raise its limit (ulimit -n, LimitNOFILE), or lower -conns", o.Conns, files)
+		return fmt.Errorf("-conns is %d, but the server may have no more than %d files open: "+
+			"raise its limit (ulimit -n, LimitNOFILE), or lower -conns", o.Conns, files)
 	}
 	return nil
 }

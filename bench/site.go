@@ -40,7 +40,9 @@ func parseSite(text string, timeout time.Duration) (*site, error) {
 	if port == "" {
 		port = ports[u.Scheme]
 	}
-	return &site{url: text, network: "tcp", address: net.JoinHostPort(u.Hostname(), port), host: u.Host, tls: u.Scheme == "https", timeout: timeout}, nil
+	return &site{
+		url: text, network: "tcp", address: net.JoinHostPort(u.Hostname(), port), host: u.Host, tls: u.Scheme == "https", timeout: timeout,
+	}, nil
 }
 
 // dial connects; everything on the connection has to be over by the timeout.

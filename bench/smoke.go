@@ -31,7 +31,8 @@ func smoke(args []string) int {
 	err := f.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Print("bench smoke: asks a server for its health, its readiness, a WebSocket, a count and a resume\n\nUsage: bench smoke [flags] URL\n\nURL is http://HOST:PORT, https://HOST:PORT or unix:SOCKET\n\nFlags:\n")
+		fmt.Print("bench smoke: asks a server for its health, its readiness, a WebSocket, a count and a resume\n\n" +
+			"Usage: bench smoke [flags] URL\n\nURL is http://HOST:PORT, https://HOST:PORT or unix:SOCKET\n\nFlags:\n")
 		f.SetOutput(os.Stdout)
 		f.PrintDefaults()
 		return exitOK
@@ -148,7 +149,8 @@ func (s *smokeTest) upgrades() (uint64, error) {
 func (s *smokeTest) seen(before uint64) (string, error) {
 	now, err := s.upgrades()
 	if err == nil && now < before+2 {
-		err = fmt.Errorf("%s answers by another server than %s, which has opened %d WebSockets more and not 2", s.site.url, s.reaches.url, now-before)
+		err = fmt.Errorf("%s answers by another server than %s, which has opened %d WebSockets more and not 2",
+			s.site.url, s.reaches.url, now-before)
 	}
 	return "it leads to " + s.reaches.url, err
 }

@@ -70,8 +70,8 @@ func newWorker(e *Engine, loop *netpoll.Loop, m *metrics.Worker) *worker {
 	return w
 }
 
-// adopt makes a connection of a socket that was accepted.
-func (w *worker) adopt(a arrival) {
+// welcome makes a connection of a socket that was accepted.
+func (w *worker) welcome(a arrival) {
 	c := newConn(w, a)
 	if !w.enrol(c) {
 		return
@@ -113,22 +113,22 @@ func (w *worker) remove(c *Conn) {
 	w.engine.forget(c)
 }
 
-// An inbox passes sockets from the acceptor to a worker. The worker's one task adopts
+// An inbox passes sockets from the acceptor to a worker. The worker's one task welcomes
 // all sockets that have gathered; posting it allocates nothing.
 type inbox struct {
 	// Fixed after newInbox.
 	worker *worker
-	onMail func() // adoptAll, made once: a method value allocates
+	onMail func() // welcomeAll, made once: a method value allocates
 
 	mu       sync.Mutex
 	arrivals []arrival // Guarded by mu.
 
-	adopting []arrival // Owned by the worker's loop: the slice that arrivals is swapped with.
+	taken []arrival // Owned by the worker's loop: the slice that arrivals is swapped with.
 }
 
 func newInbox(w *worker) *inbox {
 	b := &inbox{worker: w}
-	b.onMail = b.adoptAll
+	b.onMail = b.welcomeAll
 	return b
 }
 
@@ -143,11 +143,11 @@ func (b *inbox) put(a arrival) {
 	}
 }
 
-func (b *inbox) adoptAll() {
+func (b *inbox) welcomeAll() {
 	b.mu.Lock()
-	b.arrivals, b.adopting = b.adopting[:0], b.arrivals
+	b.arrivals, b.taken = b.taken[:0], b.arrivals
 	b.mu.Unlock()
-	for _, a := range b.adopting {
-		b.worker.adopt(a)
+	for _, a := range b.taken {
+		b.worker.welcome(a)
 	}
 }

@@ -40,7 +40,7 @@ build_channels() {
 		mkdir .build/channels
 		cp channels/asgi.py channels/serve.py .build/channels/
 	else
-		skip channels "install the Debian packages python3-django-channels, python3-uvicorn, python3-uvloop, python3-httptools and python3-websockets"
+		skip channels "install Debian's python3-django-channels, python3-uvicorn, python3-uvloop, python3-httptools, python3-websockets"
 	fi
 }
 

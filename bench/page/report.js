@@ -39,7 +39,7 @@
 
   // Percentiles are spread so that each further nine takes the same room.
   const spread = (percentile) => Math.log10(100 / (100 - Math.min(percentile, 99.9999)));
-  const nines = [[0, "0"], [spread(90), "90"], [spread(99), "99"], [spread(99.9), "99.9"], [spread(99.99), "99.99"], [spread(99.999), "99.999"]];
+  const nines = [0, 90, 99, 99.9, 99.99, 99.999].map((percent) => [spread(percent), String(percent)]);
 
   function latency(box, curve) {
     const x = [], y = [];
@@ -82,7 +82,9 @@
       if (samples.length < 2) continue;
       if (samples.some((s) => s.rate > 0)) overTime(box, "messages a second", samples, [{ of: "rate", label: "a second" }]);
       overTime(box, "connections", samples, [{ of: "connections", label: "open" }]);
-      if (samples.some((s) => s.resident > 0)) overTime(box, "resident memory of the server, MB", samples, [{ of: "resident", label: "MB", unit: 1e6 }]);
+      if (samples.some((s) => s.resident > 0)) {
+        overTime(box, "resident memory of the server, MB", samples, [{ of: "resident", label: "MB", unit: 1e6 }]);
+      }
       overTime(box, "processors in use", samples, [{ of: "server", label: "server" }, { of: "generator", label: "generator" }]);
     }
     // Before, the frames are wider than they will be.

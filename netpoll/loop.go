@@ -158,7 +158,7 @@ func (l *Loop) Post(task func()) bool { return l.mailbox.post(task) }
 
 // Call runs task on the loop and waits until it has returned. It must not be
 // called from the loop itself. On a closed loop it returns at once, and task
-// does not run.
+// does not run. A loop must not be closed while somebody calls it.
 func (l *Loop) Call(task func()) {
 	done := make(chan struct{})
 	if l.Post(func() { task(); close(done) }) {

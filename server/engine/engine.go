@@ -41,10 +41,10 @@ type Config struct {
 	HandshakeTimeout time.Duration
 	WriteTimeout     time.Duration
 
-	Store   session.Store
+	Store   session.Store    // nil only if no Handler wishes for a session
 	Metrics *metrics.Metrics // made with the labels of Labels
 	Log     zerolog.Logger
-	Plain   PlainServer
+	Plain   PlainServer // must not be nil: any client may send a plain request
 	Fatal   func(error) // called from any goroutine
 }
 

@@ -227,7 +227,7 @@ func TestLastLookBeforeAClientIsDead(t *testing.T) {
 	})
 }
 
-// Progress alone does not help: what is owed keeps its deadline until all of it
+// Progress alone does not help: what is due keeps its deadline until all of it
 // has left, and only what came after it gets a new one.
 func TestEveryByteOwedHasItsDeadline(t *testing.T) {
 	h := startEngine(t, func(c *Config) { c.WriteTimeout = 10 * time.Minute })
@@ -239,14 +239,14 @@ func TestEveryByteOwedHasItsDeadline(t *testing.T) {
 	})
 	// progress reads until the socket takes more, and reports what that did
 	// to a deadline of 1.
-	progress := func(owed int) (left int, deadline time.Duration) {
+	progress := func(due int) (left int, deadline time.Duration) {
 		buf := make([]byte, 1<<20)
 		for moved := false; !moved; {
 			unix.Read(fd, buf)
 			h.onLoop(func(w *worker) {
 				c := w.conns[0]
 				held := c.backlog.length()
-				c.deadline, c.backlog.due = 1, owed
+				c.deadline, c.backlog.due = 1, due
 				c.onWritable()
 				moved, left, deadline = c.backlog.length() < held, c.backlog.due, c.deadline
 			})
@@ -254,10 +254,10 @@ func TestEveryByteOwedHasItsDeadline(t *testing.T) {
 		return left, deadline
 	}
 	if left, deadline := progress(big); left >= big || deadline != 1 {
-		t.Errorf("some of what was owed left: %d of %d are still owed, by %v", left, big, deadline)
+		t.Errorf("some of what was due left: %d of %d are still due, by %v", left, big, deadline)
 	}
 	if left, deadline := progress(1); left <= 1 || deadline == 1 {
-		t.Errorf("all that was owed left: %d are owed now, by %v", left, deadline)
+		t.Errorf("all that was due left: %d are due now, by %v", left, deadline)
 	}
 }
 

@@ -33,6 +33,7 @@ type Handler interface {
 	OnDrain(c *Conn, out []byte) []byte
 	// OnTakenOver may append last frames to a client that has lost its session to
 	// another connection; the engine closes with 4001 behind them, or as Conn.Close says.
+	// It may be called twice, if the loss is found in two ways; the client gets one answer.
 	OnTakenOver(c *Conn, out []byte) []byte
 	// OnClosed is called when a connection has ended here after OnOpen or OnAdopt: it
 	// is closed, or another process has it.
@@ -114,7 +115,7 @@ func (c *Conn) Subprotocol() string {
 	return ""
 }
 
-// SessionID is the session that the connection holds.
+// SessionID is the session of the connection, which must hold one.
 func (c *Conn) SessionID() session.ID { return c.session.ID() }
 
 // Count is how many messages of the session have counted, those included that are not

@@ -22,6 +22,7 @@ func FuzzBacklog(f *testing.F) {
 		var got [3]*backlog
 		var want [3]naiveBacklog
 		next := byte(0)
+		ops = ops[:min(len(ops), 400)] // longer ones show nothing new, and take their time
 		for ; len(ops) >= 2; ops = ops[2:] {
 			which, n := int(ops[0]>>4)%3, int(ops[1])
 			b, w := &got[which], &want[which]
@@ -55,12 +56,13 @@ func FuzzBacklog(f *testing.F) {
 				}
 			}
 			w.committing = max(w.committing, w.sendable)
-			for i := range got {
-				check(t, got[i], &want[i])
-			}
+			check(t, *b, w)
 			if free.bytes > freeBytes {
 				t.Fatalf("%d bytes are kept", free.bytes)
 			}
+		}
+		for i := range got { // nobody has written into another one's buffer
+			check(t, got[i], &want[i])
 		}
 	})
 }

@@ -137,7 +137,7 @@ func TestTestLokiFails(t *testing.T) {
 	f("did not upgrade: status 000", addr, "1")
 	startServer(t, s.logPath("elsewhere"), addr) // where nobody tails it
 	f("are not in victorialogs", addr, "1")
-	f(`whole number of seconds, got "soon"`, addr, "soon")
+	f(`unexpected argument "soon": the time must be whole seconds`, addr, "soon")
 	s.addr = addr
 	f("neither Loki answers", addr, "1")
 }

@@ -313,15 +313,7 @@ func killAtStep(t *testing.T, s *stack, step int) {
 func startPromotion(t *testing.T, s *stack) (*bufio.Scanner, *exec.Cmd) {
 	t.Helper()
 	cmd := s.script("promote.sh")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd.Stderr = cmd.Stdout
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	return bufio.NewScanner(out), cmd
+	return bufio.NewScanner(startOnPipe(t, cmd)), cmd
 }
 
 func TestOnePromotionAtATime(t *testing.T) {

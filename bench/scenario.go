@@ -113,7 +113,7 @@ func (r *run) gone(err error) error {
 const lateNotice = 500 // microseconds
 
 // limits says where a step has measured something else than the server. machine
-// is what all processes have worked, other people's included.
+// is the CPU time of all processes of the machine, other people's included.
 func (r *run) limits(s Step, o *Outcome, server usage, machine time.Duration) (limits []string) {
 	say := func(format string, args ...any) { limits = append(limits, fmt.Sprintf(format, args...)) }
 	cores := float64(r.report.Machine.Cores)
@@ -201,8 +201,8 @@ func (r *run) echo(p *part) error {
 	return r.messages(p, Step{Kind: stepEcho, InFlight: r.options.InFlight})
 }
 
-// sparsePeriod is every how long a connection sends, in sparse: 10,000 of them
-// send 2,000 messages a second.
+// sparsePeriod is the time between two messages of a connection, in sparse: 10,000
+// connections send 2,000 messages a second.
 const sparsePeriod = 5 * time.Second
 
 func (r *run) sparse(p *part) error {
@@ -301,7 +301,7 @@ func (r *run) resume(p *part) error {
 	p.add("time until all are back", "s", "less", o.At.Seconds())
 	r.addServerCPU(p, "a resume", u, max(o.Upgrade.TotalCount(), 1))
 	p.addLatency("resume", o.Upgrade)
-	// The counts go on where they were: a message each shows it.
+	// The counts go on where they were: one message of each connection shows it.
 	o, _, err = r.step(p, Step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond})
 	p.addErrors()
 	return err

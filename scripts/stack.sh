@@ -33,8 +33,8 @@ active_colour() {
 	is_colour "${socket%.sock}" && echo "${socket%.sock}"
 }
 
-# activate COLOUR makes nginx lead to it: rename(2) replaces the link, so that
-# at no moment there is none. The link is relative, and holds within a container.
+# activate COLOUR makes nginx lead to it: rename(2) replaces the link, so there
+# is one at any moment. The link is relative, and holds within a container.
 activate() {
 	ln -sfn "$1.sock" "$RUN/active.sock.new"
 	mv -T "$RUN/active.sock.new" "$RUN/active.sock"
@@ -127,7 +127,7 @@ look_at() {
 #   keep COLOUR         makes it the one that serves after a reboot
 #   colour_log COLOUR   the last lines
 #   colour_tool COLOUR server|bench ARGS...     runs a program beside the colour
-#   prepare_watchers    makes that those can be started
+#   prepare_watchers    builds what the watchers need, if anything
 #   start_part PART, part_runs PART, stop_parts, watchers_say
 #   want_programs       ends the script if one that the stack needs is missing
 #   has_logs PART, show_logs PART...

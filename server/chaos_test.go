@@ -20,9 +20,9 @@ import (
 
 // The oracle: clients that keep what they sent and what they were told, over
 // two servers and one Redis, while a seeded random schedule kills, pauses,
-// drains and restarts all of them. What must hold is PROTOCOL's: a count that
-// was seen is never lost, none is given twice or left out, those that are
-// counted are the first ones, and a session has one owner.
+// drains and restarts all of them. The promises that must hold are in the comment
+// of package oracle: a count that was seen is never lost, none is given twice or
+// left out, those that are counted are the first ones, and a session has one owner.
 //
 // TURNSTILE_CHAOS_SECONDS makes each run longer, TURNSTILE_CHAOS_SEED repeats a
 // schedule (as far as the machine lets it). Built with the tag unfenced, whose

@@ -125,7 +125,7 @@ func (c *Config) listening() []setting {
 			when: "a page of another host connects"},
 		{name: "trusted-proxies", unit: "ADDRESSES", value: &prefixesFlag{&c.TrustedProxies},
 			text: "Proxies whose X-Forwarded-For and X-Real-IP are believed, as IP or CIDR, separated by commas. " +
-				"Who comes through a unix socket always is.",
+				"A client of a unix socket is always believed.",
 			when: "a proxy connects over TCP"},
 		{name: "echo", value: &boolFlag{&c.Echo},
 			text: "Serve /ws/echo/ as well, which sends each message back.",

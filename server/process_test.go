@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// patience bounds every wait of the tests; nothing waits for so long that works.
+// patience bounds every wait of the tests. Only what does not work takes so long.
 const patience = 2 * time.Minute
 
 // testHost is a loopback address of the tests' own: a port there is never the

@@ -48,7 +48,8 @@ type Config struct {
 	Fatal   func(error) // called from any goroutine
 }
 
-// An Endpoint is a path, without its last slash, and the application there.
+// An Endpoint is a path, without its last slash, and the application there. Clients may
+// ask for the path with that slash too. A Path that has it is never found.
 type Endpoint struct {
 	Path string
 	New  func() Handler // called once for each worker

@@ -214,7 +214,8 @@ func (c *Conn) release() {
 	}
 }
 
-// arrive goes on with a connection that another process had.
+// arrive goes on with a connection that another process had. Engine.arrive is another
+// thing: it counts a socket that was accepted.
 func (w *worker) arrive(fd int, r *handover.Record) {
 	c := w.newArrived(fd, r)
 	if !w.enrol(c) {

@@ -1,5 +1,5 @@
 // Package oracle has clients that keep what they sent and what they were told,
-// and say where that breaks a promise of the protocol (PROTOCOL.md §4):
+// and say where that breaks a promise of the protocol:
 //
 //   - never lost: a count that was seen is at least what the next resume gets;
 //   - never doubled, never skipped: a session's counts are 1, 2, 3, … over all

@@ -95,8 +95,8 @@ func (m *Memory) answer(claims []*pendingClaim, err error) {
 const statesMost = 4096
 
 // Export gives all sessions to yield, some at a time, in the order in which
-// Import wants them, and ends at its first error. Whoever still holds one can
-// commit nothing to it any more.
+// Import wants them, and ends at its first error. A connection
+// that still holds a session cannot commit to it any more.
 func (m *Memory) Export(yield func([]State) error) error {
 	states := m.exportHeld()
 	now := m.config.Now()

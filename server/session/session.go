@@ -109,8 +109,8 @@ type Owner interface {
 	Loop() Loop
 	// OnClaimed ends a claim that was pending; err is nil or ErrUnavailable.
 	OnClaimed(resumed bool, err error)
-	// OnCommitted ends a commit that was pending, which took so long. If it
-	// is Committed, so many messages have become part of the count.
+	// OnCommitted ends a commit that was pending. took is how long that was. If
+	// the outcome is Committed, so many messages are now part of the count.
 	OnCommitted(outcome Outcome, messages uint64, took time.Duration)
 	// OnTakenOver says that another owner has claimed the session. The store
 	// calls it at most once, from any goroutine and under no lock. If a
@@ -126,8 +126,9 @@ type Store interface {
 	Mint(l *Lease, owner Owner) error
 
 	// Claim makes l the only lease on the session, held by owner, and sets
-	// l.Count; resumed says that the session was known. With ErrPending all
-	// that comes later; other errors are ErrFull and ErrUnavailable.
+	// l.Count; resumed says that the session was known. With
+	// ErrPending, l.Count and resumed come later, with OnClaimed. Other errors are
+	// ErrFull and ErrUnavailable.
 	Claim(l *Lease, id ID, owner Owner) (resumed bool, err error)
 
 	// Commit makes l.Count the session's count. While one is Pending, there
@@ -179,7 +180,8 @@ type entry interface{ ID() ID }
 
 const revoked = 1 << 63
 
-// Held reports whether the lease was ever asked for.
+// Held reports whether the lease was ever asked for. It stays true when the lease is
+// revoked or released.
 func (l *Lease) Held() bool { return l.entry != nil }
 
 // ID is the session that the lease is on.

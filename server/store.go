@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"turnstile/netpoll"
@@ -20,8 +21,8 @@ func (s *server) openRedis() {
 	s.store = session.NewRedis(session.RedisConfig{
 		Address: s.config.Redis, TTL: s.config.SessionTTL, Timeout: s.config.StoreTimeout, Max: s.config.MaxSessions, Now: netpoll.Monotonic,
 		Metrics: s.metrics.NewStore(session.MetricLabels(), netpoll.Monotonic),
-		OnTrouble: func(node string, err error) {
-			s.log.Error().Err(err).Str("redis", node).Msg("store_unavailable")
+		OnTrouble: func(node string, kind fmt.Stringer, err error) {
+			s.log.Error().Err(err).Str("redis", node).Stringer("kind", kind).Msg("store_unavailable")
 		},
 		OnRecovered: func(node string, after time.Duration) {
 			s.log.Info().Str("redis", node).Int64("duration_ms", after.Milliseconds()).Msg("store_available")

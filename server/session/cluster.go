@@ -45,17 +45,17 @@ func (c *cluster) reload() {
 
 func (c *cluster) run() {
 	defer c.client.Close()
-	for told := false; ; {
+	var told toldKinds
+	for known := false; ; {
 		ctx, cancel := context.WithTimeout(c.store.stopped, c.store.config.Timeout)
 		//lint:ignore SA1019 every Redis has CLUSTER SLOTS, before 7 and after
 		ranges, err := c.client.ClusterSlots(ctx).Result()
 		cancel()
 		if err == nil {
 			c.apply(ranges)
-			told = true
-		} else if !told && c.store.stopped.Err() == nil {
-			told = true
-			c.store.config.OnTrouble(c.unassigned.name, c.store.config.Address.withoutUser(err))
+			known = true
+		} else if !known && c.store.stopped.Err() == nil { // later on, the nodes tell of their own
+			c.store.tellTrouble(&told, c.unassigned.name, err)
 		}
 		if !c.wait(err) {
 			return

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -20,6 +21,7 @@ const (
 	errorUnreachable errorKind = iota
 	errorTimeout
 	errorConnection
+	errorTLS
 	errorNotReplicated
 	errorReadOnly
 	errorLoading
@@ -60,6 +62,7 @@ var errorNames = [errorKinds]struct {
 	errorUnreachable:   {"unreachable", scopeConnection, nil},
 	errorTimeout:       {"timeout", scopeConnection, nil},
 	errorConnection:    {"connection", scopeConnection, nil},
+	errorTLS:           {"tls", scopeConnection, nil},
 	errorNotReplicated: {"not_replicated", scopeConnection, nil},
 	errorReadOnly:      {"readonly", scopeNode, []string{"READONLY"}},
 	errorLoading:       {"loading", scopeNode, []string{"LOADING"}},
@@ -94,11 +97,14 @@ func errorKindOf(err error) errorKind {
 	var answer redis.Error
 	var dial *net.OpError
 	var timeout net.Error
+	var certificate *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &answer):
 		return answeredKind(answer.Error()) // the sentinels' answers stand within another error
 	case errors.Is(err, errNotReplicated):
 		return errorNotReplicated
+	case errors.As(err, &certificate):
+		return errorTLS
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return errorUnreachable
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):

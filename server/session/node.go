@@ -42,7 +42,7 @@ type node struct {
 	hints       []leaseID // leases of other processes, which have lost their sessions
 
 	// Owned by the goroutine.
-	reported bool // OnTrouble has been called
+	told toldKinds // since the node answered
 
 	// Atomic: since when it does not answer, on the store's clock, 0 if it
 	// does; and whether it ever did.
@@ -195,12 +195,21 @@ func (n *node) onTrouble(err error) {
 	s := n.store
 	s.config.Metrics.Errors[errorKindOf(err)].Inc()
 	n.failing.CompareAndSwap(0, int64(s.config.Now()))
-	if !n.reported {
-		n.reported = true
-		s.config.OnTrouble(n.name, s.config.Address.withoutUser(err))
-	}
+	s.tellTrouble(&n.told, n.name, err)
 	if s.cluster != nil {
 		s.cluster.reload()
+	}
+}
+
+// toldKinds are the kinds of error that OnTrouble has been told of in one outage.
+type toldKinds [errorKinds]bool
+
+// tellTrouble tells of the first error of each kind: the first of all, a lost
+// connection say, may hide the cause.
+func (s *Redis) tellTrouble(told *toldKinds, node string, err error) {
+	if kind := errorKindOf(err); !told[kind] {
+		told[kind] = true
+		s.config.OnTrouble(node, kind, s.config.Address.withoutUser(err))
 	}
 }
 
@@ -212,7 +221,7 @@ func (n *node) onSuccess() {
 	n.up.Store(true)
 	s.config.Metrics.LastSuccess.Store(int64(now))
 	if since != 0 {
-		n.reported = false
+		n.told = toldKinds{}
 		s.config.OnRecovered(n.name, now-since)
 	}
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -20,8 +21,9 @@ type RedisConfig struct {
 	Metrics *metrics.Store
 
 	// OnTrouble and OnRecovered are told of each Redis node that stops
-	// answering, and that answers again. They are called from any goroutine.
-	OnTrouble   func(node string, err error)
+	// answering, and that answers again; OnTrouble once for each kind of error (a
+	// label of Metrics.Errors), since the first may hide the cause. They are called from any goroutine.
+	OnTrouble   func(node string, kind fmt.Stringer, err error)
 	OnRecovered func(node string, after time.Duration)
 }
 

@@ -15,14 +15,23 @@ func TestRedisOverTLS(t *testing.T) {
 	c := a.mint().count(1)
 	a.claim(c.ID(), 1, true)
 	b := startStore(t, "rediss://"+addr)
-	eventually(t, "a certificate that nobody vouches for is refused", func() bool {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return len(b.troubles) == 1 && strings.Contains(b.troubles[0].Error(), "certificate")
-	})
+	b.wantTrouble(errorTLS, "certificate")
 	if b.Available() {
 		t.Error("the store is available")
 	}
+}
+
+// The lost connection comes first, and hides why there is no new one.
+func TestRedisPasswordIsChanged(t *testing.T) {
+	server := redistest.Start(t)
+	server.Do("ACL", "SETUSER", "counter", "on", ">pass", "~*", "&*", "+@all")
+	a := readyStore(t, "redis://counter:pass@"+server.Addr)
+	server.Do("ACL", "SETUSER", "counter", "resetpass", ">word")
+	server.Do("CLIENT", "KILL", "USER", "counter")
+	a.wantTrouble(errorAuth, "WRONGPASS")
+	server.Do("ACL", "SETUSER", "counter", ">pass")
+	eventually(t, "the store is available", a.Available)
+	a.wantNoTroubleTwice()
 }
 
 func TestRedisPassword(t *testing.T) {
@@ -85,7 +94,7 @@ func TestRedisWaitIsRefused(t *testing.T) {
 	server.Do("ACL", "SETUSER", "counter", "on", ">word", "~*", "&*", "+@all", "-wait")
 	a := startStore(t, "redis://counter:word@"+server.Addr+"?wait_replicas=1")
 	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorNotReplicated].Load() > 1 })
-	if a.Available() || len(a.troubles) != 1 || !strings.Contains(a.troubles[0].Error(), "NOPERM") {
+	if a.Available() || len(a.troubles) != 1 || !strings.Contains(a.troubles[0].err.Error(), "NOPERM") {
 		t.Errorf("available: %v, troubles %v", a.Available(), a.troubles)
 	}
 }

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -54,7 +55,13 @@ type instance struct {
 	loop loop
 
 	mu       sync.Mutex
-	troubles []error
+	troubles []trouble
+}
+
+// A trouble is what the store has told of.
+type trouble struct {
+	kind errorKind
+	err  error
 }
 
 const (
@@ -76,10 +83,10 @@ func startStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 	config := RedisConfig{
 		Address: address, TTL: redisTTL, Timeout: redisTimeout, Max: redisMax, Now: now,
 		Metrics: metrics.New(1, metrics.Labels{}, metrics.Sources{}).NewStore(MetricLabels(), now),
-		OnTrouble: func(node string, err error) {
+		OnTrouble: func(_ string, kind fmt.Stringer, err error) {
 			i.mu.Lock()
 			defer i.mu.Unlock()
-			i.troubles = append(i.troubles, err)
+			i.troubles = append(i.troubles, trouble{kind.(errorKind), err})
 		},
 		OnRecovered: func(string, time.Duration) {},
 	}
@@ -113,6 +120,35 @@ func readyStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 	i := startStore(t, url, change...)
 	eventually(t, "the store is available", i.Available)
 	return i
+}
+
+// wantTrouble waits until the store has told of an error of that kind, in which text stands.
+func (i *instance) wantTrouble(kind errorKind, text string) {
+	i.t.Helper()
+	eventually(i.t, "told of "+kind.String()+": "+text, func() bool {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		return slices.ContainsFunc(i.troubles, func(told trouble) bool {
+			return told.kind == kind && strings.Contains(told.err.Error(), text)
+		})
+	})
+}
+
+// wantNoTroubleTwice sees that the store has told of an outage, and of no kind of error
+// twice.
+func (i *instance) wantNoTroubleTwice() {
+	i.t.Helper()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	times := map[errorKind]int{}
+	for _, told := range i.troubles {
+		if times[told.kind]++; times[told.kind] > 1 {
+			i.t.Errorf("told twice of %s: %v", told.kind, i.troubles)
+		}
+	}
+	if len(times) == 0 {
+		i.t.Error("told of no trouble")
+	}
 }
 
 func eventually(t testing.TB, what string, condition func() bool) {

@@ -127,9 +127,7 @@ func TestRedisOutOfReachForLong(t *testing.T) {
 	default:
 	}
 	idle.count(1)
-	if len(a.troubles) != 1 {
-		t.Errorf("told %d times of the trouble: %v", len(a.troubles), a.troubles)
-	}
+	a.wantNoTroubleTwice()
 	a.settle()
 	if got := a.claimNow(busy.ID()); receive(t, "the claim ends", got.claimed) != nil || got.Count != 1 && got.Count != 2 {
 		t.Errorf("the count is %d, want 1, or 2 with what was in doubt", got.Count)
@@ -174,9 +172,7 @@ func TestRedisCannotBeReachedAtStart(t *testing.T) {
 	server.Restart()
 	eventually(t, "the store is available", a.Available)
 	a.mint().count(1)
-	if len(a.troubles) != 1 {
-		t.Errorf("told %d times of the trouble: %v", len(a.troubles), a.troubles)
-	}
+	a.wantNoTroubleTwice()
 }
 
 // A pipeline arrives and is carried out, and its answers are lost.

@@ -77,14 +77,12 @@ func (w *worker) mayRead(c *Conn, room int) int {
 	return room
 }
 
-// readLast notes that n bytes of c's were read, and reports whether they were
-// the last that had arrived before the drain.
-func (w *worker) readLast(c *Conn, n int) bool {
-	left, early := w.unread[c]
-	if early {
+// noteEarly notes that n bytes of c's were read, which may have arrived before the
+// drain.
+func (w *worker) noteEarly(c *Conn, n int) {
+	if left, early := w.unread[c]; early {
 		w.unread[c] = left - n
 	}
-	return early && left <= n
 }
 
 // finishDrain says goodbye on a connection once everything is handled that had arrived

@@ -173,7 +173,7 @@ func TestLateEventTouchesNothing(t *testing.T) {
 		unix.Write(pair[1], text("for the new owner"))
 		c.onEvent(netpoll.Readable | netpoll.Writable)
 	})
-	if n, err := unix.Read(pair[0], make([]byte, 100)); err != nil || n != len(text("for the new owner")) {
+	if n, err := read(pair[0], make([]byte, 100)); err != nil || n != len(text("for the new owner")) {
 		t.Errorf("the new owner reads %d bytes, %v", n, err)
 	}
 }
@@ -242,7 +242,7 @@ func TestEveryByteOwedHasItsDeadline(t *testing.T) {
 	progress := func(due int) (left int, deadline time.Duration) {
 		buf := make([]byte, 1<<20)
 		for moved := false; !moved; {
-			unix.Read(fd, buf)
+			read(fd, buf)
 			h.onLoop(func(w *worker) {
 				c := w.conns[0]
 				held := c.backlog.length()
@@ -286,7 +286,7 @@ func TestDrainReadsWhatHasArrived(t *testing.T) {
 	buf := make([]byte, 1<<16)
 	n := 0
 	for {
-		got, err := unix.Read(fd, buf[n:])
+		got, err := read(fd, buf[n:])
 		if err != nil || got == 0 {
 			break
 		}
@@ -324,7 +324,7 @@ func TestTakeoverWithinACallback(t *testing.T) {
 	want = proto.AppendClose(want, proto.StatusTakenOver, "session taken over")
 	n := 0
 	for n < len(want) {
-		got, err := unix.Read(fd, buf[n:])
+		got, err := read(fd, buf[n:])
 		if err != nil || got == 0 {
 			t.Fatalf("after %q: %d, %v", buf[:n], got, err)
 		}

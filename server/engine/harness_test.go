@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -109,7 +110,7 @@ func (h *harness) connect(target string) (fd int) {
 	fd = h.dial(target)
 	var answer []byte
 	for one := make([]byte, 1); !bytes.HasSuffix(answer, []byte("\r\n\r\n")); answer = append(answer, one[0]) {
-		if n, err := unix.Read(fd, one); err != nil || n == 0 {
+		if n, err := read(fd, one); err != nil || n == 0 {
 			h.t.Fatalf("%s, %v", answer, err)
 		}
 	}
@@ -150,6 +151,18 @@ func (h *harness) onLoop(f func(w *worker)) {
 	w.loop.Call(func() { f(w) })
 }
 
+// hold keeps all workers' loops from their sockets until goOn is called.
+func (h *harness) hold() (goOn func()) {
+	held, release := make(chan struct{}), make(chan struct{})
+	for _, w := range h.engine.workers {
+		w.loop.Post(func() { held <- struct{}{}; <-release })
+		<-held
+	}
+	goOn = sync.OnceFunc(func() { close(release) })
+	h.t.Cleanup(goOn) // before the engine's own
+	return goOn
+}
+
 func (h *harness) metrics() *metrics.Worker { return h.engine.workers[0].metrics }
 
 // exchange sends a burst of frames and reads until its last answer is there.
@@ -161,12 +174,21 @@ func exchange(t testing.TB, fd int, burst, last, buf []byte) {
 		}
 	}
 	for got := 0; ; {
-		n, err := unix.Read(fd, buf[got:])
+		n, err := read(fd, buf[got:])
 		if err != nil || n == 0 {
 			t.Fatalf("after %q: %d, %v", buf[:got], n, err)
 		}
 		if got += n; bytes.HasSuffix(buf[:got], last) {
 			return
+		}
+	}
+}
+
+// read reads from a blocking socket; a signal of the Go runtime may interrupt that.
+func read(fd int, buf []byte) (n int, err error) {
+	for {
+		if n, err = unix.Read(fd, buf); err != unix.EINTR {
+			return n, err
 		}
 	}
 }

@@ -15,38 +15,28 @@ const (
 	// spillSmall is the longest spill that is copied into the worker's buffer before
 	// a read. A longer one grows in its own memory, since copying it would cost more.
 	spillSmall = 16 << 10
-	// readBudget is how many full reads one client gets before it is the others'
-	// turn.
-	readBudget = 4
 )
 
-// onReadable reads what the client has sent. A read that does not fill the buffer
-// has emptied the socket, so a second one would only return EAGAIN.
+// onReadable reads once what the client has sent. What a full buffer leaves in the
+// socket is read in the loop's next turn, after the other clients have had theirs.
 func (c *Conn) onReadable() {
-	for range readBudget {
-		if c.state == stateOpen && c.backedUp() {
-			return
-		}
-		buf, seen := c.readInto()
-		n, err := netpoll.Read(int(c.fd), buf[seen:])
-		c.worker.metrics.ReadCalls.Inc()
-		if err == netpoll.ErrAgain {
-			return
-		}
-		if err != nil {
-			c.close(closeReset)
-			return
-		}
-		if n == 0 {
-			c.onEOF()
-			return
-		}
+	if c.state == stateOpen && c.backedUp() {
+		return
+	}
+	buf, seen := c.readInto()
+	n, err := netpoll.Read(int(c.fd), buf[seen:])
+	c.worker.metrics.ReadCalls.Inc()
+	switch {
+	case err == netpoll.ErrAgain:
+	case err != nil:
+		c.close(closeReset)
+	case n == 0:
+		c.onEOF()
+	default:
 		c.worker.metrics.BytesIn.Add(uint64(n))
 		c.lastRead = c.worker.loop.Now()
+		c.worker.noteEarly(c, n)
 		c.consume(buf[:seen+n], seen)
-		if c.worker.readLast(c, n) || seen+n < len(buf) || c.state == stateClosed || c.paused || c.backedUp() {
-			return
-		}
 	}
 }
 

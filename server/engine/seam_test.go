@@ -112,7 +112,7 @@ func (h *harness) handToItself() {
 func readToEnd(t testing.TB, fd int) (all []byte) {
 	t.Helper()
 	for buf := make([]byte, 1<<10); ; {
-		n, err := unix.Read(fd, buf)
+		n, err := read(fd, buf)
 		if err != nil {
 			t.Fatalf("after %q: %v", all, err)
 		}

@@ -1,0 +1,75 @@
+package engine
+
+import (
+	"bytes"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+)
+
+// order is an application that notes whose messages come when.
+type order struct {
+	Silent
+	messages *[]*Conn
+}
+
+func (o order) OnMessage(c *Conn, _ proto.Message, out []byte) []byte {
+	*o.messages = append(*o.messages, c)
+	return out
+}
+
+// TestManyMessagesLeaveOthersTheirTurn: of a client that has sent several buffers of
+// short messages, one buffer is handled before a client that has sent one message.
+func TestManyMessagesLeaveOthersTheirTurn(t *testing.T) {
+	var messages []*Conn
+	h := startEngine(t, func(c *Config) {
+		c.Endpoints = []Endpoint{{"/order", func() Handler { return order{messages: &messages} }}}
+	})
+	hog, other := h.connect("/order"), h.connect("/order")
+	short := text("x")
+	flood := bytes.Repeat(short, 4*readBufferBytes/len(short))
+	var hogs, others *Conn
+	h.onLoop(func(w *worker) { hogs, others = w.conns[0], w.conns[1] })
+	// Room for more than one buffer, without a reader.
+	if err := unix.SetsockoptInt(int(hogs.fd), unix.SOL_SOCKET, unix.SO_RCVBUF, len(flood)); err != nil {
+		t.Fatal(err)
+	}
+	goOn := h.hold()
+	go writeAll(hog, flood)
+	eventually(t, "two buffers have come", func() bool { return netpoll.Unread(int(hogs.fd)) >= 2*readBufferBytes })
+	writeAll(other, short)
+	eventually(t, "the message has come", func() bool { return netpoll.Unread(int(others.fd)) == len(short) })
+	goOn()
+	perBuffer := readBufferBytes/len(short) + 1
+	var before int
+	eventually(t, "the other's message is handled", func() (done bool) {
+		h.onLoop(func(*worker) {
+			for i, c := range messages {
+				if c != hogs {
+					before, done = i, true
+				}
+			}
+		})
+		return done
+	})
+	if before == 0 || before > perBuffer {
+		t.Errorf("%d messages of one client were handled before another's, want one buffer's: %d", before, perBuffer)
+	}
+	eventually(t, "all is handled", func() (done bool) {
+		h.onLoop(func(*worker) { done = len(messages) == len(flood)/len(short)+1 })
+		return done
+	})
+}
+
+func writeAll(fd int, p []byte) {
+	for len(p) > 0 {
+		n, err := unix.Write(fd, p)
+		if err != nil {
+			return
+		}
+		p = p[n:]
+	}
+}

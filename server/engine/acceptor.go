@@ -16,8 +16,8 @@ const (
 	acceptPause = 250 * time.Millisecond
 )
 
-// An acceptor accepts sockets on a loop of its own, and gives them to the workers
-// in turn.
+// An acceptor accepts sockets on a loop of its own, and gives each to the worker
+// with the fewest.
 type acceptor struct {
 	// Fixed after newAcceptor.
 	engine *Engine
@@ -26,7 +26,6 @@ type acceptor struct {
 	// Owned by the loop.
 	listeners []*netpoll.Listener
 	lent      []*netpoll.Listener // another process accepts on them, or will soon
-	next      int                 // the worker whose turn it is
 	paused    bool
 	resume    netpoll.Timer
 	failed    error // the last error that was logged; nil once accepting works again
@@ -139,8 +138,7 @@ func (a *acceptor) onConnections(l *netpoll.Listener) (more bool) {
 			netpoll.CloseFD(fd)
 			continue
 		}
-		a.engine.workers[a.next].inbox.put(arrival)
-		a.next = (a.next + 1) % len(a.engine.workers)
+		a.engine.assign().inbox.put(arrival)
 	}
 	return true
 }

@@ -67,6 +67,7 @@ type Engine struct {
 	// Atomic.
 	connections atomic.Int64 // sockets of the workers
 	beyondLimit atomic.Int64 // sockets beyond a limit, which wait for their refusal
+	turn        atomic.Int64 // how many sockets assign has given to workers
 }
 
 // New starts a loop for each worker, and one for the acceptor. Nobody is served
@@ -211,8 +212,26 @@ func (e *Engine) arrive(fd int, ip netip.Addr) (a arrival, ok bool) {
 	return a, true
 }
 
-// forget undoes arrive.
+// assign chooses the worker with the fewest sockets for one more, and counts it there
+// at once, so that a burst spreads before any worker has seen it. Workers with equally
+// many take turns. See forget.
+func (e *Engine) assign() *worker {
+	first := int(e.turn.Add(1) % int64(len(e.workers)))
+	chosen := e.workers[first]
+	fewest := chosen.sockets.Load()
+	for i := range e.workers {
+		w := e.workers[(first+i)%len(e.workers)]
+		if n := w.sockets.Load(); n < fewest {
+			chosen, fewest = w, n
+		}
+	}
+	chosen.sockets.Add(1)
+	return chosen
+}
+
+// forget undoes arrive and assign.
 func (e *Engine) forget(c *Conn) {
+	c.worker.sockets.Add(-1)
 	if c.beyondLimit {
 		e.beyondLimit.Add(-1)
 	} else {

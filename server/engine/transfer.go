@@ -80,11 +80,16 @@ func (e *Engine) Adopt(fds []int, records []handover.Record) {
 			e.peers.readmit(netip.AddrFrom16(r.IP).Unmap())
 		}
 	}
+	shares := make(map[*worker][]int)
+	for i := range records {
+		w := e.assign()
+		shares[w] = append(shares[w], i)
+	}
 	var adopting sync.WaitGroup
-	for n, w := range e.workers {
+	for w, share := range shares {
 		adopting.Go(func() {
 			w.loop.Call(func() {
-				for i := n; i < len(records); i += len(e.workers) {
+				for _, i := range share {
 					w.arrive(fds[i], &records[i])
 				}
 			})

@@ -3,6 +3,7 @@ package engine
 import (
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"turnstile/metrics"
 	"turnstile/netpoll"
@@ -19,6 +20,9 @@ type worker struct {
 	rules     proto.Rules
 	endpoints []*endpoint
 	inbox     *inbox
+
+	// Atomic.
+	sockets atomic.Int64 // how many are its own, from assign to forget
 
 	// Owned by the loop.
 

@@ -46,6 +46,11 @@ const (
 // Tick is the resolution of a Loop's timers and of its clock.
 const Tick = 50 * time.Millisecond
 
+// longestStep is by how much a Loop's clock moves at the most from one tick to the
+// next. Whatever is longer, the loop was not there (a stopped process, a paused
+// machine), and could not see what others did in that time.
+const longestStep = 500 * time.Millisecond
+
 // Config is the callbacks of a Loop.
 type Config struct {
 	// Fatal is called when the loop cannot go on. It must not return to
@@ -64,11 +69,13 @@ type Loop struct {
 	mailbox *mailbox
 	timerFD int
 	started time.Duration // when the timerfd was armed
+	ended   chan struct{} // closed when no task runs any more
 
 	// Owned by the loop's goroutine.
 	wheel Wheel
 	now   time.Duration
-	ticks uint64 // expirations of the timerfd so far
+	lost  time.Duration // by how much the clock is behind Monotonic
+	ticks uint64        // expirations of the timerfd so far
 }
 
 var clockBase = time.Now()
@@ -84,7 +91,7 @@ func NewLoop(config Config) (*Loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot create an epoll instance: %w", err)
 	}
-	l := &Loop{config: config, epoll: epoll, timerFD: -1}
+	l := &Loop{config: config, epoll: epoll, timerFD: -1, ended: make(chan struct{})}
 	if err := l.start(); err != nil {
 		l.release()
 		return nil, err
@@ -122,15 +129,6 @@ func newTicker(period time.Duration) (int, error) {
 	return fd, nil
 }
 
-// newTimerFD returns a timerfd that is not armed (timerfd_create(2)).
-func newTimerFD() (int, error) {
-	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("cannot create a timerfd: %w", err)
-	}
-	return fd, nil
-}
-
 // Add calls back on the loop whenever fd is ready for one of events
 // (level-triggered), until Del. The fd must be non-blocking, and not watched
 // yet: a second Add is an error that leaves the first as it was.
@@ -157,18 +155,27 @@ func (l *Loop) Del(fd int) error { return l.epoll.Del(fd) }
 func (l *Loop) Post(task func()) bool { return l.mailbox.post(task) }
 
 // Call runs task on the loop and waits until it has returned. It must not be
-// called from the loop itself. On a closed loop it returns at once, and task
-// does not run. A loop must not be closed while somebody calls it.
+// called from the loop itself. On a closed loop it returns at once. Close drops a
+// task that has not begun, and Call returns then too.
 func (l *Loop) Call(task func()) {
 	done := make(chan struct{})
-	if l.Post(func() { task(); close(done) }) {
-		<-done
+	if !l.Post(func() { task(); close(done) }) {
+		return
+	}
+	select {
+	case <-done:
+	case <-l.ended:
 	}
 }
 
-// Now is the loop's clock: Monotonic as of the last tick. Reading it costs
-// nothing; it is at most a Tick old unless a callback takes longer.
+// Now is the loop's clock as of the last tick. Reading it costs nothing; it is at
+// most a Tick old unless a callback takes longer. It goes with Monotonic, but it
+// stands still while the process does: what is due in 10 s is due when the loop has
+// been there for 10 s.
 func (l *Loop) Now() time.Duration { return l.now }
+
+// At is what the loop's clock shows when Monotonic is t.
+func (l *Loop) At(t time.Duration) time.Duration { return t - l.lost }
 
 // Schedule lets t expire at the first tick that is not before at, instead of
 // whatever it was scheduled for.
@@ -184,6 +191,7 @@ func (l *Loop) Close() error {
 	if err := l.epoll.Close(); err != nil {
 		return fmt.Errorf("cannot close an epoll instance: %w", err)
 	}
+	close(l.ended)
 	unix.Close(l.mailbox.fd)
 	return unix.Close(l.timerFD)
 }
@@ -210,11 +218,19 @@ func (l *Loop) onTimerFD(events Events) {
 	if events&Readable == 0 || !ok {
 		return
 	}
-	l.now = Monotonic()
+	woke := Monotonic()
+	l.moveClock(woke)
 	if l.config.OnTick != nil {
 		due := l.started + time.Duration(l.ticks+1)*Tick
-		l.config.OnTick(max(0, l.now-due))
+		l.config.OnTick(max(0, woke-due))
 	}
 	l.ticks += expired
 	l.wheel.Advance(l.now)
+}
+
+// moveClock moves the clock to what Monotonic says, by longestStep at the most. That
+// holds as long as the timerfd expires more often than once in longestStep.
+func (l *Loop) moveClock(monotonic time.Duration) {
+	l.lost += max(0, l.At(monotonic)-l.now-longestStep)
+	l.now = l.At(monotonic)
 }

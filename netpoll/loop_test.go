@@ -416,6 +416,40 @@ func TestPostWhileTheLoopCloses(t *testing.T) {
 	}
 }
 
+// TestCallReturnsWhenTheLoopCloses closes a loop before it comes to a called task.
+func TestCallReturnsWhenTheLoopCloses(t *testing.T) {
+	l, err := NewLoop(Config{Fatal: func(err error) { t.Error(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy, release := make(chan struct{}), make(chan struct{})
+	l.Post(func() { close(busy); <-release })
+	wait(t, busy, "the loop to be busy")
+	called, closed := make(chan struct{}), make(chan struct{})
+	go func() {
+		l.Call(func() { t.Error("a task ran after Close") })
+		close(called)
+	}()
+	inMailbox := func(condition func(m *mailbox) bool) func() bool {
+		return func() bool {
+			l.mailbox.mu.Lock()
+			defer l.mailbox.mu.Unlock()
+			return condition(l.mailbox)
+		}
+	}
+	eventually(t, "the task waits", inMailbox(func(m *mailbox) bool { return len(m.queue) == 1 }))
+	go func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		close(closed)
+	}()
+	eventually(t, "the task is dropped", inMailbox(func(m *mailbox) bool { return m.closed }))
+	close(release)
+	wait(t, closed, "Close")
+	wait(t, called, "Call")
+}
+
 func TestClockMovesWithTheTicks(t *testing.T) {
 	var l *Loop
 	var now, due time.Duration
@@ -430,10 +464,11 @@ func TestClockMovesWithTheTicks(t *testing.T) {
 			t.Errorf("a tick at %v that is late by %v", now, late)
 		}
 		if late > 0 { // what is not late says nothing of when it was due
-			if before := due; before > 0 && (now-late <= before || (now-late-before)%Tick != 0) {
-				t.Errorf("a tick is due at %v, the next at %v", before, now-late)
+			next := now + l.lost - late // ticks are due on Monotonic
+			if before := due; before > 0 && (next <= before || (next-before)%Tick != 0) {
+				t.Errorf("a tick is due at %v, the next at %v", before, next)
 			}
-			due = now - late
+			due = next
 		}
 		if ticks++; ticks == 4 {
 			close(done)
@@ -441,6 +476,35 @@ func TestClockMovesWithTheTicks(t *testing.T) {
 	}})
 	close(started)
 	wait(t, done, "four ticks")
+}
+
+// TestClockStandsStillWithTheLoop keeps the loop from its ticks for longer than its
+// clock may move at once.
+func TestClockStandsStillWithTheLoop(t *testing.T) {
+	l := newLoop(t, Config{})
+	var before, after, absent, behind time.Duration
+	done := make(chan struct{})
+	second := newAlarm(func() { close(done) })
+	first := newAlarm(func() {
+		after, behind = l.Now(), l.lost
+		l.Schedule(&second.Timer, after+Tick) // a tick of its own: time goes on
+	})
+	onLoop(t, l, func() {
+		before = l.Now()
+		began := Monotonic()
+		l.Schedule(&first.Timer, before+Tick)
+		for absent < 2*longestStep {
+			runtime.Gosched()
+			absent = Monotonic() - began
+		}
+	})
+	wait(t, done, "a timer behind the standstill")
+	if step := after - before; step > longestStep {
+		t.Errorf("the clock moved by %v in one tick, want %v at the most", step, longestStep)
+	}
+	if least := absent - longestStep; behind < least {
+		t.Errorf("the clock is behind by %v, want %v at least", behind, least)
+	}
 }
 
 // TestOnTickTellsHowLate keeps the loop from its fds for three ticks.

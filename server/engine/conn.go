@@ -18,7 +18,7 @@ import (
 type Conn struct {
 	// Fixed after newConn.
 	worker *worker
-	opened time.Duration // netpoll.Monotonic at the accept, then at the upgrade
+	opened time.Duration // netpoll.Monotonic at the upgrade
 
 	// Owned by the worker's loop.
 
@@ -53,7 +53,7 @@ type Conn struct {
 	spill   []byte // bytes that were read and not handled: an unfinished request or frame, or frames that wait
 	backlog *backlog
 
-	// Deadlines.
+	// Deadlines, on the loop's clock, which stands still while the process does.
 	timer       netpoll.Timer
 	lastRead    time.Duration // when the client's last bytes were read
 	heartbeatAt time.Duration // when the next heartbeat is due
@@ -129,7 +129,7 @@ const (
 func newConn(w *worker, a arrival) *Conn {
 	now := w.loop.Now()
 	c := &Conn{
-		worker: w, fd: int32(a.fd), opened: now, lastRead: now,
+		worker: w, fd: int32(a.fd), lastRead: now,
 		deadline: now + w.engine.config.HandshakeTimeout,
 		ip:       a.ip.As16(), beyondLimit: a.beyondLimit, charged: a.charged,
 		parser: proto.Parser{Rules: &w.rules},

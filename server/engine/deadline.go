@@ -61,8 +61,8 @@ func (c *Conn) onDue(now time.Duration) {
 		c.lastRead = now // the client is not silent: the worker does not read it
 	}
 	if now >= c.idleAt() {
-		// After a pause of the whole process, the client's bytes may be in the
-		// socket and not read yet.
+		// If the loop is behind, the client's bytes may be in the socket and not
+		// read yet.
 		c.onReadable()
 		if c.state == stateOpen && now >= c.idleAt() {
 			c.close(closeIdle)

@@ -164,7 +164,7 @@ func (c *Conn) open(requestID []byte, resumed bool) {
 	w := c.worker
 	c.state = stateOpen
 	c.opened = netpoll.Monotonic()
-	c.heartbeatAt = c.opened + w.engine.config.Heartbeat
+	c.heartbeatAt = w.loop.At(c.opened) + w.engine.config.Heartbeat
 	c.schedule()
 	c.reportOpened(requestID)
 	c.answer(c.endpoint.handler.OnOpen(c, resumed, w.out))

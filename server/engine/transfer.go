@@ -140,10 +140,11 @@ func (c *Conn) freeze(state session.State) handover.Record {
 	w.loop.Del(int(c.fd)) // the other process's copy would keep it in this epoll set
 	w.loop.Cancel(&c.timer)
 	c.leaving, c.watched = leavingAway, 0
-	now, parser := netpoll.Monotonic(), c.parser.State()
+	monotonic, parser := netpoll.Monotonic(), c.parser.State()
+	now := w.loop.At(monotonic)
 	r := handover.Record{
 		Frozen: netpoll.Clock(), V2: c.v2, IP: c.ip, Charged: c.charged, Paused: c.paused && c.state == stateOpen,
-		Opened: c.opened - now, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
+		Opened: c.opened - monotonic, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
 		Deadline: c.deadline - now, RateTAT: c.rateTAT - now,
 		Unparsed: c.spill, Backlog: c.backlog.all(),
 		Parser:  handover.Parser{Op: uint8(parser.Op), Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail},
@@ -248,7 +249,9 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 	frozen := netpoll.Monotonic() - (netpoll.Clock() - r.Frozen)
 	c := newConn(w, arrival{fd: fd, charged: r.Charged})
 	c.ip, c.v2, c.paused = r.IP, r.V2, r.Paused
-	c.opened, c.lastRead, c.heartbeatAt = frozen+r.Opened, frozen+r.LastRead, frozen+r.HeartbeatAt
+	c.opened = frozen + r.Opened
+	frozen = w.loop.At(frozen)
+	c.lastRead, c.heartbeatAt = frozen+r.LastRead, frozen+r.HeartbeatAt
 	c.deadline, c.rateTAT = frozen+r.Deadline, max(0, frozen+r.RateTAT)
 	if r.Endpoint != "" {
 		c.endpoint = w.endpointAt([]byte(r.Endpoint))

@@ -21,16 +21,17 @@ func TestArrivedKeepsItsTimes(t *testing.T) {
 	defer unix.Close(pair[0])
 	defer unix.Close(pair[1])
 	const away = 200 * time.Millisecond
-	before := netpoll.Monotonic()
 	r := handover.Record{
-		Frozen: netpoll.Clock() - away, Opened: -time.Hour, LastRead: -10 * time.Second,
+		Opened: -time.Hour, LastRead: -10 * time.Second,
 		HeartbeatAt: 7 * time.Second, Deadline: 3 * time.Second, RateTAT: -time.Minute,
 	}
 	h.onLoop(func(w *worker) {
+		before := w.loop.At(netpoll.Monotonic())
+		r.Frozen = netpoll.Clock() - away
 		c := w.newArrived(pair[0], &r)
-		took := netpoll.Monotonic() - before
+		took := w.loop.At(netpoll.Monotonic()) - before
 		for name, got := range map[string][2]time.Duration{
-			"opened":   {c.opened, r.Opened},
+			"opened":   {w.loop.At(c.opened), r.Opened},
 			"lastRead": {c.lastRead, r.LastRead}, "heartbeatAt": {c.heartbeatAt, r.HeartbeatAt}, "deadline": {c.deadline, r.Deadline},
 		} {
 			// Both clocks tick between their readings, for as long as it took.

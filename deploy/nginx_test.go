@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"turnstile/proto"
 	"turnstile/server/admin"
 	"turnstile/server/certtest"
 	"turnstile/server/oracle"
@@ -141,7 +142,7 @@ func TestNginxPorts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			plain, secure := freeAddrOn(t, host), freeAddrOn(t, host)
 			cert, key := certtest.SelfSigned(t, stackHost, "::1")
-			blue, log := startBlue(t, map[string]string{
+			_, blue, log := startBlue(t, map[string]string{
 				"# include tls.conf;": "include tls.conf;", "/etc/turnstile/tls/fullchain.pem": cert, "/etc/turnstile/tls/privkey.pem": key,
 				"    listen " + listens + "8080": "    listen " + plain, "    listen " + listens + "443": "    listen " + secure,
 				"    listen " + others + "8080": "    # no ", "    listen " + others + "443": "    # no ",
@@ -165,7 +166,7 @@ func TestNginxPorts(t *testing.T) {
 
 // startBlue starts a server, and nginx before it; blue is its socket, as bench
 // writes it.
-func startBlue(t testing.TB, replace map[string]string) (blue, log string) {
+func startBlue(t testing.TB, replace map[string]string) (server *child, blue, log string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "blue") // the path of a socket must be short
 	if err != nil {
@@ -174,12 +175,41 @@ func startBlue(t testing.TB, replace map[string]string) (blue, log string) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	blue, log = "unix:"+dir+"/blue.sock", dir+"/server.log"
 	direct := freeAddr(t)
-	startServer(t, log, direct, "-listen", direct+","+blue)
+	server = startServer(t, log, direct, "-listen", direct+","+blue)
 	os.Symlink("blue.sock", dir+"/active.sock")
 	limit, allowed := fileLimit(t)
 	replace[limit], replace["/run/turnstile/"] = allowed, dir+"/"
 	newNginxConf(t, replace).start(t)
-	return blue, log
+	return server, blue, log
+}
+
+// The server's last word reaches the client through nginx: also a client that is still
+// sending what is refused, and all clients of a drain.
+func TestCloseCodesThroughNginx(t *testing.T) {
+	t.Parallel()
+	site := freeAddr(t)
+	server, _, _ := startBlue(t, map[string]string{"    listen 8080": "    listen " + site, "    listen [::]:8080": "    # no "})
+	eventually(t, "nginx listens", func() bool { return canConnect(site) })
+	tooBig := proto.AppendMaskedFrame(nil, proto.OpText, true, [4]byte{1, 2, 3, 4}, make([]byte, 10<<20))
+	for range 50 {
+		w := dialWebSocket(t, site)
+		w.send(t, tooBig)
+		w.wantClose(t, "\x03\xf1") // 1009
+	}
+	var clients []*webSocket
+	for range 20 {
+		w := dialWebSocket(t, site)
+		w.count(t, 1)
+		clients = append(clients, w)
+	}
+	server.cmd.Process.Signal(syscall.SIGTERM)
+	for _, w := range clients {
+		w.wantClose(t, "\x03\xe9") // 1001
+	}
+	<-server.exited
+	if code := server.cmd.ProcessState.ExitCode(); code != 0 {
+		t.Errorf("the server ends with exit code %d", code)
+	}
 }
 
 // browse tries a site's console in a real browser.

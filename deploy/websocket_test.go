@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -53,11 +54,35 @@ func (w *webSocket) send(t testing.TB, data []byte) {
 
 func (w *webSocket) await(t testing.TB, text string) {
 	t.Helper()
-	for buffer := make([]byte, 4096); !strings.Contains(string(w.read), text); {
-		n, err := w.conn.Read(buffer)
+	for !strings.Contains(string(w.read), text) {
+		w.awaitBytes(t, len(w.read)+1)
+	}
+}
+
+// awaitBytes reads until so many bytes have come in all.
+func (w *webSocket) awaitBytes(t testing.TB, n int) {
+	t.Helper()
+	for buffer := make([]byte, 4096); len(w.read) < n; {
+		got, err := w.conn.Read(buffer)
 		if err != nil {
-			t.Fatalf("%v before %q, after %q", err, text, w.read)
+			t.Fatalf("%v after %q", err, w.read)
 		}
-		w.read = append(w.read, buffer[:n]...)
+		w.read = append(w.read, buffer[:got]...)
+	}
+}
+
+// wantClose waits for a close frame with a code, as two bytes, answers it, and expects
+// the connection to end.
+func (w *webSocket) wantClose(t testing.TB, code string) {
+	t.Helper()
+	w.await(t, code)
+	at := strings.LastIndex(string(w.read), code)
+	if at < 2 || w.read[at-2] != 0x80|byte(proto.OpClose) {
+		t.Fatalf("got %q, want a close frame with %q", w.read, code)
+	}
+	w.awaitBytes(t, at+int(w.read[at-1]))
+	w.send(t, proto.AppendMaskedFrame(nil, proto.OpClose, true, [4]byte{}, []byte(code)))
+	if n, err := w.conn.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("behind the close frame: %d bytes, %v", n, err)
 	}
 }

@@ -165,6 +165,20 @@ func TestSlowReaderGetsAll(t *testing.T) {
 	}
 }
 
+// A client that is still sending gets the close frame, and not a reset.
+func TestMessageTooBigByFar(t *testing.T) {
+	p := startServer(t)
+	check := bystander(p)
+	message := text(strings.Repeat("x", 10<<20))
+	for range 50 {
+		w := p.open("/ws/chat/")
+		w.send(message)
+		w.wantClose(1009)
+	}
+	check()
+	eventually(t, "all are gone", func() bool { return p.metric(`websocket_closes_total{reason="message_too_big"}`) == 50 })
+}
+
 // shutdownWrite is a client's half-close.
 func (w *wire) shutdownWrite() {
 	if err := w.conn.(*net.TCPConn).CloseWrite(); err != nil {

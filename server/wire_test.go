@@ -22,6 +22,7 @@ type wire struct {
 	reader *bufio.Reader
 	parser proto.Parser
 	unread []byte
+	closed bool // it has sent a close frame
 }
 
 // upgradeRequest is a valid request for target, with further header lines.
@@ -80,6 +81,7 @@ func text(payload string) []byte { return frame(proto.OpText, true, payload) }
 
 func (w *wire) send(frames ...[]byte) {
 	w.t.Helper()
+	w.closed = w.closed || slices.ContainsFunc(frames, func(f []byte) bool { return proto.OpCode(f[0]&0x0f) == proto.OpClose })
 	w.write(bytes.Join(frames, nil))
 }
 
@@ -156,13 +158,16 @@ func (w *wire) wantCount(count uint64, message string) reply {
 	return r
 }
 
-// wantClose expects a close frame with a code (0: none), and then the end of
-// the stream, without the client closing anything.
+// wantClose expects a close frame with a code (0: none), answers it as a client does
+// (RFC 6455 §5.5.1), and then expects the end of the stream.
 func (w *wire) wantClose(code proto.StatusCode) {
 	w.t.Helper()
 	m := w.next()
 	if m.Op != proto.OpClose || proto.CloseCode(m.Payload) != code {
 		w.t.Fatalf("got %s, want close %d", describe(m), code)
+	}
+	if !w.closed {
+		w.send(frame(proto.OpClose, true, string(m.Payload[:min(2, len(m.Payload))])))
 	}
 	if m := w.next(); m.Op != proto.OpContinuation {
 		w.t.Fatalf("%s behind the close frame", describe(m))

@@ -67,7 +67,7 @@ func (c *Conn) OnClaimed(resumed bool, err error) {
 	c.backlog.startCommit()
 	c.releaseHeld()
 	c.open(c.worker.takeRequestID(c), resumed)
-	c.paused = len(c.spill) > 0
+	c.paused = len(c.spill()) > 0
 	c.flush()
 	c.proceed()
 }

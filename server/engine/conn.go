@@ -50,7 +50,7 @@ type Conn struct {
 
 	// Bytes, from the client and to it.
 	parser  proto.Parser
-	spill   []byte // bytes that were read and not handled: an unfinished request or frame, or frames that wait
+	input   *input
 	backlog *backlog
 
 	// Deadlines, on the loop's clock, which stands still while the process does.
@@ -69,7 +69,7 @@ const (
 	stateClaiming               // the 101 waits for the session
 	stateOpen                   // frames go both ways
 	stateClosing                // the last bytes are on their way out, what comes in is dropped
-	stateLingering              // all is sent, the client has to close
+	stateLingering              // all is sent, the client has to close; what comes in is dropped
 	stateClosed                 // the fd is gone
 )
 
@@ -162,7 +162,7 @@ func (c *Conn) onEvent(events netpoll.Events) {
 	case netpoll.Events(c.watched)&netpoll.Readable != 0:
 		c.onReadable()
 	case events&netpoll.Failed != 0:
-		c.close(closeReset) // the loop would report it again and again
+		c.onReset() // the loop would report it again and again
 	}
 	c.flush()
 	c.finishDrain()
@@ -174,7 +174,7 @@ func (c *Conn) onEvent(events netpoll.Events) {
 // watch asks the loop for the events that the connection waits for.
 func (c *Conn) watch() {
 	var events netpoll.Events
-	if !c.eof && c.leaving == leavingNot && (c.state >= stateClosing || !c.paused && !c.backedUp()) {
+	if !c.eof && c.leaving == leavingNot && c.wantsInput() {
 		events |= netpoll.Readable
 	}
 	if len(c.backlog.ready()) > 0 {
@@ -192,51 +192,13 @@ func (c *Conn) watch() {
 	}
 }
 
-// fail ends the connection because the client broke the protocol.
-func (c *Conn) fail(err *proto.Error) {
-	reason := closeProtocol
-	switch err {
-	case proto.ErrNotUTF8, proto.ErrCloseReason:
-		reason = closeNotUTF8
-	case proto.ErrTooBig:
-		reason = closeTooBig
+// wantsInput reports whether the worker has a use for the client's next bytes.
+func (c *Conn) wantsInput() bool {
+	if c.state >= stateClosing {
+		return !c.hasSkippedEnough()
 	}
-	c.sendClose(reason, err.Code, err.Text)
+	return !c.paused && !c.backedUp()
 }
-
-// sendClose appends a close frame. The worker ignores what the client sends after
-// that. The connection closes once everything is sent and the client has closed too,
-// or at the deadline for that.
-func (c *Conn) sendClose(reason CloseReason, code proto.StatusCode, text string) {
-	c.worker.out = proto.AppendClose(c.worker.out, code, text)
-	c.code = code
-	c.finish(reason)
-}
-
-// finish makes the connection close once everything is sent.
-func (c *Conn) finish(reason CloseReason) {
-	c.reason = reason
-	c.state = stateClosing
-	c.deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
-	c.schedule()
-}
-
-// linger is called after the last byte was sent. It tells the client that no more
-// comes, and waits for its close: closing at once could destroy the last bytes on their
-// way, if bytes of the client are still unread (RFC 9112 §9.6). A client that has sent
-// its close frame sends nothing more.
-func (c *Conn) linger() {
-	if c.eof || c.reason == closePeer || netpoll.ShutdownWrite(int(c.fd)) != nil {
-		c.close(c.reason)
-		return
-	}
-	c.state = stateLingering
-	c.deadline = c.worker.loop.Now() + lingerTime
-	c.schedule()
-}
-
-// lingerTime is how long a client may take to close after everything was sent.
-const lingerTime = 2 * time.Second
 
 // close ends the connection now, and drops what is unsent. A second call does
 // nothing. A connection ends otherwise only by handOff, to net/http, or by release, to
@@ -265,7 +227,7 @@ func (c *Conn) dispose() {
 	w := c.worker
 	w.metrics.Backlog.Add(-int64(c.backlog.length()))
 	c.backlog = w.free.sent(c.backlog, c.backlog.length())
-	c.spill, c.parser = nil, proto.Parser{}
+	c.input, c.parser = nil, proto.Parser{}
 	w.remove(c)
 	netpoll.CloseFD(int(c.fd))
 }

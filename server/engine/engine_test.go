@@ -61,7 +61,7 @@ func TestStreamIsReadInFullBuffers(t *testing.T) {
 	stream = append(stream, text("last")...)
 	unix.Write(fd, stream[:3])
 	eventually(t, "a part of a frame is kept", func() (kept bool) {
-		h.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 3 })
+		h.onLoop(func(w *worker) { kept = len(w.conns[0].spill()) == 3 })
 		return kept
 	})
 	var before uint64
@@ -99,14 +99,14 @@ func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
 	whole := text("cut in two")
 	unix.Write(fd, whole[:5])
 	eventually(t, "the first half is kept", func() (kept bool) {
-		h.onLoop(func(w *worker) { kept = len(w.conns[0].spill) == 5 })
+		h.onLoop(func(w *worker) { kept = len(w.conns[0].spill()) == 5 })
 		return kept
 	})
 	exchange(t, fd, whole[5:], []byte(`"cut in two"}`), buf)
 	h.onLoop(func(w *worker) {
 		c := w.conns[0]
-		if c.spill != nil || c.backlog != nil || c.parser != (proto.Parser{Rules: &w.rules}) {
-			t.Errorf("spill %d, backlog %d, parser %+v", cap(c.spill), c.backlog.length(), c.parser)
+		if c.input != nil || c.backlog != nil || c.parser != (proto.Parser{Rules: &w.rules}) {
+			t.Errorf("input %+v, backlog %d, parser %+v", c.input, c.backlog.length(), c.parser)
 		}
 	})
 }
@@ -283,16 +283,8 @@ func TestDrainReadsWhatHasArrived(t *testing.T) {
 		unix.Write(fd, text("in time"))
 		w.drain(func() {})
 	})
-	buf := make([]byte, 1<<16)
-	n := 0
-	for {
-		got, err := read(fd, buf[n:])
-		if err != nil || got == 0 {
-			break
-		}
-		n += got
-	}
-	if got := string(buf[:n]); !strings.Contains(got, `"message":"in time"}`) ||
+	unix.Shutdown(fd, unix.SHUT_WR)
+	if got := string(readToEnd(t, fd)); !strings.Contains(got, `"message":"in time"}`) ||
 		!strings.Contains(got, `"total":1,"reason":"server_shutdown"`) {
 		t.Errorf("got %q", got)
 	}

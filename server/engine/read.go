@@ -29,7 +29,7 @@ func (c *Conn) onReadable() {
 	switch {
 	case err == netpoll.ErrAgain:
 	case err != nil:
-		c.close(closeReset)
+		c.onReset()
 	case n == 0:
 		c.onEOF()
 	default:
@@ -44,13 +44,14 @@ func (c *Conn) onReadable() {
 // worker's buffer, so that an idle connection holds none, or the memory of a long
 // spill itself.
 func (c *Conn) readInto() (buf []byte, seen int) {
-	seen = len(c.spill)
+	spill := c.spill()
+	seen = len(spill)
 	if seen < spillSmall {
-		copy(c.worker.readBuffer, c.spill)
+		copy(c.worker.readBuffer, spill)
 		buf = c.worker.readBuffer
 	} else {
-		c.spill = slices.Grow(c.spill, seen)
-		buf = c.spill[:cap(c.spill)]
+		c.input.spill = slices.Grow(spill, seen)
+		buf = c.input.spill[:cap(c.input.spill)]
 	}
 	return buf[:seen+c.worker.mayRead(c, len(buf)-seen)], seen
 }
@@ -58,6 +59,7 @@ func (c *Conn) readInto() (buf []byte, seen int) {
 // consume handles buf, whose first seen bytes are the spill. What it cannot handle
 // yet becomes the spill.
 func (c *Conn) consume(buf []byte, seen int) {
+	c.takeSpill()
 	used := 0
 	if c.state == stateHandshake {
 		used = c.onRequest(buf, seen)
@@ -65,14 +67,10 @@ func (c *Conn) consume(buf []byte, seen int) {
 	if c.state == stateOpen {
 		used += c.onFrames(buf[used:])
 	}
-	rest := buf[used:]
-	switch {
-	case c.state >= stateClosing || len(rest) == 0:
-		c.spill = nil
-	case len(rest) <= cap(c.spill) && cap(c.spill) <= 2*len(rest)+spillSmall:
-		c.spill = append(c.spill[:0], rest...)
-	default:
-		c.spill = slices.Clone(rest)
+	if rest := buf[used:]; c.state >= stateClosing {
+		c.skip(rest)
+	} else {
+		c.keepRest(rest)
 	}
 }
 

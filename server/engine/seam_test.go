@@ -87,9 +87,7 @@ func TestCloseInEveryMethod(t *testing.T) {
 				want = proto.AppendFrame(want, proto.OpText, []byte("last"))
 			}
 			want = proto.AppendClose(want, proto.StatusNormalClosure, method)
-			if got := readToEnd(t, fd); !bytes.Equal(got, want) {
-				t.Errorf("got %q, want %q", got, want)
-			}
+			wantLastWords(t, fd, want)
 		})
 	}
 }
@@ -106,6 +104,23 @@ func (h *harness) handToItself() {
 	}
 	batch.Release()
 	h.engine.Adopt([]int{fd}, batch.Records)
+}
+
+// wantLastWords expects these bytes, answers the close frame at their end as a client
+// does, and then expects no more.
+func wantLastWords(t testing.TB, fd int, want []byte) {
+	t.Helper()
+	got := make([]byte, len(want))
+	for n := 0; n < len(want); {
+		more, err := read(fd, got[n:])
+		if n += more; err != nil || more == 0 {
+			t.Fatalf("after %q: %v", got[:n], err)
+		}
+	}
+	unix.Write(fd, frame(proto.OpClose, true, "\x03\xe8"))
+	if got = append(got, readToEnd(t, fd)...); !bytes.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }
 
 // readToEnd reads until the server says that no more comes.
@@ -168,9 +183,7 @@ func TestCountAsItOpens(t *testing.T) {
 	fd := h.connect("/late")
 	h.onLoop(func(w *worker) { store.answer(w.conns[0], session.Unavailable) })
 	want := proto.AppendClose(nil, proto.StatusTryAgainLater, "session store out of reach")
-	if got := readToEnd(t, fd); !bytes.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
-	}
+	wantLastWords(t, fd, want)
 }
 
 // quiet is an application that counts and answers nothing.

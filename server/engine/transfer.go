@@ -146,7 +146,7 @@ func (c *Conn) freeze(state session.State) handover.Record {
 		Frozen: netpoll.Clock(), V2: c.v2, IP: c.ip, Charged: c.charged, Paused: c.paused && c.state == stateOpen,
 		Opened: c.opened - monotonic, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
 		Deadline: c.deadline - now, RateTAT: c.rateTAT - now,
-		Unparsed: c.spill, Backlog: c.backlog.all(),
+		Unparsed: c.spill(), Backlog: c.backlog.all(),
 		Parser:  handover.Parser{Op: uint8(parser.Op), Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail},
 		Session: handover.Session(state),
 	}
@@ -172,7 +172,7 @@ func (c *Conn) takeBack() {
 	}
 	if c.state == stateHandshake && c.paused {
 		c.paused = false
-		c.consume(c.spill, 0)
+		c.consume(c.spill(), 0)
 	}
 	c.flush()
 	c.resume()
@@ -263,7 +263,7 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 func (c *Conn) unpack(r *handover.Record) {
 	w := c.worker
 	c.state = stateOpen
-	c.spill = slices.Clone(r.Unparsed)
+	c.keepRest(r.Unparsed)
 	if c.backlog = w.free.add(nil, r.Backlog, len(r.Backlog)); c.backlog != nil {
 		c.backlog.due = min(max(r.Due, 0), c.backlog.sendable)
 	}

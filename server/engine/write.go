@@ -121,7 +121,7 @@ func (c *Conn) push() {
 func (c *Conn) resume() {
 	if c.paused && c.leaving == leavingNot && c.backlog == nil && !c.backedUp() && !c.storing {
 		c.paused = false
-		c.consume(c.spill, len(c.spill))
+		c.consume(c.spill(), len(c.spill()))
 	}
 }
 

@@ -1,0 +1,100 @@
+package engine
+
+import (
+	"time"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+)
+
+// This file ends a connection in order: the close frame, the wait for the client's, and
+// what the client sends meanwhile.
+
+const (
+	// lingerTime is how long a client may take to close after everything was sent. No
+	// byte that it sends prolongs it.
+	lingerTime = 2 * time.Second
+	// skipMost is how many bytes of a client the worker reads and drops at the most,
+	// after its own close frame. It does not read what comes behind them: so a client
+	// that floods costs some milliseconds, and not two seconds, of CPU. An honest one
+	// has at most one long message on its way; see -max-message.
+	skipMost = 64 << 20
+)
+
+// fail ends the connection because the client broke the protocol.
+func (c *Conn) fail(err *proto.Error) {
+	reason := closeProtocol
+	switch err {
+	case proto.ErrNotUTF8, proto.ErrCloseReason:
+		reason = closeNotUTF8
+	case proto.ErrTooBig:
+		reason = closeTooBig
+	}
+	c.sendClose(reason, err.Code, err.Text)
+}
+
+// sendClose appends a close frame. The worker drops what the client sends after
+// that. The connection closes once everything is sent and the client has closed too,
+// or at the deadline for that.
+func (c *Conn) sendClose(reason CloseReason, code proto.StatusCode, text string) {
+	c.worker.out = proto.AppendClose(c.worker.out, code, text)
+	c.code = code
+	c.finish(reason)
+}
+
+// finish makes the connection close once everything is sent.
+func (c *Conn) finish(reason CloseReason) {
+	c.reason = reason
+	c.state = stateClosing
+	c.deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
+	c.schedule()
+}
+
+// linger is called after the last byte was sent. It waits for the client's close:
+// closing at once could destroy the last bytes on their way, if bytes of the client are
+// still unread (RFC 9112 §9.6). A client that has sent its close frame sends nothing more.
+//
+// A WebSocket's own side stays open meanwhile. A proxy that sees our end would close the
+// client's socket, also while the client still sends, and the client would get a RST
+// instead of the close frame.
+func (c *Conn) linger() {
+	c.skip(c.takeSpill())
+	upgraded := c.endpoint != nil
+	if c.hasClosed() || !upgraded && netpoll.ShutdownWrite(int(c.fd)) != nil {
+		c.close(c.reason)
+		return
+	}
+	c.state = stateLingering
+	c.deadline = c.worker.loop.Now() + lingerTime
+	c.schedule()
+}
+
+// hasClosed reports whether the client has nothing more to say.
+func (c *Conn) hasClosed() bool {
+	return c.eof || c.reason == closePeer || c.input != nil && c.input.closed
+}
+
+// skip drops p, which came after the server's last word was known. The client's close
+// frame in it ends the connection, once everything is sent.
+func (c *Conn) skip(p []byte) {
+	if len(p) == 0 || c.state == stateClosed {
+		return
+	}
+	in := c.needInput()
+	in.skipped += len(p)
+	in.closed = in.closed || c.endpoint != nil && in.skipper.Skip(p) // a refused request has no frames behind it
+	if c.state == stateLingering && in.closed {
+		c.close(c.reason)
+	}
+}
+
+func (c *Conn) hasSkippedEnough() bool { return c.input != nil && c.input.skipped >= skipMost }
+
+// onReset is called when the socket has an error.
+func (c *Conn) onReset() {
+	if c.state == stateLingering { // that was the client's way to close
+		c.close(c.reason)
+		return
+	}
+	c.close(closeReset)
+}

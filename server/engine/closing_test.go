@@ -1,0 +1,132 @@
+package engine
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+)
+
+// lingering is a client whose connection lingers for as long as the test takes.
+func (h *harness) lingering() (fd int) {
+	h.t.Helper()
+	fd = h.connect("/count")
+	h.onLoop(func(w *worker) {
+		c := w.conns[len(w.conns)-1]
+		c.sendClose(CloseGoodbye, proto.StatusNormalClosure, "")
+		if c.flush(); c.state != stateLingering {
+			h.t.Errorf("state %d", c.state)
+		}
+		c.deadline = w.loop.Now() + time.Hour
+	})
+	exchange(h.t, fd, nil, []byte("\x88\x02\x03\xe8"), make([]byte, 100))
+	return fd
+}
+
+// isOver reports whether the server has ended its side.
+func isOver(fd int) bool {
+	n, _, err := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_DONTWAIT|unix.MSG_PEEK)
+	return n == 0 && err == nil
+}
+
+// A proxy would take the server's end for the end of both sides.
+func TestLingeringKeepsTheServersSideOpen(t *testing.T) {
+	h := startEngine(t)
+	fd := h.lingering()
+	unix.Write(fd, append(text("still on its way"), frame(proto.OpPing, true, "?")...))
+	eventually(t, "it is read", func() (read bool) {
+		h.onLoop(func(w *worker) { read = netpoll.Unread(int(w.conns[0].fd)) == 0 && w.conns[0].input != nil })
+		return read
+	})
+	if isOver(fd) {
+		t.Error("the server has ended its side before the client has closed")
+	}
+	cut := frame(proto.OpClose, true, "\x03\xe8")
+	unix.Write(fd, cut[:3])
+	unix.Write(fd, cut[3:])
+	if got := readToEnd(t, fd); len(got) > 0 {
+		t.Errorf("%q behind the close frame", got)
+	}
+	if closed := h.metrics().Closes[CloseGoodbye].Load(); closed != 1 {
+		t.Errorf("%d are closed for their reason", closed)
+	}
+}
+
+// A refused request is no WebSocket: HTTP clients wait for the end.
+func TestRefusalEndsTheServersSide(t *testing.T) {
+	h := startEngine(t)
+	fd := h.dial("/nowhere")
+	h.onLoop(func(w *worker) {}) // noPlain refuses it
+	if got := readToEnd(t, fd); len(got) == 0 {
+		t.Error("no answer")
+	}
+}
+
+// What was read before the close frame and not handled may be the client's close.
+func TestCloseFrameThatWaitedInTheSpill(t *testing.T) {
+	h := startEngine(t)
+	fd := h.connect("/count")
+	h.onLoop(func(w *worker) {
+		c := w.conns[0]
+		c.keepRest(append(text("never handled"), frame(proto.OpClose, true, "")...))
+		c.paused = true
+		c.sendClose(CloseGoodbye, proto.StatusNormalClosure, "")
+		if c.flush(); c.state != stateClosed {
+			t.Errorf("state %d", c.state)
+		}
+	})
+	exchange(t, fd, nil, []byte("\x88\x02\x03\xe8"), make([]byte, 100))
+}
+
+// A client that sends on and on does not stay, and costs no more than a bound.
+func TestFloodWhileLingering(t *testing.T) {
+	h := startEngine(t)
+	fd := h.lingering()
+	flood := make([]byte, 1<<20)
+	for i := range flood {
+		flood[i] = 0x81 // frames of a byte, not masked
+	}
+	unix.SetNonblock(fd, true)
+	eventually(t, "it is not read any more", func() (deaf bool) {
+		for {
+			if _, err := unix.Write(fd, flood); err != nil {
+				break
+			}
+		}
+		h.onLoop(func(w *worker) {
+			c := w.conns[0]
+			deaf = netpoll.Events(c.watched)&netpoll.Readable == 0
+			if c.input.skipped > skipMost+1<<20 || cap(c.input.spill) > 0 {
+				t.Errorf("%d bytes are read, %d kept", c.input.skipped, cap(c.input.spill))
+			}
+		})
+		return deaf
+	})
+	h.onLoop(func(w *worker) {
+		c := w.conns[0]
+		c.deadline = w.loop.Now()
+		if c.OnTimer(); c.state != stateClosed {
+			t.Errorf("at the deadline it is in state %d", c.state)
+		}
+	})
+}
+
+// Its last word is said: nobody else has to go on with it.
+func TestLingeringIsNotHandedOver(t *testing.T) {
+	h := startEngine(t)
+	fd := h.lingering()
+	h.engine.HoldRequests(true)
+	batch, staying := h.engine.Freeze(0, 10)
+	h.engine.HoldRequests(false)
+	if len(batch.Records) != 0 || staying != 0 {
+		t.Errorf("%d go, %d are to follow", len(batch.Records), staying)
+	}
+	batch.Release()
+	unix.Write(fd, frame(proto.OpClose, true, "\x03\xe8"))
+	if got := readToEnd(t, fd); len(got) > 0 {
+		t.Errorf("%q behind the close frame", got)
+	}
+}

@@ -175,7 +175,12 @@ var client = http.Client{Timeout: 10 * time.Second}
 
 // fetch gets a page; any status but 200 is an error.
 func fetch(url string) ([]byte, error) {
-	response, err := client.Get(url)
+	request, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("Cache-Control", "no-cache") // a page of metrics is no older than the request
+	response, err := client.Do(request)
 	if err != nil {
 		return nil, err
 	}

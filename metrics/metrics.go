@@ -102,7 +102,7 @@ type Metrics struct {
 	Workers  []*Worker
 	Duration *metrics.PrometheusHistogram // of closed connections, in seconds
 	Accepted Counter                      // sockets that were accepted
-	Dropped  Counter                      // sockets beyond the limits, closed without an answer
+	Dropped  Counter                      // sockets beyond a limit, closed without an answer
 	Paused   Counter                      // times that accepting paused, because no file descriptors were left
 
 	HandoverPause    *metrics.PrometheusHistogram // of each connection taken over, in seconds

@@ -35,7 +35,7 @@ var help = map[string]string{
 	"websocket_sessions_evicted_total":       "Disconnected sessions that the store forgot early, because it was full.",
 	"websocket_sessions_expired_total":       "Disconnected sessions that the store forgot after -session-ttl.",
 	"websocket_accepted_total":               "Sockets accepted, plain HTTP included.",
-	"websocket_accept_dropped_total":         "Sockets closed without an answer, because too many others waited for a refusal.",
+	"websocket_accept_dropped_total":         "Sockets beyond a limit that were closed without an answer, since newer ones needed the place.",
 	"websocket_accept_paused_total":          "Times that accepting paused, because no file descriptors were left.",
 	"websocket_max_connections":              "How many sockets are served at once at the most.",
 	"websocket_build_info":                   "Always 1. The label is the source revision that the process was built from.",

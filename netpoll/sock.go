@@ -73,15 +73,6 @@ func Clock() time.Duration {
 	return time.Duration(now.Nano())
 }
 
-// OpenFDs is how many file descriptors the process has open; 0 without /proc.
-func OpenFDs() int {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return 0
-	}
-	return len(entries) - 1 // but for the one that reads this
-}
-
 // RaiseFDLimit raises the process's soft limit of open files to its hard limit
 // and returns it. See getrlimit(2).
 func RaiseFDLimit() (uint64, error) {

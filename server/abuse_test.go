@@ -2,9 +2,7 @@ package main
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -16,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"turnstile/proto"
-	"turnstile/server/engine"
 )
 
 // Bad input gets a clear answer, nothing leaks, and nobody else notices.
@@ -300,9 +297,8 @@ func TestMaxConnectionsPerIP(t *testing.T) {
 func TestForwardedForIsNotBelieved(t *testing.T) {
 	p := startServer(t, "-max-connections-per-ip", "1")
 	w := p.open("/ws/chat/", "X-Forwarded-For: 192.0.2.1")
-	response, err := http.ReadResponse(newWire(t, p.dial()).reader, nil) // refused without a request
-	if err != nil || response.StatusCode != 429 {
-		t.Fatalf("%v, %v", response, err)
+	if response := newWire(t, p.dial()).request(upgradeRequest("/ws/chat/")); response.StatusCode != 429 {
+		t.Fatal(response.Status)
 	}
 	w.reset()
 	eventually(t, "the place is free again", func() bool {
@@ -315,7 +311,8 @@ func TestForwardedForIsNotBelieved(t *testing.T) {
 func TestMaxConnectionsPerIPTakesNoPlaces(t *testing.T) {
 	p := startServer(t, "-max-connections", "3", "-max-connections-per-ip", "1")
 	for range 10 {
-		newWire(t, p.dial()) // from 127.0.0.1; all but one are refused, and stay for a while
+		w := newWire(t, p.dial()) // from 127.0.0.1; all but one are refused, and stay for a while
+		w.write([]byte(upgradeRequest("/ws/chat/")))
 	}
 	eventually(t, "they are refused", func() bool {
 		return p.metricFrom("127.0.0.6", `websocket_handshakes_total{result="max_connections_per_ip"}`) == 9
@@ -326,21 +323,35 @@ func TestMaxConnectionsPerIPTakesNoPlaces(t *testing.T) {
 	}
 }
 
-// Too many that wait to be refused are closed without a word.
+// Silent clients beyond the limit keep nobody from an answer: the oldest of them goes.
 func TestManyBeyondTheLimit(t *testing.T) {
 	p := startServer(t, "-max-connections", "1", "-handshake-timeout", "1m")
-	w := p.open("/ws/chat/")
-	for range engine.MaxBeyondLimit {
-		newWire(t, p.dial())
+	check := bystander(p)
+	var silent []*wire
+	for range mostBeyondLimit + 2 {
+		silent = append(silent, newWire(t, p.dial()))
 	}
-	eventually(t, "one is closed at once", func() bool {
-		conn := p.dial()
-		conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		_, err := conn.Read(make([]byte, 1))
-		return err == io.EOF || errors.Is(err, syscall.ECONNRESET)
-	})
-	w.send(text("x"))
-	w.wantCount(1, "x")
+	for _, w := range silent[:2] {
+		w.wantEnd()
+	}
+	wantAnswers(p, 503)
+	if n := p.metric("websocket_accept_dropped_total"); n < 2 {
+		t.Errorf("%v were dropped, want 2 or more", n)
+	}
+	check()
+}
+
+// wantAnswers asks for the probes' pages and for an upgrade, which gets this status.
+func wantAnswers(p *process, upgrade int) {
+	p.t.Helper()
+	for _, path := range []string{"/healthz/", "/readyz/"} {
+		if status, body, _ := p.get(path); status != 200 {
+			p.t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	if response := newWire(p.t, p.dial()).request(upgradeRequest("/ws/chat/")); response.StatusCode != upgrade {
+		p.t.Errorf("an upgrade: %s, want %d", response.Status, upgrade)
+	}
 }
 
 // An address that is nobody's is not counted for ever.

@@ -58,7 +58,7 @@ type Config struct {
 	// The table, and what else parseConfig found.
 	groups  []settingGroup
 	flags   *flag.FlagSet
-	fdLimit int      // the limit of open files
+	files   fileBudget
 	unknown []string // variables that look like settings and belong to no flag
 }
 
@@ -69,11 +69,6 @@ const (
 	maxDuration = 365 * 24 * time.Hour
 	unbounded   = 1<<31 - 1
 )
-
-// connectionLimit is how many of the process's file descriptors may be clients'
-// sockets. The others are left for listeners, loops, the log, and refusals to
-// clients over the limit.
-func connectionLimit(fds int) int { return max(fds-256, fds/2) }
 
 // A setting is a row of the table of flags. Flags, environment variables, -help
 // and the table in README.md are made of it.
@@ -94,12 +89,12 @@ type settingGroup struct {
 }
 
 // newConfig makes the table; the defaults are here and nowhere else.
-func newConfig(cpus, fds int) *Config {
-	c := &Config{fdLimit: fds, flags: flag.NewFlagSet("server", flag.ContinueOnError)}
+func newConfig(cpus int) *Config {
+	c := &Config{flags: flag.NewFlagSet("server", flag.ContinueOnError)}
 	c.flags.SetOutput(io.Discard) // an error is one line, not the whole usage
 	c.groups = []settingGroup{
 		{"Where it listens, and to whom", c.listening()},
-		{"Capacity and limits", c.limits(cpus, fds)},
+		{"Capacity and limits", c.limits(cpus)},
 		{"Time-outs", c.timeouts()},
 		{"Sessions and their store", c.sessions()},
 		{"Deploying", c.deploying()},
@@ -133,15 +128,14 @@ func (c *Config) listening() []setting {
 	}
 }
 
-func (c *Config) limits(cpus, fds int) []setting {
+func (c *Config) limits(cpus int) []setting {
 	return []setting{
 		{name: "workers", unit: "N", value: whole(&c.Workers, cpus, 1, maxWorkers), byDefault: "one for each processor",
 			text: "Event loops, each with its share of the connections.",
 			when: "other programs need the processors too"},
-		{name: "max-connections", unit: "N", value: whole(&c.MaxConnections, connectionLimit(fds), 1, unbounded),
-			byDefault: "what the limit of open files allows",
-			text:      "Sockets that are served at once; further ones get 503.",
-			when:      "memory is short"},
+		{name: "max-connections", unit: "N", value: whole(&c.MaxConnections, 0, 0, unbounded),
+			text: "Sockets that are served at once; further ones get 503. 0 is as many as the limit of open files allows.",
+			when: "memory is short"},
 		{name: "max-connections-per-ip", unit: "N", value: whole(&c.MaxConnectionsPerIP, 0, 0, unbounded),
 			text: "Sockets of one client address (IPv6: of one /64); further ones get 429. 0 is no limit.",
 			when: "one client must not take every place"},
@@ -236,7 +230,7 @@ func (c *Config) commands() []setting {
 // descriptors. The error is one line that names the flag and what is allowed;
 // flag.ErrHelp when -help was asked for, and printed to out.
 func parseConfig(args, environ []string, cpus, fds int, out io.Writer) (*Config, error) {
-	c := newConfig(cpus, fds)
+	c := newConfig(cpus)
 	err := c.flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -256,16 +250,14 @@ func parseConfig(args, environ []string, cpus, fds int, out io.Writer) (*Config,
 }
 
 // check checks flags that depend on each other, or on the limit of open files.
-func (c *Config) check(fds int) error {
-	if most := connectionLimit(fds); c.MaxConnections > most {
-		return fmt.Errorf("-max-connections must be at most %d under this process's limit of %d open files, got %d: "+
-			"raise the limit (ulimit -n, LimitNOFILE) or lower the flag",
-			most, fds, c.MaxConnections)
-	}
+func (c *Config) check(fds int) (err error) {
 	if c.Tell != "" && c.Control == "" {
 		return errors.New("-tell needs -control, the socket of the server that gets the command")
 	}
-	return nil
+	if c.Tell == "" && c.HealthCheck == "" {
+		c.files, err = newFileBudget(c, fds)
+	}
+	return err
 }
 
 // shown formats a flag's value for an error; it is empty if the value may contain a

@@ -21,12 +21,9 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Workers != 3 || c.MaxConnections != 20_000-256 || c.Heartbeat != 30*time.Second ||
+	if c.Workers != 3 || c.MaxConnections != 0 || c.Heartbeat != 30*time.Second ||
 		c.MaxMessage != 65536 || len(c.Listen) != 1 || c.Listen[0] != ":8000" {
 		t.Errorf("defaults: %s", c)
-	}
-	if c, err := parseConfig(nil, noEnvironment, 1, 100, io.Discard); err != nil || c.MaxConnections != 50 {
-		t.Errorf("with 100 file descriptors: %v, %v", c, err)
 	}
 }
 
@@ -59,7 +56,7 @@ func TestConfigErrors(t *testing.T) {
 	f(`-trusted-proxies must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas, got "10.0.0.0/8,proxy"`,
 		"-trusted-proxies", "10.0.0.0/8,proxy")
 	f(`-echo must be true or false, got "maybe"`, "-echo=maybe")
-	f(`-max-connections must be at most 19744 under this process's limit of 20000 open files, got 30000: `+
+	f(`-max-connections must be at most 19587 under this process's limit of 20000 open files, got 30000: `+
 		`raise the limit (ulimit -n, LimitNOFILE) or lower the flag`,
 		"-max-connections", "30000")
 	f(`unexpected argument "8000": everything is a flag, and -echo takes its value as -echo=true; see -help`, "8000")
@@ -155,7 +152,7 @@ func TestVariablesOfTheScriptsAreKnown(t *testing.T) {
 }
 
 func TestMeant(t *testing.T) {
-	names := flagNames(newConfig(2, 20_000).flags)
+	names := flagNames(newConfig(2).flags)
 	f := func(unknown, want string) {
 		t.Helper()
 		if got := meant("-", unknown, names); got != want {
@@ -195,7 +192,7 @@ func TestHelp(t *testing.T) {
 		at += found + len(want)
 	}
 	next("Usage: server [flags]")
-	for _, group := range newConfig(2, 20_000).groups {
+	for _, group := range newConfig(2).groups {
 		next(group.title)
 		for _, s := range group.settings {
 			next(s.usage() + " (default " + s.defaultText())
@@ -322,7 +319,7 @@ func TestReadmeHasTheFlags(t *testing.T) {
 func flagTable() string {
 	var table strings.Builder
 	table.WriteString("| flag | default | what it does |\n| --- | --- | --- |\n")
-	for _, group := range newConfig(2, 20_000).groups {
+	for _, group := range newConfig(2).groups {
 		fmt.Fprintf(&table, "| **%s** | | |\n", group.title)
 		for _, s := range group.settings {
 			value := s.defaultText()

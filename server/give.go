@@ -101,7 +101,7 @@ func (s *server) objection(h handover.Hello) *handover.RefusedError {
 		return refuse(handover.RefusedMaxMessage, "its -max-message is %d, less than %d", h.MaxMessage, mine.MaxMessage)
 	case h.FileDescriptors < need:
 		return refuse(handover.RefusedFileDescriptors,
-			"it may open %d more files, and there are %d connections: raise its LimitNOFILE", h.FileDescriptors, need)
+			"its limit of open files leaves room for %d connections, and there are %d: raise its LimitNOFILE", h.FileDescriptors, need)
 	case h.Connections < need:
 		return refuse(handover.RefusedConnections,
 			"it has room for %d connections, and there are %d: raise its -max-connections", h.Connections, need)

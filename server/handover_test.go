@@ -532,9 +532,9 @@ func (s *serverChain) greet(h handover.Hello) string {
 	return fmt.Sprint(err)
 }
 
-// limitedSuccessor starts a successor that may open 32 files, and returns its output.
+// limitedSuccessor starts a successor that may open 64 files, and returns its output.
 func (s *serverChain) limitedSuccessor() string {
-	flags := append([]string{"--nofile=32:32", os.Args[0], "-take-over-from", s.control}, s.flags...)
+	flags := append([]string{"--nofile=64:64", os.Args[0], "-take-over-from", s.control}, s.flags...)
 	cmd := exec.Command("prlimit", flags...)
 	cmd.Env = append(os.Environ(), asServer+"=1")
 	out, _ := cmd.CombinedOutput()

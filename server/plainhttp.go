@@ -6,30 +6,28 @@ import (
 	"log"
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
+
+	"turnstile/server/admin"
 )
 
-// maxPlainHTTP bounds how many plain HTTP requests are served at once: each
-// has a goroutine, which a WebSocket never has.
-const maxPlainHTTP = 256
-
-// plainHTTP serves the requests that ask for no WebSocket, with net/http. Each
-// is the only one on its connection.
+// plainHTTP serves the requests that ask for no WebSocket: those of probes on the loop
+// that has read them, the others with net/http. Each is the only one on its connection.
 type plainHTTP struct {
 	http   *http.Server
+	probes func(out []byte, method, path string) []byte
 	queue  chan net.Conn
 	closed chan struct{}
-	active atomic.Int64
 }
 
-func newPlainHTTP(handler http.Handler, timeout time.Duration) *plainHTTP {
-	p := &plainHTTP{queue: make(chan net.Conn, maxPlainHTTP), closed: make(chan struct{})}
+// newPlainHTTP makes the server of these pages. net/http has no more than places
+// connections at once.
+func newPlainHTTP(pages admin.Config, places int, timeout time.Duration) *plainHTTP {
+	p := &plainHTTP{probes: admin.Probes(pages), queue: make(chan net.Conn, places), closed: make(chan struct{})}
 	p.http = &http.Server{
-		Handler:      handler,
+		Handler:      admin.Handler(pages),
 		ReadTimeout:  timeout,
 		WriteTimeout: 2 * timeout,
-		ConnState:    p.onState,
 		ErrorLog:     log.New(io.Discard, "", 0), // a client's failure is the client's
 	}
 	p.http.SetKeepAlivesEnabled(false)
@@ -37,27 +35,14 @@ func newPlainHTTP(handler http.Handler, timeout time.Duration) *plainHTTP {
 	return p
 }
 
-// Reserve implements engine.PlainServer.
-func (p *plainHTTP) Reserve() bool {
-	if p.active.Add(1) > maxPlainHTTP {
-		p.active.Add(-1)
-		return false
-	}
-	return true
+// AppendAnswer implements engine.PlainServer.
+func (p *plainHTTP) AppendAnswer(out []byte, method, path string) []byte {
+	return p.probes(out, method, path)
 }
-
-// Unreserve implements engine.PlainServer.
-func (p *plainHTTP) Unreserve() { p.active.Add(-1) }
 
 // Serve implements engine.PlainServer. The queue never makes it wait: it holds as
 // many as there are places.
 func (p *plainHTTP) Serve(conn net.Conn) { p.queue <- conn }
-
-func (p *plainHTTP) onState(_ net.Conn, state http.ConnState) {
-	if state == http.StateClosed || state == http.StateHijacked {
-		p.active.Add(-1)
-	}
-}
 
 // stop lets the requests that run end, for as long as ctx allows.
 func (p *plainHTTP) stop(ctx context.Context) {

@@ -249,7 +249,8 @@ func dialAddress(t testing.TB, addr string) net.Conn {
 	return conn
 }
 
-// get does a plain HTTP request to the server.
+// get does a plain HTTP request to the server. A page of metrics is no older than the
+// request.
 func (p *process) get(path string) (status int, body string, header http.Header) {
 	p.t.Helper()
 	return p.getOver(p.dial(), path)
@@ -258,7 +259,7 @@ func (p *process) get(path string) (status int, body string, header http.Header)
 func (p *process) getOver(conn net.Conn, path string) (status int, body string, header http.Header) {
 	p.t.Helper()
 	defer conn.Close()
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, p.addr)
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nCache-Control: no-cache\r\n\r\n", path, p.addr)
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		p.t.Fatalf("GET %s: %v", path, err)

@@ -100,14 +100,15 @@ func (s *server) newEndpoints() []engine.Endpoint {
 
 func (s *server) newEngine() (*engine.Engine, error) {
 	c := s.config
-	s.plain = newPlainHTTP(admin.Handler(admin.Config{
+	s.plain = newPlainHTTP(admin.Config{
 		Started: s.started,
-		State:   func() (bool, bool) { return s.isReady(), s.drainSince.Load() != 0 },
+		State:   func() (string, bool) { return s.notReady(), s.drainSince.Load() != 0 },
 		Metrics: s.metrics.Write,
-	}), c.HandshakeTimeout)
+	}, c.files.plainHTTP, c.HandshakeTimeout)
 	return engine.New(engine.Config{
 		Workers: c.Workers, Endpoints: s.endpoints,
-		MaxConnections: c.MaxConnections, MaxConnectionsPerIP: c.MaxConnectionsPerIP, MaxMessage: c.MaxMessage, MessageRate: c.MessageRate,
+		MaxConnections: c.files.connections, MaxConnectionsPerIP: c.MaxConnectionsPerIP, MaxMessage: c.MaxMessage, MessageRate: c.MessageRate,
+		PlacesBeyondLimit: c.files.beyondLimit, PlainPlaces: c.files.plainHTTP,
 		Origins: c.Origins, TrustedProxies: c.TrustedProxies,
 		Heartbeat: c.Heartbeat, HandshakeTimeout: c.HandshakeTimeout, WriteTimeout: c.WriteTimeout,
 		Store: s.store, Metrics: s.metrics, Log: s.log, Plain: s.plain, Fatal: s.fail,
@@ -166,7 +167,7 @@ func (s *server) newMetrics() *metrics.Metrics {
 	}
 	sources := metrics.Sources{
 		Sessions:       func() int { return s.store.Len() },
-		MaxConnections: s.config.MaxConnections,
+		MaxConnections: s.config.files.connections,
 		Revision:       revision,
 		Ready:          s.isReady,
 		ShutdownTime:   s.drainTime,
@@ -284,8 +285,8 @@ func (s *server) fail(err error) {
 func (s *server) drain(why string) <-chan struct{} {
 	s.log.Info().Str("reason", why).Int("connections", s.connections()).Msg("drain_started")
 	s.notify(notifyStopping)
-	s.ready.Store(false)
 	s.drainSince.Store(int64(netpoll.Monotonic()))
+	s.ready.Store(false)
 	return s.engine.Drain()
 }
 
@@ -306,7 +307,20 @@ func (s *server) connections() int {
 }
 
 // isReady reports whether new connections are served.
-func (s *server) isReady() bool { return s.ready.Load() && s.store.Available() }
+func (s *server) isReady() bool { return s.notReady() == "" }
+
+// notReady is why new connections are not served; empty if they are.
+func (s *server) notReady() string {
+	switch {
+	case s.drainSince.Load() != 0:
+		return "draining"
+	case !s.ready.Load():
+		return "starting"
+	case !s.store.Available():
+		return "session store out of reach"
+	}
+	return ""
+}
 
 func (s *server) drainTime() time.Duration {
 	since := s.drainSince.Load()

@@ -50,8 +50,8 @@ func (s *server) hello() handover.Hello {
 	h := handover.Hello{
 		Version: handover.Version, Store: "embedded", Subprotocols: []string{proto.Subprotocol},
 		MaxMessage:      s.config.MaxMessage,
-		Connections:     s.config.MaxConnections - s.connections(),
-		FileDescriptors: s.config.fdLimit - netpoll.OpenFDs(),
+		Connections:     s.config.files.connections - s.connections(),
+		FileDescriptors: s.config.files.sockets - s.connections(),
 	}
 	if s.config.Redis != nil {
 		h.Store = s.config.Redis.String()

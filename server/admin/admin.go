@@ -14,9 +14,9 @@ import (
 // goroutine.
 type Config struct {
 	Started time.Time
-	// State says whether new connections are taken and whether the process
-	// is on its way out.
-	State func() (ready, shuttingDown bool)
+	// State says why no new connections are taken, in a few words (empty if they
+	// are), and whether the process is on its way out. It must not wait.
+	State func() (notReady string, shuttingDown bool)
 	// Metrics writes the Prometheus text format.
 	Metrics func(io.Writer)
 }
@@ -26,9 +26,8 @@ type Config struct {
 func Handler(config Config) http.Handler {
 	mux := http.NewServeMux()
 	handleConsole(mux)
-	handle(mux, "/healthz", config.healthz)
-	handle(mux, "/readyz", config.readyz)
-	handle(mux, "/metrics", config.metrics)
+	config.handleProbes(mux)
+	handle(mux, "/metrics", (&metricsPage{render: config.Metrics}).ServeHTTP)
 	mux.HandleFunc("/", notFound)
 	return readOnly(mux)
 }
@@ -64,8 +63,8 @@ func (c Config) healthz(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (c Config) readyz(w http.ResponseWriter, _ *http.Request) {
-	ready, shuttingDown := c.State()
-	status, code := "ready", http.StatusOK
+	reason, shuttingDown := c.State()
+	status, code, ready := "ready", http.StatusOK, reason == ""
 	if !ready {
 		status, code = "not_ready", http.StatusServiceUnavailable
 	}
@@ -74,12 +73,8 @@ func (c Config) readyz(w http.ResponseWriter, _ *http.Request) {
 		Timestamp    string `json:"timestamp"`
 		Ready        bool   `json:"ready"`
 		ShuttingDown bool   `json:"shutting_down"`
-	}{status, timestamp(), ready, shuttingDown})
-}
-
-func (c Config) metrics(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	c.Metrics(w)
+		Reason       string `json:"reason,omitempty"`
+	}{status, timestamp(), ready, shuttingDown, reason})
 }
 
 func timestamp() string { return time.Now().UTC().Format(time.RFC3339Nano) }

@@ -17,11 +17,12 @@ const (
 )
 
 // An acceptor accepts sockets on a loop of its own, and gives each to the worker
-// with the fewest.
+// with the fewest. It keeps those beyond a limit.
 type acceptor struct {
 	// Fixed after newAcceptor.
-	engine *Engine
-	loop   *netpoll.Loop
+	engine      *Engine
+	loop        *netpoll.Loop
+	beyondLimit *beyondLimit
 
 	// Owned by the loop.
 	listeners []*netpoll.Listener
@@ -32,7 +33,7 @@ type acceptor struct {
 }
 
 func newAcceptor(e *Engine, loop *netpoll.Loop) *acceptor {
-	a := &acceptor{engine: e, loop: loop}
+	a := &acceptor{engine: e, loop: loop, beyondLimit: newBeyondLimit(e, loop)}
 	a.resume.Owner = a
 	return a
 }
@@ -133,9 +134,9 @@ func (a *acceptor) onConnections(l *netpoll.Listener) (more bool) {
 			a.onFailure(l, err)
 			return false
 		}
-		arrival, ok := a.engine.arrive(fd, peer.Addr())
-		if !ok {
-			netpoll.CloseFD(fd)
+		arrival := a.engine.arrive(fd, peer.Addr())
+		if arrival.beyond != withinLimits {
+			a.beyondLimit.welcome(arrival)
 			continue
 		}
 		a.engine.assign().inbox.put(arrival)

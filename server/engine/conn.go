@@ -31,10 +31,10 @@ type Conn struct {
 	leaving leaving // whether it is on its way to another process
 
 	// The client, and what it asked for.
-	ip          [16]byte // see clientIP
-	beyondLimit bool     // it came when -max-connections was reached
-	charged     bool     // ip counts in the limit for each address
-	v2          bool     // the client speaks proto.Subprotocol
+	ip      [16]byte        // see clientIP
+	beyond  handshakeResult // why it will be refused; withinLimits if it will not
+	charged bool            // ip counts in the limit for each address
+	v2      bool            // the client speaks proto.Subprotocol
 
 	// What it waits for.
 	watched uint8 // the netpoll.Events that the loop watches for
@@ -131,12 +131,15 @@ func newConn(w *worker, a arrival) *Conn {
 	c := &Conn{
 		worker: w, fd: int32(a.fd), lastRead: now,
 		deadline: now + w.engine.config.HandshakeTimeout,
-		ip:       a.ip.As16(), beyondLimit: a.beyondLimit, charged: a.charged,
+		ip:       a.ip.As16(), beyond: a.beyond, charged: a.charged,
 		parser: proto.Parser{Rules: &w.rules},
 	}
 	c.timer.Owner = c
 	return c
 }
+
+// isBeyondLimit reports whether the connection came when a limit was reached.
+func (c *Conn) isBeyondLimit() bool { return c.beyond != withinLimits }
 
 // clientIP is the client's address, as far as it is known: zero behind a unix
 // socket whose peer does not say. It is kept without its zone, in 16 bytes.

@@ -11,6 +11,7 @@ package engine
 
 import (
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -29,6 +30,8 @@ type Config struct {
 	// Limits; see -help.
 	MaxConnections      int
 	MaxConnectionsPerIP int // 0 is no limit
+	PlacesBeyondLimit   int // sockets beyond these limits that wait for their refusal, or for a page
+	PlainPlaces         int // sockets that Plain serves at once
 	MaxMessage          int // bytes
 	MessageRate         int // a second for each connection; 0 is no limit
 
@@ -63,17 +66,19 @@ type Engine struct {
 	pool     *netpoll.Pool
 	workers  []*worker
 	acceptor *acceptor
+	plain    *plainPlaces
 
 	// Atomic.
 	connections atomic.Int64 // sockets of the workers
-	beyondLimit atomic.Int64 // sockets beyond a limit, which wait for their refusal
 	turn        atomic.Int64 // how many sockets assign has given to workers
 }
 
 // New starts a loop for each worker, and one for the acceptor. Nobody is served
 // until Listen.
 func New(config Config) (*Engine, error) {
-	e := &Engine{config: config, peers: newPeers(config.TrustedProxies, config.MaxConnectionsPerIP)}
+	e := &Engine{
+		config: config, peers: newPeers(config.TrustedProxies, config.MaxConnectionsPerIP), plain: newPlainPlaces(config.PlainPlaces),
+	}
 	var err error
 	e.pool, err = netpoll.NewPool(config.Workers+1, func(i int) netpoll.Config {
 		loop := netpoll.Config{Fatal: config.Fatal}
@@ -156,9 +161,10 @@ func (e *Engine) Connections() int { return int(e.connections.Load()) }
 // refusal, and plain HTTP is served.
 func (e *Engine) Drain() <-chan struct{} {
 	done := make(chan struct{})
+	workers := append(slices.Clone(e.workers), e.acceptor.beyondLimit.worker)
 	var left atomic.Int64
-	left.Store(int64(len(e.workers)))
-	for _, w := range e.workers {
+	left.Store(int64(len(workers)))
+	for _, w := range workers {
 		w.loop.Post(func() {
 			w.drain(func() {
 				if left.Add(-1) == 0 {
@@ -176,40 +182,29 @@ func (e *Engine) Cut() (upgraded int) {
 	for _, w := range e.workers {
 		w.loop.Call(func() { upgraded += w.cut() })
 	}
+	e.acceptor.loop.Call(func() { e.acceptor.beyondLimit.worker.cut() })
 	return upgraded
 }
 
 // Close ends the loops. No connection and no listener may be left.
 func (e *Engine) Close() error { return e.pool.Close() }
 
-// MaxBeyondLimit is how many sockets beyond the limits may wait for their refusal.
-// The process keeps file descriptors for them.
-const MaxBeyondLimit = 128
-
 // arrive counts a socket that was accepted. A socket beyond a limit does not count in
-// that limit while it waits for its refusal; ok is false if too many wait already.
-// See forget.
-func (e *Engine) arrive(fd int, ip netip.Addr) (a arrival, ok bool) {
+// that limit. See forget.
+func (e *Engine) arrive(fd int, ip netip.Addr) arrival {
 	e.config.Metrics.Accepted.Inc()
-	a = arrival{fd: fd, ip: ip}
+	a := arrival{fd: fd, ip: ip}
 	if !e.peers.trusts(ip) {
-		a.charged = e.peers.charge(ip)
-		a.refused = !a.charged
-	}
-	a.beyondLimit = a.refused
-	if !a.beyondLimit && e.connections.Add(1) > int64(e.config.MaxConnections) {
-		a.beyondLimit = true
-		e.connections.Add(-1)
-	}
-	if a.beyondLimit && e.beyondLimit.Add(1) > MaxBeyondLimit {
-		e.beyondLimit.Add(-1)
-		e.config.Metrics.Dropped.Inc()
-		if a.charged {
-			e.peers.release(ip)
+		if a.charged = e.peers.charge(ip); !a.charged {
+			a.beyond = handshakeTooManyOfIP
+			return a
 		}
-		return a, false
 	}
-	return a, true
+	if e.connections.Add(1) > int64(e.config.MaxConnections) {
+		e.connections.Add(-1)
+		a.beyond = handshakeTooMany
+	}
+	return a
 }
 
 // assign chooses the worker with the fewest sockets for one more, and counts it there
@@ -231,10 +226,10 @@ func (e *Engine) assign() *worker {
 
 // forget undoes arrive and assign.
 func (e *Engine) forget(c *Conn) {
-	c.worker.sockets.Add(-1)
-	if c.beyondLimit {
-		e.beyondLimit.Add(-1)
+	if c.isBeyondLimit() {
+		e.acceptor.beyondLimit.forget(c)
 	} else {
+		c.worker.sockets.Add(-1)
 		e.connections.Add(-1)
 	}
 	if c.charged {

@@ -30,7 +30,8 @@ const (
 	handshakeStoreUnavailable
 	handshakeResults // how many there are
 
-	handshakePending = handshakeResults // it waits for its session
+	handshakePending = handshakeResults  // it waits for its session
+	withinLimits     = handshakeUpgraded // of an arrival: no limit refuses it
 )
 
 // handshakeOutcomes are the labels, which of them count as an error, and the
@@ -105,6 +106,14 @@ func (c *Conn) onPlainRequest(buf []byte, end int) (used int) {
 		c.sendRefusal(handshakeBadRequest, refusal)
 		return end
 	}
+	method, _, _ := bytes.Cut(buf[:end], []byte(" "))
+	switch {
+	case c.answerAtOnce(string(method), string(proto.RequestPath(buf[:end]))):
+		return end
+	case c.beyond == handshakeTooManyOfIP:
+		c.refuse(c.beyond)
+		return end
+	}
 	c.handOff(buf)
 	return len(buf)
 }
@@ -176,8 +185,8 @@ func (c *Conn) admit(r *proto.Request) handshakeResult {
 	switch {
 	case c.worker.draining:
 		return handshakeDraining
-	case c.beyondLimit:
-		return handshakeTooMany
+	case c.isBeyondLimit():
+		return c.beyond
 	case !originAllowed(r.Origin, r.Host, e.config.Origins):
 		e.config.Log.Debug().Bytes("origin", r.Origin).Bytes("host", r.Host).Strs("origins", e.config.Origins).Msg("origin_not_allowed")
 		return handshakeBadOrigin

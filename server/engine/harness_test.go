@@ -52,12 +52,17 @@ func (tally) OnDrain(c *Conn, out []byte) []byte { return proto.AppendShutdown(o
 
 func (tally) OnTakenOver(c *Conn, out []byte) []byte { return proto.AppendTakenOver(out, c.Stored()) }
 
-// noPlain has no place for plain HTTP.
-type noPlain struct{}
+// aPlain answers /probe/ at once. What it is given to serve waits in the channel.
+type aPlain chan net.Conn
 
-func (noPlain) Reserve() bool  { return false }
-func (noPlain) Serve(net.Conn) { panic("BUG: no place was reserved") }
-func (noPlain) Unreserve()     { panic("BUG: no place was reserved") }
+func (aPlain) AppendAnswer(out []byte, method, path string) []byte {
+	if path == "/probe/" {
+		out = append(out, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"...)
+	}
+	return out
+}
+
+func (p aPlain) Serve(conn net.Conn) { p <- conn }
 
 // A harness is an engine with one worker, whose insides the tests look at.
 type harness struct {
@@ -77,7 +82,7 @@ func startEngine(t testing.TB, change ...func(*Config)) *harness {
 		Workers: 1, Endpoints: []Endpoint{{"/count", func() Handler { return tally{} }}},
 		MaxConnections: 1000, MaxMessage: 64 << 10,
 		Heartbeat: 30 * time.Second, HandshakeTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second,
-		Store: store, Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Plain: noPlain{},
+		Store: store, Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Plain: make(aPlain, 10), PlacesBeyondLimit: 4, PlainPlaces: 10,
 		Fatal: func(err error) { t.Error(err) },
 	}
 	for _, f := range change {
@@ -120,9 +125,16 @@ func (h *harness) connect(target string) (fd int) {
 	return fd
 }
 
-// dial opens a blocking client socket and asks for an upgrade; no read of the
-// socket waits for longer than patience.
+// dial opens a client socket and asks for an upgrade.
 func (h *harness) dial(target string) (fd int) {
+	h.t.Helper()
+	return h.ask("GET " + target + " HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+}
+
+// ask opens a blocking client socket and sends a request; no read of the socket waits
+// for longer than patience.
+func (h *harness) ask(request string) (fd int) {
 	h.t.Helper()
 	to, err := net.ResolveTCPAddr("tcp", h.addr)
 	if err != nil {
@@ -137,8 +149,6 @@ func (h *harness) dial(target string) (fd int) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())}); err != nil {
 		h.t.Fatal(err)
 	}
-	request := "GET " + target + " HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 	if _, err := unix.Write(fd, []byte(request)); err != nil {
 		h.t.Fatal(err)
 	}

@@ -2,7 +2,9 @@ package engine
 
 import (
 	"net"
+	"net/netip"
 	"slices"
+	"sync"
 
 	"turnstile/netpoll"
 )
@@ -10,45 +12,118 @@ import (
 // A PlainServer serves the requests to all paths but the endpoints'. Its methods are
 // called on loops, and must not wait.
 type PlainServer interface {
-	// Reserve takes a place for one request; false if all are taken.
-	Reserve() bool
-	// Serve serves the request at the start of conn in a reserved place, and
-	// closes conn.
+	// AppendAnswer appends the whole answer to a request that is answered on the loop:
+	// such an answer needs no place, and comes when all places are taken. It returns out
+	// as it was if the request is for Serve.
+	AppendAnswer(out []byte, method, path string) []byte
+	// Serve serves the request at the start of conn, and closes conn. No more than
+	// Config.PlainPlaces are open at once.
 	Serve(conn net.Conn)
-	// Unreserve gives back a reserved place that no Serve will use.
-	Unreserve()
+}
+
+// A plainPlaces shares out the places of plain HTTP. It is safe for concurrent use.
+type plainPlaces struct {
+	mu   sync.Mutex
+	free int                  // Guarded by mu.
+	of   map[netip.Prefix]int // Guarded by mu: how many each client has.
+}
+
+func newPlainPlaces(n int) *plainPlaces {
+	return &plainPlaces{free: n, of: make(map[netip.Prefix]int)}
+}
+
+// take takes a place for a client; giveBack undoes it. A client gets no more places than
+// are free: one alone gets half, and one that has none gets the last. A client without
+// an address is the proxy at a unix socket, and may take all.
+func (p *plainPlaces) take(client netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.free == 0 || client.IsValid() && p.of[block(client)] >= p.free {
+		return false
+	}
+	p.free--
+	if client.IsValid() {
+		p.of[block(client)]++
+	}
+	return true
+}
+
+func (p *plainPlaces) giveBack(client netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free++
+	if !client.IsValid() {
+		return
+	}
+	key := block(client)
+	if p.of[key]--; p.of[key] == 0 {
+		delete(p.of, key)
+	}
+}
+
+// answerAtOnce answers a request that needs no place, and reports whether it was one.
+func (c *Conn) answerAtOnce(method, path string) bool {
+	w := c.worker
+	before := len(w.out)
+	if w.out = w.engine.config.Plain.AppendAnswer(w.out, method, path); len(w.out) == before {
+		return false
+	}
+	c.finish(closeGone)
+	return true
 }
 
 // handOff gives the connection, and the bytes that were read from it, to the plain
-// server.
+// server. It counts for its address until that has closed it.
 func (c *Conn) handOff(read []byte) {
-	plain := c.worker.engine.config.Plain
-	if !plain.Reserve() {
+	w, e, client := c.worker, c.worker.engine, c.clientIP()
+	if !e.plain.take(client) {
 		c.refuse(handshakeTooMany)
 		return
 	}
-	read = slices.Clone(read)
+	conn := &plainConn{engine: e, client: client, charged: c.charged, read: slices.Clone(read)}
+	c.charged = false // conn is, from now on
 	c.state = stateClosed
-	c.worker.remove(c)
-	conn, err := netpoll.NetConn(int(c.fd))
-	if err != nil {
-		plain.Unreserve()
+	w.remove(c)
+	var err error
+	if conn.Conn, err = netpoll.NetConn(int(c.fd)); err != nil {
+		conn.giveBack()
 		return
 	}
-	plain.Serve(&rewound{conn, read})
+	e.config.Plain.Serve(conn)
 }
 
-// A rewound connection returns first the bytes that were read from it before.
-type rewound struct {
+// A plainConn is a connection that the plain server has. It returns first the bytes that
+// were read from it before.
+type plainConn struct {
 	net.Conn
 	read []byte
+
+	engine  *Engine
+	client  netip.Addr
+	charged bool // client counts in the limit for each address
+	once    sync.Once
 }
 
-func (r *rewound) Read(p []byte) (int, error) {
-	if len(r.read) == 0 {
-		return r.Conn.Read(p)
+// Read implements net.Conn.
+func (c *plainConn) Read(p []byte) (int, error) {
+	if len(c.read) == 0 {
+		return c.Conn.Read(p)
 	}
-	n := copy(p, r.read)
-	r.read = r.read[n:]
+	n := copy(p, c.read)
+	c.read = c.read[n:]
 	return n, nil
+}
+
+// Close implements net.Conn. The place is free once the file descriptor is.
+func (c *plainConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.giveBack)
+	return err
+}
+
+func (c *plainConn) giveBack() {
+	c.engine.plain.giveBack(c.client)
+	if c.charged {
+		c.engine.peers.release(c.client)
+	}
 }

@@ -55,11 +55,10 @@ type worker struct {
 
 // An arrival is what the acceptor knows of a socket.
 type arrival struct {
-	fd          int
-	ip          netip.Addr // zero for a unix socket
-	beyondLimit bool       // it is beyond -max-connections
-	charged     bool       // it counts for ip in -max-connections-per-ip
-	refused     bool       // it is beyond that
+	fd      int
+	ip      netip.Addr      // zero for a unix socket
+	charged bool            // it counts for ip in -max-connections-per-ip
+	beyond  handshakeResult // why it will be refused; withinLimits if it will not
 }
 
 func newWorker(e *Engine, loop *netpoll.Loop, m *metrics.Worker) *worker {
@@ -76,14 +75,8 @@ func newWorker(e *Engine, loop *netpoll.Loop, m *metrics.Worker) *worker {
 
 // welcome makes a connection of a socket that was accepted.
 func (w *worker) welcome(a arrival) {
-	c := newConn(w, a)
-	if !w.enrol(c) {
-		return
-	}
-	c.schedule()
-	if a.refused {
-		c.refuse(handshakeTooManyOfIP)
-		c.flush()
+	if c := newConn(w, a); w.enrol(c) {
+		c.schedule()
 	}
 }
 

@@ -71,7 +71,7 @@ type Hello struct {
 	Subprotocols    []string
 	MaxMessage      int // bytes
 	Connections     int // how many more it may serve
-	FileDescriptors int // how many it may still open
+	FileDescriptors int // how many more connections its limit of open files leaves room for
 }
 
 // A Welcome is what the old process can give.

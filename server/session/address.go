@@ -230,6 +230,29 @@ const (
 	longestCall          = 2 * time.Second
 )
 
+const (
+	// poolSize is how many connections to a node carry commands.
+	poolSize = 4
+	// connectionsOfNode are a pool, the one for publish/subscribe, and some that are
+	// being replaced.
+	connectionsOfNode = 2 * poolSize
+	// leastNodes is how many nodes a cluster may have at least, however few of them an
+	// address names: the others are found by asking.
+	leastNodes = 12
+)
+
+// MaxConnections is how many connections the store has at the most, with as many nodes
+// as the address names, or twice as many in a cluster.
+func (a *Address) MaxConnections() int {
+	switch {
+	case a.isCluster():
+		return connectionsOfNode * max(2*len(a.addrs), leastNodes)
+	case a.master != "":
+		return connectionsOfNode * (1 + len(a.addrs))
+	}
+	return connectionsOfNode
+}
+
 // client connects to the one server, or to the one that the sentinels name.
 func (a *Address) client(timeout time.Duration) *redis.Client {
 	if a.master == "" {
@@ -266,7 +289,7 @@ func (a *Address) options(addr string, timeout time.Duration) *redis.Options {
 	call := min(timeout/callShare, longestCall)
 	o := &redis.Options{
 		Network: "tcp", Addr: addr, Username: a.username, Password: a.password, DB: a.db,
-		Protocol: 2, MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, PoolSize: 4,
+		Protocol: 2, MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, PoolSize: poolSize,
 		DialTimeout: call, ReadTimeout: call, WriteTimeout: call, ContextTimeoutEnabled: true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}

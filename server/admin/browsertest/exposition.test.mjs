@@ -56,7 +56,7 @@ test("a histogram is told between two readings, over all workers or for one", ()
 
 test("the server's page is read whole, and has what the charts show", async (t) => {
   const server = await startServer(t, "-workers", "3");
-  const text = await (await fetch(new URL("metrics/", server.page))).text();
+  const text = await (await fetch(new URL("metrics/", server.page), { cache: "no-store" })).text();
   const reading = parse(text, 0);
   const rows = text.split("\n").filter((row) => row && !row.startsWith("#"));
   assert.equal([...reading.samples.values()].flat().length, rows.length);

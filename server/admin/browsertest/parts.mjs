@@ -86,7 +86,7 @@ class Server {
 
   /** One value of its /metrics/; name includes the labels. */
   async metric(name) {
-    const text = await (await fetch(new URL("metrics/", this.page))).text();
+    const text = await (await fetch(new URL("metrics/", this.page), { cache: "no-store" })).text();
     const line = text.split("\n").find((line) => line.startsWith(`${name} `));
     return Number(line.slice(name.length));
   }

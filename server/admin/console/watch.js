@@ -244,7 +244,7 @@ function powers(low, high) {
  * An unexpected 5xx is a proxy's word that the server has not answered.
  */
 async function get(path, ...statuses) {
-  const response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(patience) });
+  const response = await fetch(path, { signal: AbortSignal.timeout(patience) });
   const text = await response.text();
   const { status } = response;
   if ([200, ...statuses].includes(status)) return { status, text };

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dialSlowly connects a client whose kernel takes little, and makes the server's keep
+// little: whoever writes it a page has to wait until it reads.
+func (p *process) dialSlowly(ip string) *wire {
+	p.t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Control: func(_, _ string, raw syscall.RawConn) error {
+		return raw.Control(func(fd uintptr) {
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 536)
+		})
+	}}
+	conn, err := dialer.Dial("tcp", p.addr)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	conn.SetDeadline(time.Now().Add(patience))
+	p.t.Cleanup(func() { conn.Close() })
+	return newWire(p.t, conn)
+}
+
+// takePlainPlaces asks for a long page from many addresses, and reads none, until no
+// place for plain HTTP is left; it returns how many there were.
+func (p *process) takePlainPlaces() (n int) {
+	p.t.Helper()
+	for p.takesPlainPlace(net.IPv4(127, 1, byte(n>>8), byte(n)).String()) == http.StatusOK {
+		n++
+	}
+	return n
+}
+
+// takesPlainPlace is the status that a client gets which does not read its page.
+func (p *process) takesPlainPlace(ip string) int {
+	p.t.Helper()
+	w := p.dialSlowly(ip)
+	status := w.request("GET /uplot.js HTTP/1.1\r\nHost: x\r\n\r\n").StatusCode
+	if status != http.StatusOK {
+		w.conn.Close()
+	}
+	return status
+}
+
+// When clients that do not read have all places of plain HTTP, or others come in a
+// burst, a probe is answered by what it means.
+func TestProbesWhenPlacesAreTaken(t *testing.T) {
+	p := startServer(t, "-handshake-timeout", "1m")
+	check := bystander(p)
+	if n := p.takePlainPlaces(); n != mostPlainHTTP {
+		t.Errorf("%d places for plain HTTP, want %d", n, mostPlainHTTP)
+	}
+	wantAnswers(p, http.StatusSwitchingProtocols)
+	if status, _, header := p.get("/"); status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" {
+		t.Errorf("a page: %d, %v", status, header)
+	}
+	check()
+}
+
+func TestBurstOfProbes(t *testing.T) {
+	p := startServer(t)
+	const probes = 1000
+	var asking sync.WaitGroup
+	for range probes {
+		conn := p.dial()
+		asking.Go(func() {
+			if response := newWire(t, conn).request("GET /healthz/ HTTP/1.1\r\nHost: x\r\n\r\n"); response.StatusCode != http.StatusOK {
+				t.Errorf("one of %d gets %s", probes, response.Status)
+			}
+			conn.Close()
+		})
+	}
+	asking.Wait()
+}
+
+// An address can take half of the places of plain HTTP at the most, and is charged for
+// them.
+func TestOneAddressTakesNotAllPlaces(t *testing.T) {
+	f := func(want int, refusal int, flags ...string) {
+		t.Helper()
+		p := startServer(t, append(flags, "-handshake-timeout", "1m")...)
+		n, status := 0, p.takesPlainPlace("127.0.0.5")
+		for ; status == http.StatusOK; n++ {
+			status = p.takesPlainPlace("127.0.0.5")
+		}
+		if status != refusal || n != want {
+			t.Errorf("%q: place %d is refused with %d, want %d with %d", flags, n, status, want, refusal)
+		}
+		if status, _, _ := p.getOver(p.dialFrom("127.0.0.5"), "/healthz/"); status != http.StatusOK {
+			t.Errorf("%q: a probe of this address: %d", flags, status)
+		}
+		if status, _, _ := p.get("/"); status != http.StatusOK {
+			t.Errorf("%q: a page for another address: %d", flags, status)
+		}
+	}
+	f(mostPlainHTTP/2, http.StatusServiceUnavailable)
+	f(5, http.StatusTooManyRequests, "-max-connections-per-ip", "5")
+}

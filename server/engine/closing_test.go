@@ -57,9 +57,8 @@ func TestLingeringKeepsTheServersSideOpen(t *testing.T) {
 
 // A refused request is no WebSocket: HTTP clients wait for the end.
 func TestRefusalEndsTheServersSide(t *testing.T) {
-	h := startEngine(t)
+	h := startEngine(t, func(c *Config) { c.PlainPlaces = 0 })
 	fd := h.dial("/nowhere")
-	h.onLoop(func(w *worker) {}) // noPlain refuses it
 	if got := readToEnd(t, fd); len(got) == 0 {
 		t.Error("no answer")
 	}

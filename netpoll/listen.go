@@ -23,6 +23,7 @@ type Listener struct {
 	FD    int
 	Addr  string // as it can be dialled: "127.0.0.1:8000", "unix:/run/t.sock"
 	Asked string // as it was asked for: ":8000"
+	file  fileID // of a unix socket
 
 	// Owned by the caller of Accept.
 	Shared  bool                // another process may listen there too: Unlink leaves the file
@@ -52,10 +53,23 @@ func Listen(address string) (*Listener, error) {
 // which had asked for this address.
 func AdoptListener(fd int, asked string) (*Listener, error) {
 	l := &Listener{FD: fd, Addr: asked, Asked: asked}
-	if strings.HasPrefix(asked, "unix:") {
+	if path, ok := strings.CutPrefix(asked, "unix:"); ok {
+		l.file = fileAt(path)
 		return l, nil
 	}
 	return l, l.readAddr()
+}
+
+// A fileID tells a file from another one that has taken its path: see inode(7).
+type fileID struct{ device, inode uint64 }
+
+// fileAt is the file at path, the zero fileID if there is none.
+func fileAt(path string) fileID {
+	var stat unix.Stat_t
+	if unix.Lstat(path, &stat) != nil {
+		return fileID{}
+	}
+	return fileID{device: uint64(stat.Dev), inode: stat.Ino}
 }
 
 // readAddr asks the kernel for the address of a TCP socket.
@@ -87,12 +101,14 @@ func advice(err error) string {
 func (l *Listener) Close() error { return unix.Close(l.FD) }
 
 // Unlink removes the file of a unix socket, so that clients find nothing there
-// rather than an end that nobody serves.
+// rather than an end that nobody serves. A file that somebody else has put in its place
+// stays.
 func (l *Listener) Unlink() error {
-	if path, ok := strings.CutPrefix(l.Addr, "unix:"); ok && !l.Shared {
-		return os.Remove(path)
+	path, ok := strings.CutPrefix(l.Addr, "unix:")
+	if !ok || l.Shared || fileAt(path) != l.file {
+		return nil
 	}
-	return nil
+	return os.Remove(path)
 }
 
 func listenTCP(address string) (*Listener, error) {
@@ -151,7 +167,7 @@ func listenUnix(path string) (*Listener, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &Listener{FD: fd, Addr: "unix:" + path}, nil
+	return &Listener{FD: fd, Addr: "unix:" + path, file: fileAt(path)}, nil
 }
 
 // abandoned reports whether address is the file of a socket that nobody

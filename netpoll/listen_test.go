@@ -214,6 +214,37 @@ func TestUnixSocketIsOpenToAll(t *testing.T) {
 	}
 }
 
+// A process that ends leaves the file of another one that has come to its path since.
+func TestUnlinkLeavesTheFileOfAnother(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	f := func(old *Listener) {
+		t.Helper()
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		next := listen(t, "unix:"+path)
+		if err := old.Unlink(); err != nil {
+			t.Error(err)
+		}
+		dial(t, next)
+		fd, _ := accept(t, next)
+		CloseFD(fd)
+	}
+	made := listen(t, "unix:"+path)
+	f(made)
+	adopted, err := AdoptListener(made.FD, "unix:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f(adopted)
+	if err := made.Unlink(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Errorf("after Unlink of the first listener: %v", err)
+	}
+}
+
 func TestUnlinkOfATCPListener(t *testing.T) {
 	if err := listen(t, "127.0.0.78:0").Unlink(); err != nil {
 		t.Error(err)

@@ -95,6 +95,7 @@ type Sources struct {
 	Revision        string // the source revision that the process was built from
 	Ready           func() bool
 	ShutdownTime    func() time.Duration
+	LogDropped      func() uint64
 }
 
 // Metrics is all metrics of the process.

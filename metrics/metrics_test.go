@@ -124,6 +124,7 @@ func testSources() Sources {
 		Revision:        "abc-dirty",
 		Ready:           func() bool { return true },
 		ShutdownTime:    func() time.Duration { return 1500 * time.Millisecond },
+		LogDropped:      func() uint64 { return 17 },
 	}
 }
 
@@ -285,6 +286,7 @@ func TestSourcesAreAsked(t *testing.T) {
 	p := write(t, m)
 	p.want(t, "websocket_sessions", 11)
 	p.want(t, "websocket_sessions_evicted_total", 12)
+	p.want(t, "websocket_log_dropped_total", 17)
 	p.want(t, "websocket_sessions_expired_total", 13)
 	p.want(t, "websocket_max_connections", 14)
 	p.want(t, "websocket_accepted_total", 15)

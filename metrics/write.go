@@ -37,6 +37,7 @@ var help = map[string]string{
 	"websocket_accepted_total":               "Sockets accepted, plain HTTP included.",
 	"websocket_accept_dropped_total":         "Sockets beyond a limit that were closed without an answer, since newer ones needed the place.",
 	"websocket_accept_paused_total":          "Times that accepting paused, because no file descriptors were left.",
+	"websocket_log_dropped_total":            "Lines of the log that were dropped: its reader was too slow, stood still or was gone.",
 	"websocket_max_connections":              "How many sockets are served at once at the most.",
 	"websocket_build_info":                   "Always 1. The label is the source revision that the process was built from.",
 	"websocket_ready":                        "1 while the instance accepts new connections, else 0.",
@@ -149,6 +150,7 @@ func (m *Metrics) writeSources(out io.Writer) {
 	metrics.WriteCounterUint64(out, "websocket_accepted_total", m.Accepted.Load())
 	metrics.WriteCounterUint64(out, "websocket_accept_dropped_total", m.Dropped.Load())
 	metrics.WriteCounterUint64(out, "websocket_accept_paused_total", m.Paused.Load())
+	metrics.WriteCounterUint64(out, "websocket_log_dropped_total", s.LogDropped())
 	metrics.WriteGaugeUint64(out, "websocket_max_connections", uint64(s.MaxConnections))
 	metrics.WriteGaugeUint64(out, "websocket_ready", oneIf(s.Ready()))
 	metrics.WriteGaugeUint64(out, "websocket_sessions", uint64(s.Sessions()))

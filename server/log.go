@@ -1,40 +1,50 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 )
 
-// logDelay is how long a line may wait in memory, to be written together with others.
-const logDelay = 100 * time.Millisecond
-
-// newLogger returns the process's log, whose lines gather in a buffer; Flush
-// writes them. Warnings and errors are written at once.
-func newLogger(config *Config, out *os.File) (zerolog.Logger, *logBuffer) {
+// init names the fields of a line, for all of the process: zerolog knows no other way.
+func init() {
 	zerolog.TimestampFieldName = "timestamp"
 	zerolog.MessageFieldName = "event"
 	zerolog.TimeFieldFormat = time.RFC3339Nano
 	zerolog.TimestampFunc = func() time.Time { return time.Now().UTC() }
 	zerolog.LevelFieldMarshalFunc = func(l zerolog.Level) string { return strings.ToUpper(l.String()) }
+}
 
-	buffer := &logBuffer{out: out, buf: make([]byte, 0, logBufferBytes+longestLine)}
-	buffer.timer = time.AfterFunc(logDelay, buffer.Flush)
+// newLogger returns the process's log and the queue that its lines go through. Close of
+// the queue is called before every exit.
+func newLogger(config *Config, out *os.File) (zerolog.Logger, *logQueue) {
+	queue := newLogQueue(descriptor{out}, droppedLine)
 	if config.LogFormat == "console" || config.LogFormat == "auto" && isTerminal(out) {
-		buffer.out = &zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly, FieldsExclude: []string{"service"}, FieldsOrder: []string{"url"}}
-		buffer.lines = true
+		queue.format = newConsole().format
 	}
+	go queue.run()
 	level, err := zerolog.ParseLevel(config.LogLevel)
 	if err != nil {
 		panic("BUG: " + err.Error())
 	}
-	log := zerolog.New(buffer).Level(level).With().Timestamp().Str("service", "websocket-message-counter").Logger()
-	return log, buffer
+	return logTo(queue).Level(level), queue
+}
+
+func logTo(out io.Writer) zerolog.Logger {
+	return zerolog.New(out).With().Timestamp().Str("service", "websocket-message-counter").Logger()
+}
+
+// droppedLine is the line that stands where others are missing.
+func droppedLine(lines uint64) []byte {
+	var line bytes.Buffer
+	log := logTo(&line)
+	log.Warn().Uint64("dropped", lines).Msg("log_lines_dropped")
+	return line.Bytes()
 }
 
 func isTerminal(f *os.File) bool {
@@ -42,60 +52,33 @@ func isTerminal(f *os.File) bool {
 	return err == nil
 }
 
-// A logBuffer gathers log lines, so that opened and closed connections do not
-// cost a write call each. It is safe for concurrent use.
-type logBuffer struct {
-	out   io.Writer
-	lines bool // out takes one line at a time
-
-	mu    sync.Mutex
-	buf   []byte
-	timer *time.Timer
+// A console turns lines of JSON into text for a terminal.
+type console struct {
+	text   bytes.Buffer
+	writer zerolog.ConsoleWriter
 }
 
-const (
-	logBufferBytes = 64 << 10
-	longestLine    = 4 << 10 // of what is common; a longer one makes the buffer grow
-)
-
-// WriteLevel implements zerolog.LevelWriter.
-func (b *logBuffer) WriteLevel(level zerolog.Level, line []byte) (int, error) {
-	n, err := b.Write(line)
-	if level >= zerolog.WarnLevel {
-		b.Flush()
-	}
-	return n, err
+func newConsole() *console {
+	c := &console{}
+	c.writer = zerolog.ConsoleWriter{Out: &c.text, TimeFormat: time.TimeOnly, FieldsExclude: []string{"service"}, FieldsOrder: []string{"url"}}
+	return c
 }
 
-// Write takes one line.
-func (b *logBuffer) Write(line []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.lines {
-		return b.out.Write(line)
+// format returns the text of whole lines. It is valid until the next call.
+func (c *console) format(lines []byte) []byte {
+	c.text.Reset()
+	for line := range bytes.Lines(lines) {
+		c.writer.Write(line)
 	}
-	if len(b.buf) == 0 {
-		b.timer.Reset(logDelay)
-	}
-	b.buf = append(b.buf, line...)
-	if len(b.buf) >= logBufferBytes {
-		b.flush()
-	}
-	return len(line), nil
+	return c.text.Bytes()
 }
 
-// Flush writes what has gathered. It is called before every exit.
-func (b *logBuffer) Flush() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.flush()
-}
+// libraryLog takes what libraries print with the standard log package. On standard
+// error it could make them wait.
+type libraryLog struct{ log zerolog.Logger }
 
-func (b *logBuffer) flush() {
-	if len(b.buf) == 0 {
-		return
-	}
-	// There is nobody to tell that the log cannot be written.
-	b.out.Write(b.buf)
-	b.buf = b.buf[:0]
+// Write implements io.Writer: one call is one message.
+func (l libraryLog) Write(text []byte) (int, error) {
+	l.log.Warn().Str("text", strings.TrimSpace(string(text))).Msg("library_message")
+	return len(text), nil
 }

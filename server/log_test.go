@@ -1,11 +1,8 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
-	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 )
@@ -88,58 +85,4 @@ func TestLogIsNotInjected(t *testing.T) {
 	if len(p.logged("forged"))+len(p.logged("not_json")) > 0 {
 		t.Error("the log was injected")
 	}
-}
-
-// countingWriter counts the calls that would be system calls.
-type countingWriter struct {
-	mu    sync.Mutex
-	calls int
-	text  bytes.Buffer
-}
-
-func (w *countingWriter) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.calls++
-	return w.text.Write(p)
-}
-
-func TestLogGathersLines(t *testing.T) {
-	config, err := parseConfig([]string{"-log-format", "json"}, noEnvironment, 1, 20_000, os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, buffer := newLogger(config, os.Stderr)
-	out := &countingWriter{}
-	buffer.out = out
-	const lines = 10_000
-	for i := range lines {
-		log.Info().Int("n", i).Msg("websocket_connected")
-	}
-	buffer.Flush()
-	if most := lines / 100; out.calls > most {
-		t.Errorf("%d write calls for %d lines", out.calls, lines)
-	}
-	n := 0
-	for line := range strings.Lines(out.text.String()) {
-		var fields struct{ N int }
-		if err := json.Unmarshal([]byte(line), &fields); err != nil || fields.N != n {
-			t.Fatalf("line %d is %q", n, line)
-		}
-		n++
-	}
-	if n != lines {
-		t.Errorf("%d lines of %d", n, lines)
-	}
-	calls := out.calls
-	log.Warn().Msg("at once")
-	if out.calls != calls+1 {
-		t.Error("a warning waits in the buffer")
-	}
-	log.Info().Msg("after a while")
-	eventually(t, "the line is written by itself", func() bool {
-		out.mu.Lock()
-		defer out.mu.Unlock()
-		return strings.Contains(out.text.String(), "after a while")
-	})
 }

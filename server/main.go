@@ -6,11 +6,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	stdlog "log"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"turnstile/netpoll"
 )
@@ -85,10 +87,14 @@ const gcPercent = 50
 func serve(config *Config) int {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	log, buffer := newLogger(config, os.Stdout)
-	defer buffer.Flush()
+	// Without a reader of the log the server goes on: a write fails with EPIPE instead.
+	signal.Ignore(syscall.SIGPIPE)
+	log, queue := newLogger(config, os.Stdout)
+	defer queue.Close()
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(libraryLog{log})
 	config.warnOfUnknown(log)
-	s, err := newServer(config, log)
+	s, err := newServer(config, log, queue)
 	if err != nil {
 		return complain(err, exitFailure)
 	}
@@ -99,7 +105,17 @@ func serve(config *Config) int {
 	return exitOK
 }
 
+// complain says on standard error why the process ends. It does not wait for long for
+// somebody who does not read that.
 func complain(err error, code int) int {
-	fmt.Fprintln(os.Stderr, "server:", err)
+	said := make(chan struct{})
+	go func() {
+		fmt.Fprintln(os.Stderr, "server:", err)
+		close(said)
+	}()
+	select {
+	case <-said:
+	case <-time.After(logExitPatience):
+	}
 	return code
 }

@@ -45,12 +45,26 @@ type process struct {
 	addr   string   // the first address it listens on
 	flags  []string // of startServer
 	exited chan struct{}
+	stdout *gate
 
 	mu    sync.Mutex
 	lines []map[string]any // of its log
 	more  *sync.Cond
 
 	stderr output
+}
+
+// A gate is a pipe whose reader can stand still.
+type gate struct {
+	sync.Mutex // Held by whoever wants nothing to be read.
+	pipe       io.ReadCloser
+}
+
+// Read implements io.Reader.
+func (g *gate) Read(p []byte) (int, error) {
+	g.Lock()
+	g.Unlock()
+	return g.pipe.Read(p)
 }
 
 // An output is what a process has written so far.
@@ -116,10 +130,11 @@ func launch(t testing.TB, cmd *exec.Cmd) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.stdout = &gate{pipe: stdout}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go p.read(stdout)
+	go p.read(p.stdout)
 	t.Cleanup(p.end)
 	return p
 }

@@ -27,6 +27,7 @@ type server struct {
 	// Fixed after newServer: its parts.
 	config    *Config
 	log       zerolog.Logger
+	logQueue  *logQueue
 	metrics   *metrics.Metrics
 	store     session.Store
 	memory    *session.Memory // the store, if it is the embedded one
@@ -57,9 +58,9 @@ var errKilled = errors.New("ended by a second signal before the drain was over")
 
 // newServer opens the listeners and starts the loops. Nobody is served until
 // run.
-func newServer(config *Config, log zerolog.Logger) (*server, error) {
+func newServer(config *Config, log zerolog.Logger, queue *logQueue) (*server, error) {
 	s := &server{
-		config: config, log: log, started: time.Now(),
+		config: config, log: log, logQueue: queue, started: time.Now(),
 		failure: make(chan error, 1), drainRequested: make(chan struct{}, 1), handedOver: make(chan struct{}, 1), giving: make(chan struct{}, 1),
 	}
 	if config.Redis == nil {
@@ -171,6 +172,7 @@ func (s *server) newMetrics() *metrics.Metrics {
 		Revision:       revision,
 		Ready:          s.isReady,
 		ShutdownTime:   s.drainTime,
+		LogDropped:     s.logQueue.dropped.Load,
 	}
 	if s.memory != nil {
 		sources.SessionsEvicted, sources.SessionsExpired = s.memory.Evicted.Load, s.memory.Expired.Load

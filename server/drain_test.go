@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -28,7 +30,7 @@ func (w *wire) wantShutdown(total uint64) reply {
 }
 
 func TestDrain(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
 		p := startServer(t, "-drain-timeout", "5s")
 		first, second := p.open("/ws/chat/"), p.open("/ws/chat/", v2Header)
 		first.send(text("a"), text("b"))
@@ -207,23 +209,76 @@ func TestSecondSignalWhileItStops(t *testing.T) {
 		}
 		return err != nil
 	})
-	p.signal(syscall.SIGTERM)
+	p.signalUntilExit()
 	if code := p.wait(); code != exitFailure {
 		t.Errorf("exit code %d", code)
 	}
 }
 
+// signalUntilExit is an impatient user: signals soon after the first change nothing, a
+// later one ends the server.
+func (p *process) signalUntilExit() {
+	p.t.Helper()
+	eventually(p.t, "a later signal ends the server", func() bool {
+		err := p.cmd.Process.Signal(syscall.SIGTERM)
+		return err != nil || p.hasExited()
+	})
+}
+
 func TestSecondSignalEndsAtOnce(t *testing.T) {
 	p := startServer(t, "-drain-timeout", "1h", "-write-timeout", "1h")
 	p.openDeaf()
-	p.signal(syscall.SIGTERM)
-	p.waitLog("drain_started")
-	p.signal(syscall.SIGTERM)
+	began := time.Now()
+	p.signalUntilExit()
 	if code := p.wait(); code != exitFailure {
 		t.Errorf("exit code %d: %s", code, p.stderr.String())
 	}
+	if lived := time.Since(began); lived < sameWish {
+		t.Errorf("it ended %v after the first signal: one that comes within %v is the same wish", lived, sameWish)
+	}
 	if text := fmt.Sprint(p.waitLog("server_failed")["error"]); !strings.Contains(text, "second signal") {
 		t.Errorf("the log says %q", text)
+	}
+}
+
+// TestSignalSaidTwice: two signals at once are one wish, and nobody is cut. They are
+// different ones, since the kernel would make one of two that are the same.
+func TestSignalSaidTwice(t *testing.T) {
+	p := startServer(t, "-drain-timeout", "1m")
+	var clients []*wire
+	for range 20 {
+		clients = append(clients, p.open("/ws/chat/"))
+	}
+	p.whileStopped(func() {
+		for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+			p.signal(s)
+		}
+	})
+	for _, w := range clients {
+		w.wantShutdown(0)
+		w.conn.Close()
+	}
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit code %d: %v", code, p.logged("server_failed"))
+	}
+	if n := len(p.logged("drain_started")); n != 1 {
+		t.Errorf("%d drains", n)
+	}
+}
+
+// TestNohup: a server that is started with SIGHUP ignored stays when the terminal goes.
+func TestNohup(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `trap "" HUP; exec "$0" "$@"`, os.Args[0], "-listen", testHost+":0", "-log-format", "json")
+	cmd.Env = append(os.Environ(), asServer+"=1")
+	p := launch(t, cmd)
+	p.waitListening()
+	p.signal(syscall.SIGHUP)
+	p.signal(syscall.SIGTERM)
+	if reason := p.waitLog("drain_started")["reason"]; reason != syscall.SIGTERM.String() {
+		t.Errorf("it drains because of %q", reason)
+	}
+	if code := p.wait(); code != exitOK {
+		t.Errorf("exit code %d", code)
 	}
 }
 

@@ -85,8 +85,7 @@ const processorsPerLoop = 2
 const gcPercent = 50
 
 func serve(config *Config) int {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signals := notifyStop()
 	// Without a reader of the log the server goes on: a write fails with EPIPE instead.
 	signal.Ignore(syscall.SIGPIPE)
 	log, queue := newLogger(config, os.Stdout)
@@ -103,6 +102,18 @@ func serve(config *Config) int {
 		return exitFailure
 	}
 	return exitOK
+}
+
+// notifyStop returns the signals that ask the server to stop. SIGHUP says that the
+// terminal is gone; whoever started the server with SIGHUP ignored, as nohup(1) does,
+// wants it to stay.
+func notifyStop() <-chan os.Signal {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	return signals
 }
 
 // complain says on standard error why the process ends. It does not wait for long for

@@ -53,6 +53,10 @@ type server struct {
 	drainSince  atomic.Int64            // time.Duration on netpoll's clock, 0 before the drain
 }
 
+// sameWish is how long after the first signal others mean the same: timeout(1) and
+// supervisors that signal a whole group send two at once.
+const sameWish = time.Second
+
 // errKilled says that a second signal ended the process.
 var errKilled = errors.New("ended by a second signal before the drain was over")
 
@@ -181,8 +185,8 @@ func (s *server) newMetrics() *metrics.Metrics {
 }
 
 // run is the life of the server. It returns nil after a drain, errKilled at a second
-// signal, and otherwise the error that the process cannot survive. A first signal
-// during a drain that a command or a handover has begun is the same wish.
+// signal later than sameWish, and otherwise the error that the process cannot survive. A
+// first signal during a drain that a command or a handover has begun is the same wish.
 func (s *server) run(signals <-chan os.Signal) error {
 	if err := s.open(); err != nil {
 		return err
@@ -190,7 +194,7 @@ func (s *server) run(signals <-chan os.Signal) error {
 	if s.initialTakeover != nil {
 		go s.initialTakeover.runInitial()
 	}
-	signalled := false
+	var signalled time.Time // when the first signal's drain had begun
 	var drained <-chan struct{}
 	var over <-chan time.Time
 	var stopped <-chan error
@@ -202,14 +206,17 @@ func (s *server) run(signals <-chan os.Signal) error {
 	for {
 		select {
 		case signal := <-signals:
-			if signalled {
-				return errKilled
+			if !signalled.IsZero() {
+				if time.Since(signalled) > sameWish {
+					return errKilled
+				}
+				continue
 			}
-			signalled = true
 			if s.drainSince.Load() != 0 {
 				s.log.Info().Str("reason", signal.String()).Msg("drain_under_way")
 			}
 			begin(signal.String())
+			signalled = time.Now()
 		case <-s.drainRequested:
 			begin(commandDrain)
 		case <-s.handedOver:

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -22,8 +21,8 @@ func init() {
 
 // newLogger returns the process's log and the queue that its lines go through. Close of
 // the queue is called before every exit.
-func newLogger(config *Config, out *os.File) (zerolog.Logger, *logQueue) {
-	queue := newLogQueue(descriptor{out}, droppedLine)
+func newLogger(config *Config, out descriptor) (zerolog.Logger, *logQueue) {
+	queue := newLogQueue(out, droppedLine)
 	if config.LogFormat == "console" || config.LogFormat == "auto" && isTerminal(out) {
 		queue.format = newConsole().format
 	}
@@ -47,8 +46,8 @@ func droppedLine(lines uint64) []byte {
 	return line.Bytes()
 }
 
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+func isTerminal(d descriptor) bool {
+	_, err := unix.IoctlGetTermios(int(d), unix.TCGETS)
 	return err == nil
 }
 

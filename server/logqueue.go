@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"io"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -237,20 +236,19 @@ func (s *lineSink) write(lines []byte) (lost int) {
 
 func countLines(text []byte) int { return bytes.Count(text, []byte{'\n'}) }
 
-// A descriptor writes to a file that another program may have set to either mode,
-// blocking or not: a pipe and a terminal are shared. See O_NONBLOCK in open(2).
-type descriptor struct{ file *os.File }
+// A descriptor is a file that another program may have set to either mode, blocking or
+// not, at any time: a pipe and a terminal are shared. See O_NONBLOCK in open(2).
+type descriptor int
 
 // Write implements io.Writer. It waits for as long as it takes.
 func (d descriptor) Write(text []byte) (n int, err error) {
-	fd := int(d.file.Fd())
 	for n < len(text) {
-		written, err := unix.Write(fd, text[n:])
+		written, err := unix.Write(int(d), text[n:])
 		n += max(written, 0)
 		switch err {
 		case nil, unix.EINTR:
 		case unix.EAGAIN:
-			unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, -1)
+			unix.Poll([]unix.PollFd{{Fd: int32(d), Events: unix.POLLOUT}}, -1)
 		default:
 			return n, err
 		}

@@ -212,6 +212,39 @@ func TestLogOfAReaderThatStandsStill(t *testing.T) {
 	}
 }
 
+// TestLogGapIsInOnePlace: a short line that would fit does not stand before the gap that
+// it belongs behind.
+func TestLogGapIsInOnePlace(t *testing.T) {
+	out := &outlet{}
+	queue := newLogQueue(out, droppedLine)
+	log := logTo(queue)
+	log.Info().Int("n", 0).Str("text", strings.Repeat("x", logMemory/2-1000)).Msg("x")
+	log.Info().Int("n", 1).Str("text", strings.Repeat("x", 1000)).Msg("x")
+	n := 2
+	for range 2 {
+		log.Info().Int("n", n).Msg("x")
+		n++
+		queue.writeBatch()
+	}
+	written, dropped := wantNumbers(t, out.String())
+	if written+dropped != n || dropped != 2 {
+		t.Errorf("%d lines written and %d told as dropped, of %d", written, dropped, n)
+	}
+}
+
+// TestLogOfALineThatIsTooLong: what can never be written is told, too.
+func TestLogOfALineThatIsTooLong(t *testing.T) {
+	out := &outlet{}
+	log, queue := startQueue(out)
+	log.Info().Str("text", strings.Repeat("x", logMemory)).Msg("x")
+	eventually(t, "the line is told as dropped", func() bool { _, dropped := wantNumbers(t, out.String()); return dropped == 1 })
+	log.Info().Int("n", 1).Msg("x")
+	queue.Close()
+	if written, _ := wantNumbers(t, out.String()); written != 1 {
+		t.Errorf("the line behind it is missing: %s", out.String())
+	}
+}
+
 // TestLogOfAWriterThatFails: whenever and in the middle of whatever writing fails, each
 // line is whole and in its place, or counted.
 func TestLogOfAWriterThatFails(t *testing.T) {
@@ -290,13 +323,13 @@ func TestDescriptorOfEitherMode(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer r.Close()
-		fd := int(w.Fd())
-		if err := unix.SetNonblock(fd, nonblocking); err != nil {
+		fd := descriptor(w.Fd())
+		if err := unix.SetNonblock(int(fd), nonblocking); err != nil {
 			t.Fatal(err)
 		}
 		text := bytes.Repeat([]byte("0123456789"), 100_000) // more than a pipe holds
 		go func() {
-			descriptor{w}.Write(text)
+			fd.Write(text)
 			w.Close()
 		}()
 		if read, err := io.ReadAll(r); err != nil || !bytes.Equal(read, text) {
@@ -312,7 +345,7 @@ func TestDescriptorWithoutAReader(t *testing.T) {
 	}
 	defer w.Close()
 	r.Close()
-	if n, err := (descriptor{w}).Write([]byte("x\n")); n != 0 || !errors.Is(err, unix.EPIPE) {
+	if n, err := descriptor(w.Fd()).Write([]byte("x\n")); n != 0 || !errors.Is(err, unix.EPIPE) {
 		t.Errorf("%d, %v", n, err)
 	}
 }

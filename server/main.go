@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"turnstile/netpoll"
 )
 
@@ -88,7 +90,7 @@ func serve(config *Config) int {
 	signals := notifyStop()
 	// Without a reader of the log the server goes on: a write fails with EPIPE instead.
 	signal.Ignore(syscall.SIGPIPE)
-	log, queue := newLogger(config, os.Stdout)
+	log, queue := newLogger(config, descriptor(unix.Stdout))
 	defer queue.Close()
 	stdlog.SetFlags(0)
 	stdlog.SetOutput(libraryLog{log})

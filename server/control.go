@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,9 +23,6 @@ type control struct {
 	path     string
 	inode    uint64 // the file at path, while it is this process's
 	listener *net.UnixListener
-
-	mu       sync.Mutex
-	takeover *takeover // Guarded by mu: it is prepared and has not begun.
 }
 
 // The commands. PATH is the control socket of another process.
@@ -48,7 +44,7 @@ const (
 	takeOverPatience = 2 * time.Minute
 )
 
-// openControl listens at path. It takes the place of a process that is gone, or
+// openControl listens at path; nobody is answered until accept. It takes the place of a process that is gone, or
 // of the one at predecessor.
 func openControl(s *server, path, predecessor string) (*control, error) {
 	fail := func(err error) (*control, error) { return nil, fmt.Errorf("-control %q: %w", path, err) }
@@ -79,7 +75,6 @@ func openControl(s *server, path, predecessor string) (*control, error) {
 		return fail(err)
 	}
 	c.inode = inodeOf(path)
-	go c.accept()
 	return c, nil
 }
 
@@ -99,6 +94,7 @@ func (c *control) close() {
 	c.listener.Close()
 }
 
+// accept serves whoever comes, until close.
 func (c *control) accept() {
 	for {
 		conn, err := c.listener.AcceptUnix()
@@ -197,49 +193,33 @@ type prepared struct {
 	Connections   int  `json:"connections"`
 }
 
-// prepare prepares a takeover, instead of any that was prepared before.
+// prepare prepares a takeover. It is forgotten if nobody begins it.
 func (c *control) prepare(path string) (*takeover, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if old := c.takeover; old != nil {
-		old.exchange.Close()
-		<-old.done
-		c.takeover = nil
-	}
 	t, err := c.server.prepareTakeover(path)
 	if err != nil {
 		return nil, err
 	}
-	go t.receive()
-	c.takeover = t
+	time.AfterFunc(preparedFor, t.forget)
+	go func() {
+		t.receive()
+		t.answerClaims()
+	}()
 	return t, nil
 }
 
 // takeOver begins the takeover that was prepared for path, or prepares it first.
 func (c *control) takeOver(path string) (takeoverTotals, error) {
-	c.mu.Lock()
-	t := c.takeover
-	c.takeover = nil
-	c.mu.Unlock()
-	if t == nil || t.path != path || t.isOver() {
+	t := c.server.takeover.Load()
+	if t == nil || t.isEnding() {
 		var err error
 		if t, err = c.prepare(path); err != nil {
 			return takeoverTotals{}, err
 		}
-		c.mu.Lock()
-		c.takeover = nil
-		c.mu.Unlock()
+	}
+	if t.path != path || !t.phase.CompareAndSwap(takeoverPrepared, takeoverBegun) {
+		return takeoverTotals{}, fmt.Errorf("cannot take over from %q: %w", path, t.busy())
 	}
 	return t.run(func(error) {})
-}
-
-func (t *takeover) isOver() bool {
-	select {
-	case <-t.done:
-		return true
-	default:
-		return false
-	}
 }
 
 // status is the answer to commandStatus.
@@ -261,12 +241,7 @@ func (s *server) status() status {
 
 // tell sends a command to the process whose control socket is at path, and writes its
 // answer to out. The error is the process's, or says why there is no answer.
-func tell(path, command string, out io.Writer) error {
-	conn, err := net.Dial("unix", path)
-	if err != nil {
-		return fmt.Errorf("-tell: nobody answers at -control %q: %w", path, err)
-	}
-	defer conn.Close()
+func tell(path, command string, out io.Writer) (err error) {
 	patience := answerPatience
 	word, other, _ := strings.Cut(command, " ")
 	if word == commandTakeOver {
@@ -278,9 +253,10 @@ func tell(path, command string, out io.Writer) error {
 		}
 		command = word + " " + other
 	}
-	conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprintln(conn, command)
-	answer, err := io.ReadAll(conn)
+	answer, err := ask(path, command, patience)
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return fmt.Errorf("-tell: nobody answers at -control %q: %w", path, err)
+	}
 	var refused struct{ Error string }
 	if err != nil || json.Unmarshal(answer, &refused) != nil {
 		return fmt.Errorf("-tell: no answer from %q: is it the -control socket of a server, and does that run?", path)
@@ -290,4 +266,17 @@ func tell(path, command string, out io.Writer) error {
 	}
 	_, err = out.Write(answer)
 	return err
+}
+
+// ask sends a command to the process whose control socket is at path, and returns its
+// answer.
+func ask(path, command string, patience time.Duration) ([]byte, error) {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintln(conn, command)
+	return io.ReadAll(conn)
 }

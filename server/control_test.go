@@ -3,15 +3,20 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"turnstile/proto"
+	"turnstile/server/handover"
 	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 )
@@ -302,33 +307,147 @@ func TestClaimsWaitForATakeover(t *testing.T) {
 	}
 }
 
-// TestPrepareTwice: the second takes the place of the first, from the same old
-// server and from another one.
+// TestPrepareTwice: a takeover that is prepared is nobody else's to replace.
 func TestPrepareTwice(t *testing.T) {
 	first, firstPath := controlled(t)
 	second, secondPath := controlled(t)
-	w := second.open("/ws/chat/")
+	w := first.open("/ws/chat/")
 	next, own := startPrepared(t, firstPath, "-store-timeout", "1m")
 	waiting := next.claiming(someSession)
 	eventually(t, "the claim waits", func() bool { return command(t, own, "status")["connections"] == 1.0 })
-	eventually(t, "the old server is free again", func() bool { return command(t, own, "prepare "+firstPath)["error"] == nil })
-	if got := command(t, own, "prepare "+secondPath); got["connections"] != 1.0 {
-		t.Errorf("prepare answers %v", got)
+	refused := func(path, line, want string) {
+		t.Helper()
+		if got := fmt.Sprint(command(t, path, line)["error"]); !strings.Contains(got, "refused (busy): "+want) {
+			t.Errorf("%q is answered with %q, want %q in it", line, got, want)
+		}
 	}
-	if got := command(t, own, "take-over "+secondPath); got["connections"] != 1.0 {
+	prepared := fmt.Sprintf("a takeover from %q is prepared: begin it with take-over, or wait, it is forgotten 30s after", firstPath)
+	refused(own, "prepare "+firstPath, prepared)
+	refused(own, "prepare "+secondPath, prepared)
+	refused(own, "take-over "+secondPath, prepared)
+	refused(secondPath, "prepare "+firstPath, "another handover is under way")
+	refused(secondPath, "prepare "+own, "it takes over from another server itself")
+	if got := command(t, own, "take-over "+firstPath); got["connections"] != 1.0 {
 		t.Errorf("take-over answers %v", got)
 	}
 	waiting.wantUpgraded()
 	waiting.wantSession(0, false)
 	w.send(text("a"))
 	w.wantCount(1, "a")
+	if code := first.wait(); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	second.open("/ws/chat/")
+	if got := command(t, own, "take-over "+secondPath); got["connections"] != 1.0 { // the place is free again
+		t.Errorf("take-over answers %v", got)
+	}
 	if code := second.wait(); code != exitOK {
 		t.Errorf("exit code %d", code)
 	}
-	first.open("/ws/chat/") // it goes on, and may still hand over
-	eventually(t, "the first server hands over", func() bool { return command(t, own, "take-over "+firstPath)["connections"] == 1.0 })
-	if code := first.wait(); code != exitOK {
+}
+
+// TestPrepareAtOnce: of many that prepare at the same time one does, and the others are
+// told why not.
+func TestPrepareAtOnce(t *testing.T) {
+	_, path := controlled(t)
+	_, own := controlled(t)
+	answers := make(chan string)
+	for range 8 {
+		go func() { answers <- fmt.Sprint(tell(own, "prepare "+path, io.Discard)) }()
+	}
+	prepared := 0
+	for range 8 {
+		if got := <-answers; got == fmt.Sprint(nil) {
+			prepared++
+		} else if !strings.Contains(got, "refused (busy): a takeover from") {
+			t.Error(got)
+		}
+	}
+	if prepared != 1 {
+		t.Errorf("%d are prepared, want 1", prepared)
+	}
+}
+
+// preparedForEnv, in the environment, is how long a server stays prepared.
+const preparedForEnv = "TURNSTILE_TEST_PREPARED_FOR"
+
+func shortenPrepared() {
+	if d, err := time.ParseDuration(os.Getenv(preparedForEnv)); err == nil {
+		preparedFor = d
+	}
+}
+
+// TestPrepareForgotten: a takeover that nobody begins ends on both sides.
+func TestPrepareForgotten(t *testing.T) {
+	t.Setenv(preparedForEnv, "100ms")
+	old, path := controlled(t)
+	old.open("/ws/chat/")
+	next, _ := startPrepared(t, path, "-store-timeout", "1m")
+	waiting := next.claiming(someSession) // before or after: it is answered
+	if got := next.waitLog("takeover_forgotten"); got["from"] != path {
+		t.Errorf("the log says %v", got)
+	}
+	old.waitLog("handover_not_started")
+	waiting.wantUpgraded()
+	waiting.wantSession(0, false)
+	_, third := controlled(t)
+	eventually(t, "the old server is free for others", func() bool {
+		return command(t, third, "take-over "+path)["connections"] == 1.0
+	})
+	if code := old.wait(); code != exitOK {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestControlWaitsForTheEngine: a server that is asked before it serves answers when it
+// does. It could not give its listeners away before.
+func TestControlWaitsForTheEngine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "control")
+	config, err := parseConfig([]string{"-listen", testHost + ":0", "-control", path, "-workers", "1"}, nil, 1, 1<<10, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nowhere, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nowhere.Close()
+	log, queue := newLogger(config, descriptor(nowhere.Fd()))
+	defer queue.Close()
+	s, err := newServer(config, log, queue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := handover.NewExchange(conn.(*net.UnixConn))
+	defer x.Close()
+	io.WriteString(conn, commandHandover+"\n")
+	type answer struct {
+		welcome handover.Welcome
+		err     error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		welcome, err := x.Greet(s.hello())
+		answered <- answer{welcome, err}
+	}()
+	select {
+	case got := <-answered:
+		t.Errorf("before it serves, the server answers %+v", got)
+	default:
+	}
+	signals, ended := make(chan os.Signal, 1), make(chan error, 1)
+	go func() { ended <- s.run(signals) }()
+	if got := <-answered; got.err != nil || !slices.Equal(got.welcome.Listeners, config.Listen) {
+		t.Errorf("the server answers %+v, want the listeners %q", got, config.Listen)
+	}
+	x.Close()
+	signals <- syscall.SIGTERM
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -361,7 +480,7 @@ func TestHandoverFailsAtItsEnd(t *testing.T) {
 	w.wantCount(1, "a")
 	w.reply()
 	w.wantClose(proto.StatusNormalClosure)
-	if code := chain.startSuccessor(brokenAt + "=accept 2").wait(); code != -1 { // 1 is the listeners
+	if code := chain.startSuccessor(brokenAt + "=take 2").wait(); code != -1 { // 1 is the listeners
 		t.Errorf("the new server was not killed, it ends with exit code %d", code)
 	}
 	chain.current.waitLog("handover_failed")

@@ -89,6 +89,8 @@ func (s *server) objection(h handover.Hello) *handover.RefusedError {
 	switch {
 	case s.drainSince.Load() != 0:
 		return refuse(handover.RefusedDraining, "it drains already")
+	case s.takeover.Load() != nil:
+		return refuse(handover.RefusedBusy, "it takes over from another server itself, or is prepared to")
 	case h.Version != mine.Version:
 		return refuse(handover.RefusedVersion, "its records are of version %d, not %d", h.Version, mine.Version)
 	case h.Store != mine.Store:
@@ -156,8 +158,7 @@ func (g *giver) giveAll(wanted handover.Go) error {
 		return errDraining
 	}
 	if s.memory != nil {
-		err := s.memory.Export(func(states []session.State) error { return g.giveSessions(states) })
-		if err != nil {
+		if err := s.memory.Export(g.giveSessions); err != nil {
 			return err
 		}
 	}
@@ -178,10 +179,11 @@ func (g *giver) giveListeners(addresses []string) error {
 	for _, l := range lent {
 		asked, fds = append(asked, l.Asked), append(fds, l.FD)
 	}
-	return g.exchange.OfferListeners(asked, fds)
+	_, err := g.exchange.OfferListeners(asked, fds) // see Listener.Shared
+	return err
 }
 
-func (g *giver) giveSessions(states []session.State) error {
+func (g *giver) giveSessions(states []session.State) (given bool, err error) {
 	sessions := make([]handover.Session, len(states))
 	for i, state := range states {
 		sessions[i] = handover.Session(state)
@@ -222,11 +224,12 @@ func (g *giver) giveWorker(number int) error {
 }
 
 func (g *giver) giveBatch(b *engine.Batch) error {
-	if err := g.exchange.OfferConnections(b.Records, b.FDs); err != nil {
+	given, err := g.exchange.OfferConnections(b.Records, b.FDs)
+	if !given {
 		b.TakeBack()
 		return err
 	}
 	b.Release()
 	g.moved += len(b.FDs)
-	return nil
+	return err
 }

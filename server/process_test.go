@@ -26,6 +26,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asServer) != "" {
 		os.Unsetenv(asServer)
 		breakAtStep()
+		shortenPrepared()
 		os.Exit(run(os.Args[1:]))
 	}
 	os.Exit(m.Run())

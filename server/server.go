@@ -38,19 +38,21 @@ type server struct {
 	debug     *http.Server
 	started   time.Time
 
-	// Fixed after newServer: run waits for the first three channels.
+	// Fixed after newServer: run waits for the first four channels.
 	failure         chan error    // an error that ends the process
 	drainRequested  chan struct{} // somebody has asked for a drain
 	handedOver      chan struct{} // another process has taken over
+	takeoverBroke   chan error    // the initial takeover has failed, and the other process goes on
 	giving          chan struct{} // full while this process gives connections to another
 	initialTakeover *takeover     // the takeover of -take-over-from, nil without it
 
 	// Atomic.
 	ready       atomic.Bool
-	handingOver atomic.Bool             // another process takes over, or prepares to
-	hasGiven    atomic.Bool             // another process has everything
-	control     atomic.Pointer[control] // nil without -control
-	drainSince  atomic.Int64            // time.Duration on netpoll's clock, 0 before the drain
+	handingOver atomic.Bool              // another process takes over, or prepares to
+	hasGiven    atomic.Bool              // another process has everything
+	control     atomic.Pointer[control]  // nil without -control
+	takeover    atomic.Pointer[takeover] // the takeover that is prepared or under way, nil without one
+	drainSince  atomic.Int64             // time.Duration on netpoll's clock, 0 before the drain
 }
 
 // sameWish is how long after the first signal others mean the same: timeout(1) and
@@ -66,6 +68,7 @@ func newServer(config *Config, log zerolog.Logger, queue *logQueue) (*server, er
 	s := &server{
 		config: config, log: log, logQueue: queue, started: time.Now(),
 		failure: make(chan error, 1), drainRequested: make(chan struct{}, 1), handedOver: make(chan struct{}, 1), giving: make(chan struct{}, 1),
+		takeoverBroke: make(chan error, 1),
 	}
 	if config.Redis == nil {
 		s.openMemory()
@@ -89,8 +92,8 @@ func newServer(config *Config, log zerolog.Logger, queue *logQueue) (*server, er
 		return nil, err
 	}
 	if s.initialTakeover == nil || config.Control != config.TakeOverFrom {
-		err = s.openControl()
-	} // else runInitial opens it, when the other process has handed over
+		err = s.listenForCommands()
+	} // else runInitial does, when the other process has handed over
 	return s, err
 }
 
@@ -120,8 +123,10 @@ func (s *server) newEngine() (*engine.Engine, error) {
 	})
 }
 
-// openControl listens for commands, if the configuration says so.
-func (s *server) openControl() error {
+// listenForCommands opens the control socket, if the configuration says so. A command
+// waits until obeyCommands: before, this process could give listeners away that its engine
+// does not have yet.
+func (s *server) listenForCommands() error {
 	if s.config.Control == "" {
 		if s.initialTakeover != nil {
 			s.log.Warn().Msg("control_not_configured")
@@ -133,6 +138,13 @@ func (s *server) openControl() error {
 		s.control.Store(c)
 	}
 	return err
+}
+
+// obeyCommands answers at the control socket from now on.
+func (s *server) obeyCommands() {
+	if c := s.control.Load(); c != nil {
+		go c.accept()
+	}
 }
 
 func listenAll(addresses []string) (listeners []*netpoll.Listener, err error) {
@@ -185,8 +197,9 @@ func (s *server) newMetrics() *metrics.Metrics {
 }
 
 // run is the life of the server. It returns nil after a drain, errKilled at a second
-// signal later than sameWish, and otherwise the error that the process cannot survive. A
-// first signal during a drain that a command or a handover has begun is the same wish.
+// signal later than sameWish, and otherwise the error that the process cannot survive, or
+// that has made it drain. A first signal during a drain that a command or a handover has
+// begun is the same wish.
 func (s *server) run(signals <-chan os.Signal) error {
 	if err := s.open(); err != nil {
 		return err
@@ -195,6 +208,7 @@ func (s *server) run(signals <-chan os.Signal) error {
 		go s.initialTakeover.runInitial()
 	}
 	var signalled time.Time // when the first signal's drain had begun
+	var broke error
 	var drained <-chan struct{}
 	var over <-chan time.Time
 	var stopped <-chan error
@@ -221,12 +235,14 @@ func (s *server) run(signals <-chan os.Signal) error {
 			begin(commandDrain)
 		case <-s.handedOver:
 			begin(commandHandover)
+		case broke = <-s.takeoverBroke:
+			begin("takeover_failed")
 		case <-drained:
 			drained, over, stopped = nil, nil, s.stop()
 		case <-over:
 			drained, over, stopped = nil, nil, s.stop()
 		case err := <-stopped:
-			return err
+			return errors.Join(broke, err)
 		case err := <-s.failure:
 			return err
 		}
@@ -246,6 +262,7 @@ func (s *server) open() error {
 		s.engine.Every(time.Second, s.memory.Expire)
 	}
 	s.ready.Store(true)
+	s.obeyCommands()
 	if s.initialTakeover != nil {
 		addresses = append(addresses, s.initialTakeover.wants()...)
 	}
@@ -296,7 +313,19 @@ func (s *server) drain(why string) <-chan struct{} {
 	s.notify(notifyStopping)
 	s.drainSince.Store(int64(netpoll.Monotonic()))
 	s.ready.Store(false)
+	s.stopTakeover()
 	return s.engine.Drain()
+}
+
+// stopTakeover leaves to the other process what has not come yet. Its listeners are not
+// this process's any more, and clients that come now are the other one's.
+func (s *server) stopTakeover() {
+	if t := s.takeover.Load(); t != nil {
+		t.stop()
+	}
+	if t := s.initialTakeover; t != nil && !t.stays.Load() {
+		s.engine.CloseListeners()
+	}
 }
 
 // requestDrain makes run begin a drain, as a signal does.

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -17,19 +19,37 @@ import (
 )
 
 // A takeover is the new process's side of a handover. It is prepared first, which asks
-// the old process whether it would hand over, and begins later.
+// the old process whether it would hand over, and begins later. A process has one at a
+// time.
 type takeover struct {
+	// Fixed after dialTakeover.
 	server   *server
 	path     string // the other process's control socket
 	exchange *handover.Exchange
-	welcome  handover.Welcome
 	done     chan struct{} // closed when nothing more comes
+
+	// Atomic.
+	phase atomic.Int32 // a takeoverPhase
+	stays atomic.Bool  // of the initial takeover: this process has taken the other one's place
+
+	// Written before it is prepared.
+	welcome handover.Welcome
 
 	// Written before done is closed.
 	totals takeoverTotals
 	taken  []string // the addresses of the listeners that were taken over
 	err    error
 }
+
+// A takeoverPhase is how far a takeover is.
+type takeoverPhase = int32
+
+const (
+	takeoverAsks     takeoverPhase = iota
+	takeoverPrepared               // it may begin
+	takeoverBegun
+	takeoverForgotten // nobody has begun it
+)
 
 // takeoverTotals are how much this process has taken over.
 type takeoverTotals struct {
@@ -66,6 +86,26 @@ func (s *server) hello() handover.Hello {
 // hand over to this one. Until the takeover is over, requests for sessions that this
 // process does not know wait, since the other process may know them.
 func (s *server) prepareTakeover(path string) (*takeover, error) {
+	t, conn, err := s.dialTakeover(path)
+	if err == nil {
+		err = s.reserveTakeover(t)
+	}
+	if err == nil {
+		if err = t.greet(conn); err != nil {
+			t.end()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot take over from %q: %w", path, err)
+	}
+	if s.memory != nil {
+		s.memory.Await()
+	}
+	t.phase.Store(takeoverPrepared)
+	return t, nil
+}
+
+func (s *server) dialTakeover(path string) (*takeover, *net.UnixConn, error) {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if info, e := os.Stat(path); e == nil && info.Mode().Type() != os.ModeSocket {
 		err = errNoSocket
@@ -73,17 +113,66 @@ func (s *server) prepareTakeover(path string) (*takeover, error) {
 		err = errNobody
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot take over from %q: %w", path, err)
+		return nil, nil, err
 	}
-	t := &takeover{server: s, path: path, exchange: handover.NewExchange(conn), done: make(chan struct{})}
-	if err := t.greet(conn); err != nil {
-		t.exchange.Close()
-		return nil, fmt.Errorf("cannot take over from %q: %w", path, err)
+	return &takeover{server: s, path: path, exchange: handover.NewExchange(conn), done: make(chan struct{})}, conn, nil
+}
+
+// reserveTakeover makes t the process's takeover, and refuses it if there is one already.
+func (s *server) reserveTakeover(t *takeover) error {
+	for !s.takeover.CompareAndSwap(nil, t) {
+		if other := s.takeover.Load(); other != nil {
+			if !other.isEnding() {
+				t.exchange.Close()
+				return other.busy()
+			}
+			<-other.done
+		}
 	}
-	if s.memory != nil {
-		s.memory.Await()
+	if s.drainSince.Load() != 0 { // after the takeover is there: see server.drain
+		t.end()
+		return errDraining
 	}
-	return t, nil
+	return nil
+}
+
+// isEnding reports whether the takeover ends without ever having begun.
+func (t *takeover) isEnding() bool { return t.phase.Load() == takeoverForgotten }
+
+// busy refuses another takeover beside t.
+func (t *takeover) busy() error {
+	text := "a takeover from %q is under way: wait until it is over"
+	if t.phase.Load() == takeoverPrepared {
+		text = "a takeover from %q is prepared: begin it with take-over, or wait, it is forgotten " +
+			preparedFor.String() + " after it was prepared"
+	}
+	return &handover.RefusedError{Reason: handover.RefusedBusy, Text: fmt.Sprintf(text, t.path)}
+}
+
+// end says that nothing more comes: another takeover may be prepared.
+func (t *takeover) end() {
+	t.exchange.Close()
+	t.server.takeover.CompareAndSwap(t, nil)
+	close(t.done)
+}
+
+// stop ends the takeover as soon as this can be: what has come has come. It waits for
+// that.
+func (t *takeover) stop() {
+	t.exchange.Stop()
+	<-t.done
+}
+
+// preparedFor is how long a takeover may wait for its beginning. Tests shorten it.
+var preparedFor = handover.PreparedFor
+
+// forget ends the takeover unless it has begun. The other process sees the end of the
+// exchange, and is free for others.
+func (t *takeover) forget() {
+	if t.phase.CompareAndSwap(takeoverPrepared, takeoverForgotten) {
+		t.server.log.Warn().Str("from", t.path).Stringer("after", preparedFor).Msg("takeover_forgotten")
+		t.exchange.Stop()
+	}
 }
 
 // errItself says that a process was told to take over from itself.
@@ -122,7 +211,7 @@ func (t *takeover) run(finish func(err error)) (takeoverTotals, error) {
 	log := t.server.log
 	log.Info().Str("from", t.path).Int("connections", t.welcome.Connections).Msg("takeover_started")
 	if err := t.exchange.Begin(handover.Go{Listeners: t.wants()}); err != nil {
-		t.exchange.Close()
+		t.exchange.Stop()
 	}
 	<-t.done
 	took := netpoll.Monotonic() - began
@@ -140,16 +229,19 @@ func (t *takeover) run(finish func(err error)) (takeoverTotals, error) {
 
 // receive takes batches until there are no more.
 func (t *takeover) receive() {
-	defer close(t.done)
-	defer t.exchange.Close()
+	defer t.end()
 	for {
 		batch, err := t.exchange.Take()
 		if batch == nil {
 			t.err = err
-			break
+			return
 		}
 		t.take(batch)
 	}
+}
+
+// answerClaims answers the requests that have waited for the takeover's end.
+func (t *takeover) answerClaims() {
 	if s := t.server; s.memory != nil {
 		s.memory.Complete()
 	}
@@ -177,6 +269,7 @@ func (t *takeover) take(b *handover.Batch) {
 func (t *takeover) takeListener(fd int, address string) {
 	l, err := netpoll.AdoptListener(fd, address)
 	if err == nil {
+		l.Shared = true // until OwnListeners
 		err = t.server.engine.Listen(l)
 	}
 	if err != nil {
@@ -197,37 +290,61 @@ func (t *takeover) withoutTaken(addresses []string) (others []string) {
 }
 
 // runInitial runs the takeover that -take-over-from asks for, and then takes the other
-// process's place. If it fails, this process opens the listeners that did not come.
+// process's place. If the takeover fails, this process opens the listeners that did not
+// come. But if the other process goes on serving, this one ends: two at one address would
+// have sessions of the same clients.
 func (t *takeover) runInitial() {
 	go t.receive()
 	t.run(func(err error) {
+		if err == nil || !t.mustEnd() {
+			t.stays.Store(true)
+			t.server.engine.OwnListeners()
+			t.answerClaims()
+		}
 		if err == nil {
 			t.takeItsPlace()
 		}
 	})
-	if t.err == nil {
-		if len(t.taken) < len(t.welcome.Listeners) {
-			t.server.log.Warn().Strs("listened", t.welcome.Listeners).Strs("taken_over", t.taken).Msg("listeners_end")
+	switch {
+	case !t.stays.Load() && t.server.drainSince.Load() != 0:
+	case !t.stays.Load():
+		t.server.takeoverBroke <- fmt.Errorf("the takeover from %q broke, and that server goes on: %w", t.path, t.err)
+	case t.err != nil:
+		for _, address := range t.wants() {
+			if !slices.Contains(t.taken, address) {
+				t.listenInstead(address)
+			}
 		}
-		return
+		t.takeItsPlace()
+	case len(t.taken) < len(t.welcome.Listeners):
+		t.server.log.Warn().Strs("listened", t.welcome.Listeners).Strs("taken_over", t.taken).Msg("listeners_end")
 	}
-	for _, address := range t.wants() {
-		if !slices.Contains(t.taken, address) {
-			t.listenInstead(address)
-		}
+}
+
+// mustEnd reports whether this process ends after a takeover that has failed: it drains
+// already, or the other process goes on serving.
+func (t *takeover) mustEnd() bool {
+	if t.server.drainSince.Load() != 0 {
+		return true
 	}
-	t.takeItsPlace()
+	answer, err := ask(t.path, commandStatus, handover.Patience)
+	if err != nil {
+		return errors.Is(err, os.ErrDeadlineExceeded) // it stands still, and may go on
+	}
+	var other status
+	return json.Unmarshal(answer, &other) == nil && !other.Draining
 }
 
 // takeItsPlace listens for commands where the other process did.
 func (t *takeover) takeItsPlace() {
 	s := t.server
-	if s.control.Load() != nil {
-		return // this process has a control socket of its own
+	if s.control.Load() != nil || s.drainSince.Load() != 0 {
+		return // this process has a control socket of its own, or ends
 	}
-	if err := s.openControl(); err != nil {
+	if err := s.listenForCommands(); err != nil {
 		s.fail(err)
 	}
+	s.obeyCommands()
 }
 
 // listenInstead opens a listener as soon as the other process has closed its own at that
@@ -235,7 +352,7 @@ func (t *takeover) takeItsPlace() {
 func (t *takeover) listenInstead(address string) {
 	s := t.server
 	l, err := netpoll.Listen(address)
-	for told := false; errors.Is(err, syscall.EADDRINUSE); told = true {
+	for told := false; errors.Is(err, syscall.EADDRINUSE) && s.drainSince.Load() == 0; told = true {
 		if !told {
 			s.log.Warn().Err(err).Msg("listen_address_in_use")
 		}

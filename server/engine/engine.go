@@ -145,6 +145,16 @@ func (e *Engine) StopAccepting() {
 // TakeBack undoes Lend and StopAccepting.
 func (e *Engine) TakeBack() { e.acceptor.loop.Call(e.acceptor.takeBack) }
 
+// OwnListeners says that no other process accepts on the listeners: their files end with
+// them.
+func (e *Engine) OwnListeners() {
+	e.acceptor.loop.Call(func() {
+		for _, l := range e.acceptor.listeners {
+			l.Shared = false
+		}
+	})
+}
+
 // CloseListeners ends accepting for good.
 func (e *Engine) CloseListeners() { e.acceptor.loop.Call(e.acceptor.stop) }
 

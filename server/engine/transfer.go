@@ -34,7 +34,12 @@ type Batch struct {
 	conns  []*Conn
 }
 
-// Freeze freezes at most n connections of the worker with this number. A connection
+// batchBytes is how many bytes, to and from clients, a batch may have. Its last connection
+// may go beyond. All of it is copied while nobody serves the batch.
+const batchBytes = 8 << 20
+
+// Freeze freezes at most n connections of the worker with this number, and no more once
+// the batch has batchBytes. A connection
 // that waits for the store cannot be frozen yet: staying is how many there are, and a
 // later call may freeze them. It may be called from any goroutine.
 func (e *Engine) Freeze(number, n int) (b *Batch, staying int) {
@@ -100,14 +105,17 @@ func (e *Engine) Adopt(fds []int, records []handover.Record) {
 
 // freeze is Engine.Freeze, into b.
 func (w *worker) freeze(b *Batch, n int) (staying int) {
-	for i := len(w.conns) - 1; i >= 0 && len(b.conns) < n && w.holdRequests; i-- {
+	bytes := 0
+	for i := len(w.conns) - 1; i >= 0 && len(b.conns) < n && bytes < batchBytes && w.holdRequests; i-- {
 		c := w.conns[i]
 		if !c.mayLeave() {
 			continue
 		}
 		if state, ok := c.lendSession(); ok {
 			b.conns, b.FDs = append(b.conns, c), append(b.FDs, int(c.fd))
-			b.Records = append(b.Records, c.freeze(state))
+			r := c.freeze(state)
+			b.Records = append(b.Records, r)
+			bytes += len(r.Unparsed) + len(r.Backlog) + len(r.Parser.Message)
 			continue
 		}
 		if staying++; staying <= n && c.state == stateOpen { // the others are served meanwhile

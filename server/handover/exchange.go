@@ -1,22 +1,19 @@
 // Package handover lets one process give its live connections to another, over a unix
 // socket between them.
 //
-// Connections are given in batches, each with three words:
+// Connections are given in batches:
 //
-//	old  offer   here are the records, and the file descriptors by SCM_RIGHTS
-//	new  accept  I have them all, and have touched nothing
-//	old  commit  they are yours
+//	old  offer  here are the records, and the file descriptors by SCM_RIGHTS
+//	new  owned  they are mine, and I serve them
 //
-// Until the old process has sent commit, it owns the batch, and takes it back when
-// anything goes wrong: it sends abort, and ends the exchange. The new process owns the
-// batch once it has read commit. It also owns it if, after its accept, the stream ends
-// without an abort: then the old process is gone. Before the new process touches
-// anything, it sends owned. If the stream ends after commit without that word, the new
-// process has died before it began, and the old one may take the batch back. So a batch
-// never has two owners, and always has one.
+// Words can be late, and a stream can end. So no word decides whose a batch is: a
+// decision does, a counter in the kernel that comes with the offer and that both
+// processes hold (decision.go). The new process takes the decision before it touches
+// anything. The old one takes it before it takes a batch back. Only one of them can. So
+// a batch never has two owners, and always has one. README.md has the argument.
 //
 // The package knows no event loop; it neither logs nor reads flags.
-// An Exchange belongs to one goroutine.
+// An Exchange belongs to one goroutine, except for Stop.
 package handover
 
 import (
@@ -26,6 +23,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,23 +43,24 @@ const (
 	wordConnections                 // old: an offer of connections
 	wordListeners                   // old: an offer of listening sockets, addresses as JSON
 	wordSessions                    // old: an offer of sessions that no connection holds
-	wordAccept                      // new
-	wordCommit                      // old
-	wordOwned                       // new
-	wordAbort                       // old
+	wordOwned                       // new: an offer's batch is mine
 	wordDone                        // old: there are no more batches
 )
 
 const (
 	headerBytes = 6
-	// MostFDs is how many file descriptors a batch has at the most; the kernel
-	// takes 253 in one message (SCM_MAX_FD, unix(7)).
+	// MostFDs is how many file descriptors a batch has at the most, without that of its
+	// decision; the kernel takes 253 in one message (SCM_MAX_FD, unix(7)).
 	MostFDs = 128
+	// pieceBytes is how much of a message is sent or read at once.
+	pieceBytes = 1 << 20
 	// maxBytes bounds a message, so that a stream of another protocol is noticed.
 	maxBytes = 1 << 30
 	// Patience is how long the other end may take for its next word once the
 	// exchange has begun.
 	Patience = 5 * time.Second
+	// PreparedFor is how long a process stays prepared to take over without beginning.
+	PreparedFor = 30 * time.Second
 )
 
 // A Hello is the new process's description of itself.
@@ -117,12 +117,29 @@ func (e *RefusedError) Error() string { return fmt.Sprintf("refused (%s): %s", e
 // An Exchange is one end of the socket between the two processes.
 type Exchange struct {
 	// Fixed after NewExchange.
-	conn     *net.UnixConn
-	patience time.Duration // Patience
+	conn        *net.UnixConn
+	patience    time.Duration // Patience
+	preparedFor time.Duration // PreparedFor
+
+	// Atomic.
+	stopped atomic.Bool
 }
 
 // NewExchange makes an end of conn, and owns conn from then on.
-func NewExchange(conn *net.UnixConn) *Exchange { return &Exchange{conn, Patience} }
+func NewExchange(conn *net.UnixConn) *Exchange {
+	return &Exchange{conn: conn, patience: Patience, preparedFor: PreparedFor}
+}
+
+// errStopped says that this process has ended the exchange.
+var errStopped = errors.New("this process has ended the exchange")
+
+// Stop makes the new process's Take return an error soon: no batch is taken from then
+// on, but one may have been. It may be called from any goroutine. It closes nothing: to
+// the old process, the end of the stream between take and begin is the new one's death.
+func (x *Exchange) Stop() {
+	x.stopped.Store(true)
+	x.conn.SetReadDeadline(time.Unix(1, 0))
+}
 
 // Close ends the exchange.
 func (x *Exchange) Close() error { return x.conn.Close() }
@@ -141,23 +158,29 @@ func (x *Exchange) send(w word, body []byte, fds ...int) error {
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	deadline := time.Now().Add(x.patience)
-	if w == wordAccept || w == wordCommit || w == wordOwned {
-		// These cannot block: the other end has read everything before them. A
-		// deadline could pass while this process is stopped; the word would be lost.
-		deadline = time.Time{}
+	// A header cannot block: the other end has read everything before it. A deadline
+	// could pass while this process stands still, and the word would be lost.
+	err := x.conn.SetWriteDeadline(time.Time{})
+	if err == nil {
+		_, _, err = x.conn.WriteMsgUnix(header, rights, nil)
 	}
-	if err := x.conn.SetWriteDeadline(deadline); err != nil {
-		return err
-	}
-	n, _, err := x.conn.WriteMsgUnix(header, rights, nil)
-	if rest := append(header[n:], body...); err == nil && len(rest) > 0 {
-		_, err = x.conn.Write(rest) // never an empty write: after the last word the other end may be closed
+	for piece := range slices.Chunk(body, pieceBytes) {
+		if err == nil {
+			err = x.sendPiece(piece)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("cannot send to the other process: %w", err)
 	}
 	return nil
+}
+
+func (x *Exchange) sendPiece(piece []byte) error {
+	if err := x.conn.SetWriteDeadline(time.Now().Add(x.patience)); err != nil {
+		return err
+	}
+	_, err := x.conn.Write(piece)
+	return err
 }
 
 func (x *Exchange) sendJSON(w word, value any) error {
@@ -181,6 +204,9 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 	if err := x.conn.SetReadDeadline(deadline); err != nil {
 		return m, err
 	}
+	if x.stopped.Load() { // after the deadline is set: that could undo Stop's
+		return m, errStopped
+	}
 	header := make([]byte, headerBytes)
 	if m.fds, err = x.receiveHeader(header); err != nil {
 		closeAll(m.fds)
@@ -198,12 +224,23 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 		closeAll(m.fds)
 		return message{}, err
 	}
-	m.body = make([]byte, length)
-	if err := x.readRest(m.body); err != nil {
+	if m.body, err = x.readBody(int(length)); err != nil {
 		closeAll(m.fds)
 		return message{}, err
 	}
 	return m, nil
+}
+
+// readBody reads so many bytes. It takes memory as they come, since a length proves
+// nothing.
+func (x *Exchange) readBody(length int) (body []byte, err error) {
+	for len(body) < length && err == nil {
+		n := len(body)
+		piece := min(length-n, max(n, pieceBytes)) // twice as much each time
+		body = slices.Grow(body, piece)[:n+piece]
+		err = x.readRest(body[n:])
+	}
+	return body, err
 }
 
 // readRest reads the rest of a message. An end of the stream within it is
@@ -219,7 +256,7 @@ func (x *Exchange) readRest(buf []byte) error {
 // receiveHeader reads a header and the file descriptors that come with its
 // first byte.
 func (x *Exchange) receiveHeader(header []byte) (fds []int, err error) {
-	rights := make([]byte, unix.CmsgSpace(4*MostFDs))
+	rights := make([]byte, unix.CmsgSpace(4*(1+MostFDs)))
 	n, size, _, _, err := x.conn.ReadMsgUnix(header, rights)
 	if n == 0 && err == nil {
 		err = io.EOF

@@ -2,7 +2,6 @@ package handover
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -113,9 +112,17 @@ func records(n, backlog int) []Record {
 	return rs
 }
 
+// offering offers connections, and later says how that ends. An offer without an error
+// is given.
 func offering(x *Exchange, rs []Record, fds []int) <-chan error {
 	c := make(chan error, 1)
-	go func() { c <- x.OfferConnections(rs, fds) }()
+	go func() {
+		given, err := x.OfferConnections(rs, fds)
+		if err == nil && !given {
+			err = errors.New("not given, and no error")
+		}
+		c <- err
+	}()
 	return c
 }
 
@@ -151,8 +158,10 @@ func TestExchange(t *testing.T) {
 	wantPipes(t, await(t, "a batch", taking(taker)), w)
 	listening := make(chan error, 1)
 	go func() {
-		listening <- errors.Join(await(t, "an offer ends", given),
-			giver.OfferListeners([]string{":1"}, r[:1]), giver.OfferSessions([]Session{{Count: 7}}), giver.Done())
+		err := await(t, "an offer ends", given)
+		_, err2 := giver.OfferListeners([]string{":1"}, r[:1])
+		_, err3 := giver.OfferSessions([]Session{{Count: 7}})
+		listening <- errors.Join(err, err2, err3, giver.Done())
 	}()
 	listeners := await(t, "a listener", taking(taker))
 	if listeners.err != nil || !reflect.DeepEqual(listeners.batch.Listeners, []string{":1"}) || len(listeners.batch.FDs) != 1 {
@@ -224,31 +233,29 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestTakerIsSlow: the batch is the old process's once it has not been accepted
-// in time. An accept at the last moment does not make it two's.
+// TestTakerIsSlow: the batch is the old process's once the new one has not taken it in
+// time, however long it sleeps. One that wakes up at the last moment does not make it
+// two's.
 func TestTakerIsSlow(t *testing.T) {
-	f := func(name string, backlog int, late func(t *testing.T, taker *Exchange)) {
+	f := func(name string, backlog int, late func(taker *Exchange) error) {
 		t.Run(name, func(t *testing.T) {
 			keepsFDs(t)
 			giver, taker := pair(t)
 			giver.patience = soon
-			atStep(t, "abort", func() { late(t, taker) })
+			taking := make(chan error, 1)
+			atStep(t, "settled", func() { taking <- late(taker) })
 			r, _ := pipes(t, 2)
-			if err := giver.OfferConnections(records(2, backlog), r); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("the offer ends with %v", err)
+			if given, err := giver.OfferConnections(records(2, backlog), r); given || !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the offer ends with %v, %v", given, err)
 			}
-			if got := await(t, "the taker is told", taking(taker)); got.batch != nil || got.err == nil {
-				t.Errorf("the taker gets %+v, %v", got.batch, got.err)
+			if err := await(t, "the taker is told", taking); err == nil {
+				t.Error("the taker has a batch")
 			}
 		})
 	}
-	f("it never reads", 0, func(*testing.T, *Exchange) {})
-	f("it never reads, and the offer is too large for the buffers", 1<<20, func(*testing.T, *Exchange) {})
-	f("it accepts when it is too late", 0, func(t *testing.T, taker *Exchange) {
-		if err := taker.send(wordAccept, nil); !errors.Is(err, unix.EPIPE) {
-			t.Errorf("an accept after the decision to abort: %v, want %v", err, unix.EPIPE)
-		}
-	})
+	take := func(x *Exchange) error { _, err := x.Take(); return err }
+	f("it takes when the old process has taken back and has not said so", 0, take)
+	f("it never reads, and the offer is too large for the buffers", 4<<20, func(x *Exchange) error { return errTakenBack })
 }
 
 // atStep has f called at a step of the exchanges of this test.
@@ -262,129 +269,43 @@ func atStep(t testing.TB, step string, f func()) {
 	t.Cleanup(func() { AtStep = before })
 }
 
-// TestTakerIsNotHurried: once it has accepted, no deadline counts, neither for
-// what it says nor for what it waits for.
-func TestTakerIsNotHurried(t *testing.T) {
+// TestStop: a process that is told to end takes nothing more, and the old one keeps it.
+func TestStop(t *testing.T) {
 	keepsFDs(t)
 	giver, taker := pair(t)
-	taker.patience = -time.Hour // all its deadlines have passed
-	r, w := pipes(t, 1)
-	given := offering(giver, records(1, 0), r)
-	wantPipes(t, await(t, "the batch is taken", taking(taker)), w)
-	if err := await(t, "the offer ends", given); err != nil {
-		t.Error(err)
+	r, _ := pipes(t, 2)
+	got := taking(taker)
+	taker.Stop()
+	if b := await(t, "Take returns", got); b.batch != nil || b.err == nil {
+		t.Errorf("the taker gets %+v, %v", b.batch, b.err)
+	}
+	taker.Close()
+	if given, err := giver.OfferConnections(records(2, 0), r); given || err == nil {
+		t.Errorf("the offer ends with %v, %v", given, err)
 	}
 }
 
-// TestOneEndDies ends one end at each step, and asks whose the batch is.
-func TestOneEndDies(t *testing.T) {
-	type owner int
-	const old, new owner = 1, 2
-	// The end that dies plays its part by hand, the other one is what is tested.
-	giverDies := func(name string, want owner, part func(t *testing.T, giver *Exchange, r []int)) {
-		t.Run("the giver dies "+name, func(t *testing.T) {
-			keepsFDs(t)
-			giver, taker := pair(t)
-			r, w := pipes(t, 2)
-			got := taking(taker)
-			part(t, giver, r)
-			giver.Close()
-			switch b := await(t, "Take returns", got); want {
-			case new:
-				wantPipes(t, b, w)
-			default:
-				if b.batch != nil || b.err == nil {
-					t.Errorf("the taker gets %+v, %v", b.batch, b.err)
-				}
-			}
-		})
+// TestNobodyBegins: the old process does not wait for ever for one that is prepared.
+func TestNobodyBegins(t *testing.T) {
+	giver, taker := pair(t)
+	giver.patience, giver.preparedFor = soon, 0
+	go taker.Greet(Hello{})
+	if _, err := giver.Hear(); err != nil {
+		t.Fatal(err)
 	}
-	must := func(t *testing.T, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+	if g, err := giver.Welcome(Welcome{}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the welcome ends with %v, %v", g, err)
 	}
-	offer := func(t *testing.T, x *Exchange, r []int) {
-		t.Helper()
-		must(t, x.send(wordConnections, encode(records(2, 0)...), r...))
-	}
-	accepted := func(t *testing.T, x *Exchange) {
-		t.Helper()
-		_, err := x.want(wordAccept, patience)
-		must(t, err)
-	}
-	giverDies("before it offers", old, func(*testing.T, *Exchange, []int) {})
-	giverDies("within its offer", old, func(t *testing.T, x *Exchange, r []int) {
-		header := binary.BigEndian.AppendUint32([]byte{byte(wordConnections), 2}, 1000)
-		_, _, err := x.conn.WriteMsgUnix(append(header, "not a thousand bytes"...), unix.UnixRights(r...), nil)
-		must(t, err)
-	})
-	giverDies("after the accept", new, func(t *testing.T, x *Exchange, r []int) { offer(t, x, r); accepted(t, x) })
-	giverDies("with the accept unread", new, func(t *testing.T, x *Exchange, r []int) {
-		offer(t, x, r)
-		fd := make(chan int, 1)
-		raw, err := x.conn.SyscallConn()
-		must(t, err)
-		must(t, raw.Read(func(s uintptr) bool { // until it is there, but not taken
-			n, err := unix.IoctlGetInt(int(s), unix.TIOCINQ)
-			if err != nil || n < headerBytes {
-				return false
-			}
-			fd <- n
-			return true
-		}))
-	})
-	giverDies("after the commit", new, func(t *testing.T, x *Exchange, r []int) {
-		offer(t, x, r)
-		accepted(t, x)
-		must(t, x.send(wordCommit, nil))
-	})
-	giverDies("after an abort", old, func(t *testing.T, x *Exchange, r []int) {
-		offer(t, x, r)
-		accepted(t, x)
-		must(t, x.send(wordAbort, nil))
-	})
+}
 
-	takerDies := func(name string, want owner, part func(t *testing.T, taker *Exchange)) {
-		t.Run("the taker dies "+name, func(t *testing.T) {
-			keepsFDs(t)
-			giver, taker := pair(t)
-			r, w := pipes(t, 2)
-			given := offering(giver, records(2, 0), r)
-			part(t, taker)
-			taker.Close()
-			if err := await(t, "the offer ends", given); (err == nil) != (want == new) {
-				t.Errorf("the offer ends with %v", err)
-			}
-			_, err := unix.Write(w[0], []byte("x"))
-			must(t, err)
-			if n, err := unix.Read(r[0], make([]byte, 1)); n != 1 || err != nil {
-				t.Errorf("the giver's copy: %d, %v", n, err)
-			}
-		})
+// offerRaw sends an offer with a decision, as the old process does.
+func (x *Exchange) offerRaw(w word, body []byte, fds []int) error {
+	d, err := newDecision()
+	if err != nil {
+		return err
 	}
-	offered := func(t *testing.T, x *Exchange) {
-		t.Helper()
-		_, err := x.want(wordConnections, patience)
-		must(t, err)
-	}
-	takerDies("with the offer unread", old, func(*testing.T, *Exchange) {})
-	takerDies("with the offer read", old, offered)
-	takerDies("after its accept", old, func(t *testing.T, x *Exchange) { offered(t, x); must(t, x.send(wordAccept, nil)) })
-	takerDies("with the commit read", old, func(t *testing.T, x *Exchange) {
-		offered(t, x)
-		must(t, x.send(wordAccept, nil))
-		_, err := x.want(wordCommit, patience)
-		must(t, err)
-	})
-	takerDies("after it has owned", new, func(t *testing.T, x *Exchange) {
-		offered(t, x)
-		must(t, x.send(wordAccept, nil))
-		_, err := x.want(wordCommit, patience)
-		must(t, err)
-		must(t, x.send(wordOwned, nil))
-	})
+	defer d.close()
+	return x.send(w, body, append([]int{int(d)}, fds...)...)
 }
 
 // TestNonsense: what is no exchange ends it, and leaves nothing open.
@@ -419,19 +340,23 @@ func TestNonsense(t *testing.T) {
 	toTaker("a length beyond all measure", errNoServer.Error(),
 		func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 255, 255, 255, 255) })
 	toTaker("more descriptors than records", "2 records came with 3",
-		func(x *Exchange, r []int) error { return x.send(wordConnections, encode(records(2, 0)...), r...) })
+		func(x *Exchange, r []int) error {
+			return x.offerRaw(wordConnections, encode(records(2, 0)...), r)
+		})
 	toTaker("a record cut off", errCut.Error(), func(x *Exchange, r []int) error {
-		return x.send(wordConnections, encode(records(3, 0)...)[:20], r...)
+		return x.offerRaw(wordConnections, encode(records(3, 0)...)[:20], r)
 	})
 	toTaker("more descriptors than listeners", "1 listeners came with 3",
-		func(x *Exchange, r []int) error { return x.send(wordListeners, []byte(`[":1"]`), r...) })
+		func(x *Exchange, r []int) error { return x.offerRaw(wordListeners, []byte(`[":1"]`), r) })
 	toTaker("listeners that are not JSON", "invalid character",
-		func(x *Exchange, r []int) error { return x.send(wordListeners, []byte("x"), r...) })
-	toTaker("a word out of turn", "sent word 9 instead of an offer", func(x *Exchange, r []int) error { return x.send(wordCommit, nil, r...) })
-	toTaker("a word that there is not", errNoServer.Error(), func(x *Exchange, r []int) error { return x.send(99, nil, r...) })
-	toTaker("a word with descriptors in the place of the commit", errAborted.Error(), func(x *Exchange, r []int) error {
-		return errors.Join(x.send(wordConnections, encode(records(3, 0)...), r...), x.send(wordDone, nil, r...))
+		func(x *Exchange, r []int) error { return x.offerRaw(wordListeners, []byte("x"), r) })
+	toTaker("a word out of turn", "sent word 8 instead of an offer", func(x *Exchange, r []int) error { return x.send(wordOwned, nil, r...) })
+	toTaker("an offer without a descriptor", "without its decision", func(x *Exchange, r []int) error { return x.send(wordSessions, nil) })
+	toTaker("an offer without its decision", errTakenBack.Error(), func(x *Exchange, r []int) error { return x.send(wordSessions, nil, r[0]) })
+	toTaker("a record that points beyond its bytes", "1 bytes are due of a backlog of 0", func(x *Exchange, r []int) error {
+		return x.offerRaw(wordConnections, encode(Record{Due: 1}), r[:1])
 	})
+	toTaker("a word that there is not", errNoServer.Error(), func(x *Exchange, r []int) error { return x.send(99, nil, r...) })
 
 	toGiver := func(name string, say func(x *Exchange, r []int) error) {
 		t.Run(name, func(t *testing.T) {
@@ -441,13 +366,13 @@ func TestNonsense(t *testing.T) {
 			if err := say(taker, r); err != nil {
 				t.Fatal(err)
 			}
-			if err := giver.OfferConnections(records(2, 0), r); err == nil {
-				t.Error("the offer is taken")
+			if given, err := giver.OfferConnections(records(2, 0), r); given || err == nil {
+				t.Errorf("the offer ends with %v, %v", given, err)
 			}
 		})
 	}
-	toGiver("a word in the place of the accept", func(x *Exchange, r []int) error { return x.send(wordOwned, nil) })
-	toGiver("one with descriptors", func(x *Exchange, r []int) error { return x.send(wordOwned, nil, r...) })
+	toGiver("a word in the place of the owned", func(x *Exchange, r []int) error { return x.send(wordDone, nil) })
+	toGiver("one with descriptors", func(x *Exchange, r []int) error { return x.send(wordDone, nil, r...) })
 	toGiver("a refusal with descriptors", func(x *Exchange, r []int) error { return x.send(wordRefused, []byte("{}"), r...) })
 	t.Run("a hello that is not JSON, with descriptors", func(t *testing.T) {
 		keepsFDs(t)
@@ -483,7 +408,7 @@ func TestDescriptorsRunOut(t *testing.T) {
 	taker.Close()
 	err := await(t, "the offer ends", given)
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
-	if got.batch != nil || got.err == nil || !strings.Contains(got.err.Error(), "of 100 file descriptors") {
+	if got.batch != nil || got.err == nil || !strings.Contains(got.err.Error(), "of 101 file descriptors") {
 		t.Errorf("the taker gets %+v, %v", got.batch, got.err)
 	}
 	if err == nil {

@@ -2,7 +2,11 @@ package handover
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
 )
 
 // This file is the old process's end.
@@ -10,22 +14,23 @@ import (
 // Hear waits for the new process's Hello.
 func (x *Exchange) Hear() (h Hello, err error) { return h, x.wantJSON(wordHello, x.patience, &h) }
 
-// Welcome tells the new process what this one has, and waits without a limit until
-// the new process begins.
+// Welcome tells the new process what this one has, and waits until the new process
+// begins. That one gives up first: it closes its end after PreparedFor.
 func (x *Exchange) Welcome(w Welcome) (g Go, err error) {
 	if err := x.sendJSON(wordWelcome, w); err != nil {
 		return g, err
 	}
-	return g, x.wantJSON(wordGo, 0, &g)
+	return g, x.wantJSON(wordGo, x.preparedFor+x.patience, &g)
 }
 
 // Refuse tells the new process why it gets nothing.
 func (x *Exchange) Refuse(e *RefusedError) error { return x.sendJSON(wordRefused, e) }
 
-// OfferConnections gives connections, with one file descriptor for each record. If it
-// returns nil, the new process owns them, and the caller closes its copies. If it
-// returns an error, the caller still owns them, and the exchange is over.
-func (x *Exchange) OfferConnections(records []Record, fds []int) error {
+// OfferConnections gives connections, with one file descriptor for each record. If they
+// are given, the new process owns them, and the caller closes its copies. If not, the
+// caller still owns them. After an error the exchange is over; the last batch may have
+// been given all the same.
+func (x *Exchange) OfferConnections(records []Record, fds []int) (given bool, err error) {
 	c := new(codec)
 	for i := range records {
 		records[i].fields(c)
@@ -34,16 +39,16 @@ func (x *Exchange) OfferConnections(records []Record, fds []int) error {
 }
 
 // OfferListeners gives listening sockets, likewise.
-func (x *Exchange) OfferListeners(addresses []string, fds []int) error {
+func (x *Exchange) OfferListeners(addresses []string, fds []int) (given bool, err error) {
 	body, err := json.Marshal(addresses)
 	if err != nil {
-		return err
+		return false, err
 	}
 	return x.offer(wordListeners, body, fds...)
 }
 
 // OfferSessions gives sessions that no connection holds, likewise.
-func (x *Exchange) OfferSessions(sessions []Session) error {
+func (x *Exchange) OfferSessions(sessions []Session) (given bool, err error) {
 	c := new(codec)
 	for i := range sessions {
 		sessions[i].fields(c)
@@ -51,41 +56,46 @@ func (x *Exchange) OfferSessions(sessions []Session) error {
 	return x.offer(wordSessions, c.data)
 }
 
-func (x *Exchange) offer(w word, body []byte, fds ...int) error {
+func (x *Exchange) offer(w word, body []byte, fds ...int) (given bool, err error) {
 	if len(fds) > MostFDs {
 		panic(fmt.Sprintf("BUG: %d file descriptors in one batch", len(fds)))
 	}
-	if err := x.offerAndCommit(w, body, fds); err != nil {
-		// The new process must not send an accept after the abort: it would read
-		// the end of the stream next, and conclude that it owns the batch.
-		x.conn.CloseRead()
-		AtStep("abort")
-		x.send(wordAbort, nil) // a new process that has accepted must know
-		x.Close()
-		return fmt.Errorf("taken back: %w", err)
+	d, err := newDecision()
+	if err != nil {
+		return false, err
 	}
-	// Only the end of the new process undoes a commit. A timeout must not: the
-	// word that is late may still come.
-	AtStep("committed")
-	if _, err := x.want(wordOwned, 0); err != nil {
-		x.Close()
-		return fmt.Errorf("taken back: %w", err)
+	defer d.close()
+	if err = x.offerAndWait(w, body, append([]int{int(d)}, fds...)); err == nil {
+		return true, nil
 	}
-	return nil
+	AtStep("settle")
+	given = d.settle(isEnd(err))
+	AtStep("settled")
+	x.Close()
+	if given {
+		return true, fmt.Errorf("given, and no more after it: %w", err)
+	}
+	return false, fmt.Errorf("taken back: %w", err)
 }
 
-// offerAndCommit sends the offer and, after the accept, the commit.
-func (x *Exchange) offerAndCommit(w word, body []byte, fds []int) error {
+// offerAndWait sends an offer, and waits until the new process says that it owns it.
+func (x *Exchange) offerAndWait(w word, body []byte, fds []int) error {
 	AtStep("offer")
 	if err := x.send(w, body, fds...); err != nil {
 		return err
 	}
 	AtStep("offered")
-	if _, err := x.want(wordAccept, x.patience); err != nil {
+	if _, err := x.want(wordOwned, x.patience); err != nil {
 		return err
 	}
-	AtStep("commit")
-	return x.send(wordCommit, nil)
+	AtStep("given")
+	return nil
+}
+
+// isEnd reports whether err says that the other process has closed its end.
+func isEnd(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 }
 
 // Done tells the new process that it has everything.

@@ -3,12 +3,15 @@ package handover
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
+	"math"
 	"time"
+	"unicode/utf8"
 )
 
 // Version is the version of the records and of the exchange. Only processes of the
 // same version hand over to each other.
-const Version = 1
+const Version = 2
 
 // A Record is one connection without its file descriptor.
 type Record struct {
@@ -88,6 +91,40 @@ func (s *Session) fields(c *codec) {
 	c.flag(&s.Owned)
 }
 
+// check says what of a record that was read does not fit the rest of it. Without it, a
+// process could panic when it goes on where the record says.
+func (r *Record) check() error {
+	p := &r.Parser
+	switch seen := p.Seen; {
+	case r.Due < 0 || r.Due > len(r.Backlog):
+		return fmt.Errorf("%d bytes are due of a backlog of %d", r.Due, len(r.Backlog))
+	case seen < 0 || seen > 0 && seen > len(r.Unparsed)-frameHeaderBytes(r.Unparsed):
+		return fmt.Errorf("%d bytes of a frame are checked, and %d bytes of it and its header are there", seen, len(r.Unparsed))
+	case p.Op > opBinary || p.Op == 0 && len(p.Message) > 0:
+		return fmt.Errorf("fragments of %d bytes are of opcode %d", len(p.Message), p.Op)
+	case len(p.Tail) >= utf8.UTFMax:
+		return fmt.Errorf("%d bytes are the beginning of one character", len(p.Tail))
+	}
+	return nil
+}
+
+// opBinary is the highest opcode that a message can have (RFC 6455 §5.2).
+const opBinary = 2
+
+// frameHeaderBytes is how long the header of a client's frame is, whose first bytes
+// these are (RFC 6455 §5.2).
+func frameHeaderBytes(frame []byte) int {
+	switch {
+	case len(frame) < 2:
+		return len(frame)
+	case frame[1]&0x7f == 126:
+		return 8
+	case frame[1]&0x7f == 127:
+		return 14
+	}
+	return 6
+}
+
 // A codec writes to data or reads from it.
 type codec struct {
 	data    []byte
@@ -95,7 +132,13 @@ type codec struct {
 	err     error // of reading
 }
 
-var errCut = errors.New("a record is cut off")
+var (
+	errCut   = errors.New("a record is cut off")
+	errValue = errors.New("a record holds a value that its field cannot have")
+)
+
+// fail ends reading.
+func (c *codec) fail(err error) { c.data, c.err = nil, err }
 
 func (c *codec) number(n *uint64) {
 	if !c.reading {
@@ -104,7 +147,7 @@ func (c *codec) number(n *uint64) {
 	}
 	value, size := binary.Uvarint(c.data)
 	if size <= 0 {
-		c.data, c.err = nil, errCut
+		c.fail(errCut)
 		return
 	}
 	*n, c.data = value, c.data[size:]
@@ -128,6 +171,9 @@ func (c *codec) duration(d *time.Duration) { c.signed((*int64)(d)) }
 func (c *codec) byte(b *uint8) {
 	wide := uint64(*b)
 	c.number(&wide)
+	if wide > math.MaxUint8 {
+		c.fail(errValue)
+	}
 	*b = uint8(wide)
 }
 
@@ -137,12 +183,18 @@ func (c *codec) flag(f *bool) {
 		b = 1
 	}
 	c.byte(&b)
+	if b > 1 {
+		c.fail(errValue)
+	}
 	*f = b == 1
 }
 
 func (c *codec) array(a *[16]byte) {
 	b := a[:]
 	c.bytes(&b)
+	if len(b) != len(a) && c.err == nil {
+		c.fail(errValue)
+	}
 	copy(a[:], b)
 }
 
@@ -160,7 +212,7 @@ func (c *codec) bytes(b *[]byte) {
 	case !c.reading:
 		c.data = append(c.data, *b...)
 	case length > uint64(len(c.data)):
-		c.data, c.err = nil, errCut
+		c.fail(errCut)
 	case length == 0:
 		*b = nil
 	default:

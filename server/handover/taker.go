@@ -4,9 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-
-	"golang.org/x/sys/unix"
 )
 
 // This file is the new process's end.
@@ -40,31 +37,62 @@ func (x *Exchange) Take() (*Batch, error) {
 		return nil, fmt.Errorf("the handover was cut short: %w", err)
 	}
 	if m.word == wordDone {
+		closeAll(m.fds)
 		return nil, nil
 	}
-	b, err := m.batch()
+	d, b, err := m.offer()
 	if err == nil {
-		err = x.accept()
+		err = x.own(d)
 	}
 	if err != nil {
 		closeAll(m.fds)
 		return nil, err
 	}
+	d.close()
 	return b, nil
+}
+
+// errTakenBack says that the old process has taken a batch back.
+var errTakenBack = errors.New("the old process has taken the last batch back")
+
+// own makes this process the owner of a batch, unless the old one has taken it back.
+func (x *Exchange) own(d decision) error {
+	AtStep("take")
+	if x.stopped.Load() {
+		return errStopped
+	}
+	if !d.take() {
+		return errTakenBack
+	}
+	// From here to begin, the end of the stream tells the old process that this one
+	// has died. So nothing here may close it.
+	AtStep("taken")
+	d.begin()
+	AtStep("begun")
+	x.send(wordOwned, nil) // it may fail: the decision says it too
+	AtStep("owned")
+	return nil
+}
+
+// offer reads an offer. Its first file descriptor is its decision's.
+func (m *message) offer() (d decision, b *Batch, err error) {
+	if len(m.fds) == 0 {
+		return 0, nil, errors.New("an offer came without its decision")
+	}
+	b, err = (&message{word: m.word, body: m.body, fds: m.fds[1:]}).batch()
+	return decision(m.fds[0]), b, err
 }
 
 // batch reads an offer.
 func (m *message) batch() (b *Batch, err error) {
 	b = &Batch{FDs: m.fds}
-	c := &codec{data: m.body, reading: true}
 	switch m.word {
 	case wordConnections:
-		for len(c.data) > 0 {
-			var r Record
-			r.fields(c)
-			b.Records = append(b.Records, r)
+		b.Records, err = readAll(m.body, (*Record).fields)
+		for i := 0; i < len(b.Records) && err == nil; i++ {
+			err = b.Records[i].check()
 		}
-		if err = c.err; err == nil && len(b.Records) != len(m.fds) {
+		if err == nil && len(b.Records) != len(m.fds) {
 			err = fmt.Errorf("%d records came with %d file descriptors", len(b.Records), len(m.fds))
 		}
 	case wordListeners:
@@ -72,41 +100,20 @@ func (m *message) batch() (b *Batch, err error) {
 			err = fmt.Errorf("%d listeners came with %d file descriptors", len(b.Listeners), len(m.fds))
 		}
 	case wordSessions:
-		for len(c.data) > 0 {
-			var s Session
-			s.fields(c)
-			b.Sessions = append(b.Sessions, s)
-		}
-		err = c.err
+		b.Sessions, err = readAll(m.body, (*Session).fields)
 	default:
 		err = fmt.Errorf("the other process sent word %d instead of an offer", m.word)
 	}
 	return b, err
 }
 
-// errAborted says that the old process has taken a batch back.
-var errAborted = errors.New("the old process has taken the last batch back")
-
-// accept sends the accept and waits for the commit. Then only the old process may take
-// the batch back; if it is gone, it cannot.
-func (x *Exchange) accept() error {
-	AtStep("accept")
-	if err := x.send(wordAccept, nil); err != nil {
-		return err
+// readAll reads records, or sessions, to the end of body.
+func readAll[T any](body []byte, fields func(*T, *codec)) (all []T, err error) {
+	c := &codec{data: body, reading: true}
+	for len(c.data) > 0 {
+		var one T
+		fields(&one, c)
+		all = append(all, one)
 	}
-	AtStep("accepted")
-	m, err := x.receive(0)
-	closeAll(m.fds) // a commit comes without any
-	switch {
-	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
-		return nil
-	case err != nil:
-		return err
-	case m.word != wordCommit:
-		return errAborted
-	}
-	AtStep("own")
-	x.send(wordOwned, nil) // it may fail: an old process that is gone need not know
-	AtStep("owned")
-	return nil
+	return all, c.err
 }

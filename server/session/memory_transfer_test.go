@@ -224,9 +224,9 @@ func TestAdoptKnown(t *testing.T) {
 // exported is what Export gives, and of which size the pieces are.
 func exported(t testing.TB, m *Memory) (states []State, pieces []int) {
 	t.Helper()
-	err := m.Export(func(some []State) error {
+	err := m.Export(func(some []State) (bool, error) {
 		states, pieces = append(states, some...), append(pieces, len(some))
-		return nil
+		return true, nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +282,7 @@ func TestExportMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Release(young)
-	err := a.Export(func(some []State) error { b.Import(some); return nil })
+	err := a.Export(func(some []State) (bool, error) { b.Import(some); return true, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,18 +297,47 @@ func TestExportMany(t *testing.T) {
 	claim(t, b, numbered(501), 0, false)
 }
 
+// TestExportEndsAtAnError: what was given is gone, and what was not is here. A session in
+// both processes would be counted twice.
 func TestExportEndsAtAnError(t *testing.T) {
-	m, _ := newMemory(2 * statesMost)
-	for i := range 2 * statesMost {
-		l, _ := claim(t, m, numbered(i), 0, false)
-		m.Release(l)
+	failure := errors.New("the other process does not answer")
+	f := func(name string, last bool) {
+		t.Run(name, func(t *testing.T) {
+			const n = 2*statesMost + 100
+			m, _ := newMemory(n)
+			closing, _ := claim(t, m, numbered(n-1), 0, false) // held to the end
+			for i := range n - 1 {
+				l, _ := claim(t, m, numbered(i), 0, false)
+				m.Release(l)
+			}
+			given, calls := map[ID]bool{}, 0
+			err := m.Export(func(some []State) (bool, error) {
+				calls++
+				if ok := calls == 1 || last; !ok {
+					return false, failure
+				}
+				for _, state := range some {
+					given[state.ID] = true
+				}
+				if calls == 1 {
+					return true, nil
+				}
+				return true, failure
+			})
+			if err != failure || calls != 2 {
+				t.Errorf("after %d calls: %v", calls, err)
+			}
+			m.Release(closing)
+			wantLen(t, m, n-len(given))
+			for i := range n {
+				if claim(t, m, numbered(i), 0, !given[numbered(i)]); t.Failed() {
+					t.Fatalf("session %d, given: %v", i, given[numbered(i)])
+				}
+			}
+		})
 	}
-	failure, calls := errors.New("the other process is gone"), 0
-	if err := m.Export(func([]State) error { calls++; return failure }); err != failure || calls != 1 {
-		t.Errorf("after %d calls: %v", calls, err)
-	}
-	wantLen(t, m, 2*statesMost)
-	claim(t, m, numbered(1), 0, true)
+	f("the last piece is not given", false)
+	f("the last piece is given all the same", true)
 }
 
 // TestImportKnown: clients have started the session here too, and have left it.

@@ -94,10 +94,11 @@ func (m *Memory) answer(claims []*pendingClaim, err error) {
 // statesMost is how many sessions Export gives at once.
 const statesMost = 4096
 
-// Export gives all sessions to yield, some at a time, in the order in which
-// Import wants them, and ends at its first error. A connection
-// that still holds a session cannot commit to it any more.
-func (m *Memory) Export(yield func([]State) error) error {
+// Export gives all sessions to yield, some at a time, in the order in which Import wants
+// them. yield reports whether they are given: those are gone here, and the others stay.
+// Export ends at yield's first error. Whoever still holds a session can commit nothing to
+// it any more.
+func (m *Memory) Export(yield func([]State) (given bool, err error)) error {
 	states := m.exportHeld()
 	now := m.config.Now()
 	for _, r := range m.idle.youngestFirst() {
@@ -109,11 +110,32 @@ func (m *Memory) Export(yield func([]State) error) error {
 		s.mu.Unlock()
 	}
 	for chunk := range slices.Chunk(states, statesMost) {
-		if err := yield(chunk); err != nil {
+		given, err := yield(chunk)
+		if given {
+			m.forget(chunk)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// forget drops sessions that another process has now.
+func (m *Memory) forget(states []State) {
+	for _, state := range states {
+		s := m.shard(state.ID)
+		s.mu.Lock()
+		if r := s.sessions[state.ID]; r != nil {
+			if r.lease == nil {
+				m.idle.remove(r)
+			}
+			r.holder = holder{}
+			m.len.Add(-1)
+			delete(s.sessions, state.ID)
+		}
+		s.mu.Unlock()
+	}
 }
 
 func (m *Memory) exportHeld() (states []State) {

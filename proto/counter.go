@@ -1,6 +1,7 @@
 package proto
 
 import (
+	"slices"
 	"strconv"
 	"time"
 )
@@ -12,6 +13,9 @@ const Subprotocol = "message-counter.v2"
 // {"count":N,"session_id":"…","message":"…"}. Here and below, session is the
 // session's id as text, which needs no escaping.
 func AppendCount(dst []byte, count uint64, session []byte, message []byte) []byte {
+	if len(message) >= longMessage {
+		dst = slices.Grow(dst, escapedLength(message)+len(session)+maxHeaderBytes+len(`{"count":,"session_id":"","message":""}`)+maxDigits)
+	}
 	dst, f := beginText(dst, len(`{"count":N,"session_id":"","message":""}`)+len(session)+len(message))
 	dst = append(dst, `{"count":`...)
 	dst = strconv.AppendUint(dst, count, 10)
@@ -131,6 +135,26 @@ func appendEscaped(dst, text []byte) []byte {
 		copied = i + 1
 	}
 	return append(dst, text[copied:]...)
+}
+
+// longMessage is the length above which appendEscaped gets its memory at once. append,
+// which takes more and more, would leave several times the answer as garbage.
+const longMessage = 64 << 10
+
+const maxDigits = 20 // of a count
+
+// escapedLength is how many bytes appendEscaped appends.
+func escapedLength(text []byte) int {
+	n := len(text)
+	for i := 0; i < len(text); i++ {
+		if special[text[i]] {
+			if escape, size := escapeAt(text[i:]); size > 0 {
+				n += len(escape) - size
+				i += size - 1
+			}
+		}
+	}
+	return n
 }
 
 // escapeAt is the escape of the character that p starts with and how many

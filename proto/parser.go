@@ -16,8 +16,9 @@ type Rules struct {
 // A Message is a whole data message, or a control frame, with its payload
 // unmasked. Op is OpContinuation where there is no message.
 type Message struct {
-	Op      OpCode
-	Payload []byte // valid until the buffer is changed or the parser called again
+	Op        OpCode
+	Payload   []byte // valid until the buffer is changed or the parser called again
+	Fragments int    // how many frames before the message's last were taken with it
 }
 
 // A Parser takes messages out of a stream of frames. It holds no bytes of an
@@ -54,6 +55,27 @@ func (p *Parser) State() (state ParserState) {
 	return state
 }
 
+// BetweenMessages reports whether p has begun no frame and no message.
+func (p *Parser) BetweenMessages() bool { return p.started == nil }
+
+// HeldBytes is how much memory p has for the fragments of an unfinished message.
+func (p *Parser) HeldBytes() int {
+	if p.started == nil {
+		return 0
+	}
+	return cap(p.started.message)
+}
+
+// FrameEnd is where the frame at the front of buf ends, beyond buf or within it; 0 while
+// that is not known.
+func (p *Parser) FrameEnd(buf []byte) int64 {
+	h, n, err := decodeHeader(buf, p.Rules.FromClient)
+	if err != nil || n == 0 {
+		return 0
+	}
+	return int64(n) + h.Length
+}
+
 // Restore makes p go on from a State.
 func (p *Parser) Restore(state ParserState) {
 	s := started{message: state.Message, seen: state.Seen, op: state.Op}
@@ -71,6 +93,7 @@ func (p *Parser) Next(buf []byte) (m Message, n int, err error) {
 	if p.started != nil {
 		s = *p.started
 	}
+	fragments := 0
 	for m.Op == OpContinuation && err == nil {
 		var used int
 		m, used, err = s.nextFrame(p.Rules, buf[n:])
@@ -78,7 +101,11 @@ func (p *Parser) Next(buf []byte) (m Message, n int, err error) {
 			break
 		}
 		n += used
+		if m.Op == OpContinuation {
+			fragments++
+		}
 	}
+	m.Fragments = fragments
 	p.keep(&s)
 	return m, n, err
 }
@@ -115,7 +142,7 @@ func (s *started) nextFrame(rules *Rules, buf []byte) (m Message, n int, err err
 	if !whole {
 		return Message{}, 0, nil
 	}
-	m, err = s.finish(h, payload)
+	m, err = s.finish(h, payload, rules.MaxMessage)
 	return m, n + len(payload), err
 }
 
@@ -161,24 +188,34 @@ func (s *started) isText(h ws.Header) bool {
 }
 
 // finish makes a message of a frame that is whole.
-func (s *started) finish(h ws.Header, payload []byte) (Message, error) {
+func (s *started) finish(h ws.Header, payload []byte, maxMessage int) (Message, error) {
 	switch {
 	case h.OpCode == OpClose:
-		return Message{OpClose, payload}, checkClose(payload)
+		return Message{Op: OpClose, Payload: payload}, checkClose(payload)
 	case h.OpCode.IsControl():
-		return Message{h.OpCode, payload}, nil
+		return Message{Op: h.OpCode, Payload: payload}, nil
 	case !h.Fin:
 		if h.OpCode != OpContinuation {
 			s.op = h.OpCode
 		}
-		s.message = append(s.message, payload...)
+		s.gather(payload, min(2*cap(s.message), maxMessage))
 		return Message{}, nil
 	case h.OpCode == OpContinuation:
-		m := Message{s.op, append(s.message, payload...)}
+		s.gather(payload, 0)
+		m := Message{Op: s.op, Payload: s.message}
 		s.op, s.message = OpContinuation, nil
 		return m, nil
 	}
-	return Message{h.OpCode, payload}, nil
+	return Message{Op: h.OpCode, Payload: payload}, nil
+}
+
+// gather appends a fragment. If that needs more memory, it takes room for as many bytes,
+// or more if that is not enough. append would leave four times the message as garbage.
+func (s *started) gather(fragment []byte, room int) {
+	if need := len(s.message) + len(fragment); need > cap(s.message) {
+		s.message = append(make([]byte, 0, max(need, room)), s.message...)
+	}
+	s.message = append(s.message, fragment...)
 }
 
 // CloseCode is the status code in the payload of a close frame, 0 if there is

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -253,6 +255,118 @@ func TestMessageRate(t *testing.T) {
 	}
 	w.wantClose(proto.StatusPolicyViolation)
 	check()
+}
+
+// Frames that are no message have a budget too. An honest client stays within it.
+func TestFrameRate(t *testing.T) {
+	p := startServer(t, "-message-rate", "5")
+	check := bystander(p)
+	f := func(name string, flood []byte) {
+		w := p.open("/ws/chat/")
+		w.send([]byte(strings.Repeat(string(flood), 101)))
+		for m := w.next(); m.Op != proto.OpClose; m = w.next() {
+			if m.Op != proto.OpPong {
+				t.Fatalf("%s: got %s", name, describe(m))
+			}
+		}
+		w.send(frame(proto.OpClose, true, "\x03\xf0"))
+		w.wantEnd()
+	}
+	f("pings", frame(proto.OpPing, true, "?"))
+	f("pongs", frame(proto.OpPong, true, ""))
+	honest := p.open("/ws/chat/")
+	honest.send(frame(proto.OpText, false, "a"))
+	f("empty fragments", bytes.Join([][]byte{frame(proto.OpText, false, ""), frame(proto.OpContinuation, true, "")}, nil))
+	honest.send([]byte(strings.Repeat(string(frame(proto.OpContinuation, false, "b")), 50)), frame(proto.OpContinuation, true, "c"))
+	honest.wantCount(1, "a"+strings.Repeat("b", 50)+"c")
+	check()
+	if n := p.metric(`websocket_closes_total{reason="rate_limited"}`); n != 3 {
+		t.Errorf("%v are closed", n)
+	}
+}
+
+// Messages that nobody ends are held for a while only, however alive their clients are.
+func TestMessageTimeout(t *testing.T) {
+	p := startServer(t, "-message-timeout", "300ms")
+	check := bystander(p)
+	for _, front := range [][]byte{frame(proto.OpText, false, "x"), text("cut")[:7], {0x81}} {
+		w := p.open("/ws/chat/")
+		w.send(front)
+		w.wantClose(proto.StatusPolicyViolation)
+	}
+	check()
+	if n := p.metric(`websocket_closes_total{reason="message_timeout"}`); n != 3 {
+		t.Errorf("%v are closed", n)
+	}
+}
+
+// When they are more than the budget of a worker, the oldest go; the others end in peace.
+func TestMessagesThatNobodyEnds(t *testing.T) {
+	const clients, length, budget = 400, 119 << 10, 32 << 20
+	p := startServer(t, "-workers", "1", "-message-timeout", "1h", "-max-message", "1000000")
+	check := bystander(p)
+	front := frame(proto.OpText, false, strings.Repeat("x", length))
+	var wires []*wire
+	for range clients {
+		w := p.open("/ws/chat/")
+		w.send(front)
+		wires = append(wires, w)
+	}
+	check()
+	const stay = budget / length
+	for _, w := range wires[:clients-stay] {
+		w.wantClose(proto.StatusTryAgainLater)
+	}
+	for _, w := range wires[clients-stay:] {
+		w.send(frame(proto.OpContinuation, true, ""))
+		w.wantCount(1, strings.Repeat("x", length))
+	}
+	check()
+	if n := p.metric(`websocket_closes_total{reason="message_memory"}`); n != clients-stay {
+		t.Errorf("%v closed for their memory", n)
+	}
+}
+
+// peakMemory is the most memory that the process has had in RAM.
+func (p *process) peakMemory() (bytes int) {
+	p.t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "VmHWM:")
+	if _, err := fmt.Sscan(rest, &bytes); err != nil {
+		p.t.Fatal(err)
+	}
+	return bytes << 10
+}
+
+// One long message takes at most three times its memory and its answer's.
+func TestMemoryOfLongMessages(t *testing.T) {
+	size := 64 << 20
+	if raceEnabled {
+		size >>= 4 // the race detector has memory of its own: this run only shows that messages pass
+	}
+	f := func(name, letter, escaped string) {
+		t.Run(name, func(t *testing.T) {
+			p := startServer(t, "-max-message", fmt.Sprint(size), "-write-timeout", "10m", "-message-timeout", "10m")
+			bystander(p)()
+			before := p.peakMemory()
+			w := p.open("/ws/chat/")
+			w.send(text(strings.Repeat(letter, size)))
+			answer := size * len(escaped)
+			if got, err := io.CopyN(io.Discard, w.reader, int64(answer)); err != nil {
+				t.Fatalf("after %d bytes: %v", got, err)
+			}
+			took := p.peakMemory() - before
+			t.Logf("%d MiB for %d", took>>20, (size+answer)>>20)
+			if most := 3 * (size + answer); took > most && !raceEnabled {
+				t.Errorf("%d bytes for a message and an answer of %d", took, size+answer)
+			}
+		})
+	}
+	f("text", "x", "x")
+	f("control characters", "\x01", `\u0001`)
 }
 
 func TestMaxConnections(t *testing.T) {

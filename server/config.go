@@ -32,6 +32,7 @@ type Config struct {
 	// Time-outs.
 	Heartbeat        time.Duration
 	HandshakeTimeout time.Duration
+	MessageTimeout   time.Duration
 	WriteTimeout     time.Duration
 	DrainTimeout     time.Duration
 
@@ -140,10 +141,12 @@ func (c *Config) limits(cpus int) []setting {
 			text: "Sockets of one client address (IPv6: of one /64); further ones get 429. 0 is no limit.",
 			when: "one client must not take every place"},
 		{name: "max-message", unit: "BYTES", value: whole(&c.MaxMessage, 64<<10, 1, maxMessage),
-			text: "The longest message; a longer one closes with 1009.",
+			text: "The longest message; a longer one closes with 1009. While one comes and is answered, it takes up to three times " +
+				"the memory of both, and an answer can be six times as long as its message.",
 			when: "clients send longer messages"},
 		{name: "message-rate", unit: "N/s", value: whole(&c.MessageRate, 0, 0, 1_000_000),
-			text: "Messages a second of one connection, in bursts of up to a second's worth; more closes with 1008. 0 is no limit.",
+			text: "Messages a second of one connection, in bursts of up to a second's worth; more closes with 1008. " +
+				"Ten times as many pings, pongs and fragments may come beside them, and 100 in any case. 0 is no limit.",
 			when: "one client must not keep a worker busy"},
 	}
 }
@@ -156,6 +159,9 @@ func (c *Config) timeouts() []setting {
 		{name: "handshake-timeout", unit: "DURATION", value: span(&c.HandshakeTimeout, 5*time.Second, 2*netpoll.Tick),
 			text: "How long a client may take to send its whole request.",
 			when: "clients have slow networks"},
+		{name: "message-timeout", unit: "DURATION", value: span(&c.MessageTimeout, 30*time.Second, 2*netpoll.Tick),
+			text: "How long a client may take to send one message, from its first byte to its last; more closes with 1008.",
+			when: "clients have slow networks, or messages are long"},
 		{name: "write-timeout", unit: "DURATION", value: span(&c.WriteTimeout, 10*time.Second, 2*netpoll.Tick),
 			text: "How long a client may leave bytes unread; then it is closed as a slow consumer.",
 			when: "clients have slow networks"},

@@ -118,7 +118,7 @@ func (s *server) newEngine() (*engine.Engine, error) {
 		MaxConnections: c.files.connections, MaxConnectionsPerIP: c.MaxConnectionsPerIP, MaxMessage: c.MaxMessage, MessageRate: c.MessageRate,
 		PlacesBeyondLimit: c.files.beyondLimit, PlainPlaces: c.files.plainHTTP,
 		Origins: c.Origins, TrustedProxies: c.TrustedProxies,
-		Heartbeat: c.Heartbeat, HandshakeTimeout: c.HandshakeTimeout, WriteTimeout: c.WriteTimeout,
+		Heartbeat: c.Heartbeat, HandshakeTimeout: c.HandshakeTimeout, WriteTimeout: c.WriteTimeout, MessageTimeout: c.MessageTimeout,
 		Store: s.store, Metrics: s.metrics, Log: s.log, Plain: s.plain, Fatal: s.fail,
 	})
 }

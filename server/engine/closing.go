@@ -46,6 +46,11 @@ func (c *Conn) sendClose(reason CloseReason, code proto.StatusCode, text string)
 func (c *Conn) finish(reason CloseReason) {
 	c.reason = reason
 	c.state = stateClosing
+	if c.input != nil {
+		c.worker.unfinished.remove(c.input)
+	}
+	c.parser = proto.Parser{Rules: c.parser.Rules} // it has the fragments of a message
+	c.skip(c.takeSpill())
 	c.deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
 	c.schedule()
 }
@@ -58,7 +63,6 @@ func (c *Conn) finish(reason CloseReason) {
 // client's socket, also while the client still sends, and the client would get a RST
 // instead of the close frame.
 func (c *Conn) linger() {
-	c.skip(c.takeSpill())
 	upgraded := c.endpoint != nil
 	if c.hasClosed() || !upgraded && netpoll.ShutdownWrite(int(c.fd)) != nil {
 		c.close(c.reason)
@@ -81,6 +85,7 @@ func (c *Conn) skip(p []byte) {
 		return
 	}
 	in := c.needInput()
+	in.spill = nil // p may be its memory
 	in.skipped += len(p)
 	in.closed = in.closed || c.endpoint != nil && in.skipper.Skip(p) // a refused request has no frames behind it
 	if c.state == stateLingering && in.closed {

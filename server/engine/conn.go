@@ -59,6 +59,7 @@ type Conn struct {
 	heartbeatAt time.Duration // when the next heartbeat is due
 	deadline    time.Duration // for the request, for the backlog's due bytes, or for the client's close
 	rateTAT     time.Duration // the theoretical arrival time of -message-rate
+	frameTAT    time.Duration // the same, of control frames and fragments
 }
 
 // A state is where a connection stands. It only goes forward.
@@ -86,6 +87,8 @@ const (
 	closeTakenOver
 	closeIdle
 	closeSlowConsumer
+	closeMessageTimeout
+	closeMessageMemory
 	closeProtocol
 	closeNotUTF8
 	closeTooBig
@@ -108,11 +111,15 @@ var closeReasonNames = [closeReasons]struct {
 	closeTakenOver:    {"session_taken_over", false},
 	closeIdle:         {"idle_timeout", true},
 	closeSlowConsumer: {"slow_consumer", true},
-	closeProtocol:     {"protocol_error", true},
-	closeNotUTF8:      {"invalid_utf8", true},
-	closeTooBig:       {"message_too_big", true},
-	CloseUnsupported:  {"unsupported_data", true},
-	closeRate:         {"rate_limited", true},
+
+	closeMessageTimeout: {"message_timeout", true},
+	closeMessageMemory:  {"message_memory", true},
+
+	closeProtocol:    {"protocol_error", true},
+	closeNotUTF8:     {"invalid_utf8", true},
+	closeTooBig:      {"message_too_big", true},
+	CloseUnsupported: {"unsupported_data", true},
+	closeRate:        {"rate_limited", true},
 
 	closeStoreUnavailable: {"store_unavailable", true},
 }
@@ -230,7 +237,8 @@ func (c *Conn) dispose() {
 	w := c.worker
 	w.metrics.Backlog.Add(-int64(c.backlog.length()))
 	c.backlog = w.free.sent(c.backlog, c.backlog.length())
-	c.input, c.parser = nil, proto.Parser{}
+	c.dropInput()
+	c.parser = proto.Parser{}
 	w.remove(c)
 	netpoll.CloseFD(int(c.fd))
 }

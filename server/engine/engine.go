@@ -43,6 +43,7 @@ type Config struct {
 	Heartbeat        time.Duration
 	HandshakeTimeout time.Duration
 	WriteTimeout     time.Duration
+	MessageTimeout   time.Duration
 
 	Store   session.Store    // nil only if no Handler wishes for a session
 	Metrics *metrics.Metrics // made with the labels of Labels

@@ -160,6 +160,9 @@ func (c *Conn) Send(op proto.OpCode, payload []byte) bool {
 	w := c.worker
 	w.frame = proto.AppendFrame(w.frame[:0], op, payload)
 	c.enqueue(w.frame)
+	if cap(w.frame) > maxOut {
+		w.frame = nil // it may be the backlog's now
+	}
 	if len(w.dirty) == 0 {
 		w.loop.Post(w.flushDirty)
 	}

@@ -1,6 +1,10 @@
 package engine
 
-import "turnstile/proto"
+import (
+	"time"
+
+	"turnstile/proto"
+)
 
 // An input is what a client has sent and the worker has not handled. A connection
 // without such bytes has none.
@@ -8,6 +12,13 @@ type input struct {
 	// spill is bytes that were read and not handled: an unfinished request or frame, or
 	// frames that wait.
 	spill []byte
+
+	// The message that the client has begun and not ended, if there is one.
+	conn           *Conn // nil while it is not one of worker.unfinished
+	older, younger *input
+	began          time.Duration // when its first byte was read
+	bytes          int           // the memory that counts
+	isBegun        bool
 
 	// What came behind the server's close frame: see Conn.skip.
 	skipper proto.Skipper
@@ -42,13 +53,43 @@ func (c *Conn) takeSpill() (spill []byte) {
 
 // keepRest makes rest the spill. It may be a part of the old spill's memory.
 func (c *Conn) keepRest(rest []byte) {
-	if len(rest) == 0 {
-		c.input = nil
+	if len(rest) == 0 && c.parser.BetweenMessages() {
+		c.dropInput()
 		return
 	}
 	in := c.needInput()
-	if len(rest) > cap(in.spill) || cap(in.spill) > 2*len(rest)+spillSmall {
-		in.spill = make([]byte, 0, len(rest))
+	switch {
+	case len(rest) == 0:
+		in.spill = nil
+	case cap(in.spill) > 0 && &rest[0] == &in.spill[:1][0]: // it is there already
+		in.spill = in.spill[:len(rest)]
+	case len(rest) <= cap(in.spill) && cap(in.spill) <= 2*len(rest)+spillSmall:
+		in.spill = append(in.spill[:0], rest...)
+	default:
+		in.spill = append(make([]byte, 0, len(rest)), rest...)
 	}
-	in.spill = append(in.spill[:0], rest...)
+	c.trackMessage()
+}
+
+func (c *Conn) dropInput() {
+	if c.input != nil {
+		c.worker.unfinished.remove(c.input)
+		c.input = nil
+	}
+}
+
+// growSpill makes room in a spill for what comes next of its frame: for all of it, or
+// for as much as is there already. So a header that announces a long frame costs nothing,
+// and a frame that comes needs no more than its own length, and as much garbage.
+func (c *Conn) growSpill() []byte {
+	spill := c.input.spill
+	room := 2 * len(spill)
+	if end := c.parser.FrameEnd(spill); end > 0 {
+		room = int(min(int64(room), max(end, int64(len(spill)))+spillSlack))
+	}
+	if room > cap(spill) {
+		spill = append(make([]byte, 0, room), spill...)
+		c.input.spill = spill
+	}
+	return spill[:cap(spill)]
 }

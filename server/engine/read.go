@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"slices"
 	"time"
 
 	"turnstile/netpoll"
@@ -15,12 +14,15 @@ const (
 	// spillSmall is the longest spill that is copied into the worker's buffer before
 	// a read. A longer one grows in its own memory, since copying it would cost more.
 	spillSmall = 16 << 10
+	// spillSlack is the room behind a long frame. The last read of it takes the next
+	// frame's front as well, and shows that the socket is empty.
+	spillSlack = 512
 )
 
 // onReadable reads once what the client has sent. What a full buffer leaves in the
 // socket is read in the loop's next turn, after the other clients have had theirs.
 func (c *Conn) onReadable() {
-	if c.state == stateOpen && c.backedUp() {
+	if c.state == stateOpen && (c.backedUp() || c.worker.unfinished.isOver()) {
 		return
 	}
 	buf, seen := c.readInto()
@@ -50,8 +52,7 @@ func (c *Conn) readInto() (buf []byte, seen int) {
 		copy(c.worker.readBuffer, spill)
 		buf = c.worker.readBuffer
 	} else {
-		c.input.spill = slices.Grow(spill, seen)
-		buf = c.input.spill[:cap(c.input.spill)]
+		buf = c.growSpill()
 	}
 	return buf[:seen+c.worker.mayRead(c, len(buf)-seen)], seen
 }
@@ -88,8 +89,15 @@ func (c *Conn) onFrames(buf []byte) (used int) {
 			c.fail(err.(*proto.Error))
 			return used
 		}
+		if c.overFrameRate(m) {
+			c.sendClose(closeRate, proto.StatusPolicyViolation, "too many frames")
+			return used
+		}
 		if m.Op == proto.OpContinuation {
 			return used
+		}
+		if c.input != nil && c.parser.BetweenMessages() {
+			c.input.isBegun = false // what is unfinished later is another message
 		}
 		c.onFrame(m)
 		if len(c.worker.out) >= flushBytes {
@@ -116,16 +124,42 @@ func (c *Conn) onFrame(m proto.Message) {
 	}
 }
 
+const (
+	// framesForMessage is how many control frames and fragments go with a message of
+	// -message-rate: they are cheaper, and libraries cut long messages up.
+	framesForMessage = 10
+	// leastFrameRate is how many of them a second every client may send.
+	leastFrameRate = 100
+)
+
 // overRate counts a message against -message-rate, and reports whether it is one too
-// many: the generic cell rate algorithm (ITU-T I.371), with a burst of one second.
+// many.
 func (c *Conn) overRate() bool {
+	rate := c.worker.engine.config.MessageRate
+	return rate > 0 && c.isOver(&c.rateTAT, rate, 1)
+}
+
+// overFrameRate counts the frames that are no whole message, and reports whether they are
+// too many for -message-rate. Without that, they share the loop as messages do: one read
+// of each client in a turn.
+func (c *Conn) overFrameRate(m proto.Message) bool {
 	rate := c.worker.engine.config.MessageRate
 	if rate == 0 {
 		return false
 	}
+	frames := m.Fragments
+	if m.Op == proto.OpPing || m.Op == proto.OpPong {
+		frames++
+	}
+	return frames > 0 && c.isOver(&c.frameTAT, max(framesForMessage*rate, leastFrameRate), frames)
+}
+
+// isOver counts n against a rate a second, and reports whether that is too many: the
+// generic cell rate algorithm (ITU-T I.371), with a burst of one second.
+func (c *Conn) isOver(tat *time.Duration, rate, n int) bool {
 	now := c.worker.loop.Now()
-	c.rateTAT = max(c.rateTAT, now) + time.Second/time.Duration(rate)
-	return c.rateTAT > now+time.Second
+	*tat = max(*tat, now) + time.Duration(n)*time.Second/time.Duration(rate)
+	return *tat > now+time.Second
 }
 
 // onEOF is called after the client's last byte. What the client sent before is still

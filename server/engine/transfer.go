@@ -271,13 +271,13 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 func (c *Conn) unpack(r *handover.Record) {
 	w := c.worker
 	c.state = stateOpen
-	c.keepRest(r.Unparsed)
 	if c.backlog = w.free.add(nil, r.Backlog, len(r.Backlog)); c.backlog != nil {
 		c.backlog.due = min(max(r.Due, 0), c.backlog.sendable)
 	}
 	c.parser.Restore(proto.ParserState{
 		Op: proto.OpCode(r.Parser.Op), Message: slices.Clone(r.Parser.Message), Seen: r.Parser.Seen, Tail: r.Parser.Tail,
 	})
+	c.keepRest(r.Unparsed)
 	if r.Session.ID != [16]byte{} {
 		w.engine.config.Store.Adopt(&c.session, session.State(r.Session), c)
 	}

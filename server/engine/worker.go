@@ -40,6 +40,9 @@ type worker struct {
 	free       freeList
 	farewell   farewell // the close that the running handler has asked for
 
+	// What clients have begun.
+	unfinished unfinished
+
 	// Answers that wait.
 	heldFrom  int     // the index in out where the answers begin whose count is not stored
 	heldBytes int     // how many bytes of all backlogs wait for the store
@@ -69,6 +72,7 @@ func newWorker(e *Engine, loop *netpoll.Loop, m *metrics.Worker) *worker {
 		readBuffer: make([]byte, readBufferBytes),
 		upgrader:   proto.NewUpgrader(proto.Subprotocol), requestIDs: make(map[*Conn]string),
 	}
+	w.unfinished.worker, w.unfinished.timer.Owner = w, &w.unfinished
 	w.inbox = newInbox(w)
 	return w
 }

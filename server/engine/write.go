@@ -9,7 +9,7 @@ const (
 	// read. A client that does not read, or a store that does not answer, can make
 	// the server hold this much and the answers to one more message.
 	highWater = 64 << 10
-	// maxOut is how much memory for answers a worker keeps: the escaped text of
+	// maxOut is how much memory for answers, or for a frame of Conn.Send, a worker keeps: the escaped text of
 	// one long message can be six times as long.
 	maxOut = 1 << 20
 	// heldBudget is how many bytes of answers may wait for the store on all
@@ -141,14 +141,19 @@ func (c *Conn) write(p []byte) int {
 }
 
 // keep puts p behind the backlog. The first sendable bytes of p need not wait for the
-// store.
+// store. If p's memory is longer than maxOut, it is the backlog's from then on, since
+// copying it would need as much again.
 func (c *Conn) keep(p []byte, sendable int) {
 	if len(p) == 0 || c.state == stateClosed {
 		return
 	}
 	w := c.worker
 	blocked := len(c.backlog.ready()) > 0
-	c.backlog = w.free.add(c.backlog, p, sendable)
+	if c.backlog == nil && cap(p) > maxOut {
+		c.backlog = &backlog{buf: p, sendable: sendable, committing: sendable}
+	} else {
+		c.backlog = w.free.add(c.backlog, p, sendable)
+	}
 	w.metrics.Backlog.Add(int64(len(p)))
 	w.heldBytes += len(p) - sendable
 	if !blocked && sendable > 0 {

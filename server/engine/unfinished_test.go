@@ -1,0 +1,171 @@
+package engine
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"turnstile/proto"
+)
+
+// begin sends what begins a message and does not end it, and waits until it is noted.
+func (h *harness) begin(fd int, front []byte) {
+	h.t.Helper()
+	var before int
+	h.onLoop(func(w *worker) { before = w.unfinished.count() })
+	unix.Write(fd, front)
+	eventually(h.t, "the message is noted", func() (noted bool) {
+		h.onLoop(func(w *worker) { noted = w.unfinished.count() > before })
+		return noted
+	})
+}
+
+func (u *unfinished) count() (n int) {
+	for in := u.first; in != nil; in = in.younger {
+		n++
+	}
+	return n
+}
+
+// age makes all unfinished messages older, and lets the deadline pass for those that
+// are overdue then.
+func (h *harness) age(by time.Duration) {
+	h.onLoop(func(w *worker) {
+		for in := w.unfinished.first; in != nil; in = in.younger {
+			in.began -= by
+		}
+		w.unfinished.OnTimer()
+	})
+}
+
+var tooLate = proto.AppendClose(nil, proto.StatusPolicyViolation, "message not ended in time")
+
+func TestMessageHasADeadline(t *testing.T) {
+	f := func(name string, front, more []byte) {
+		t.Run(name, func(t *testing.T) {
+			h := startEngine(t)
+			fd, buf := h.connect("/count"), make([]byte, 1000)
+			h.begin(fd, front)
+			h.age(20 * time.Second)
+			exchange(t, fd, append(more, frame(proto.OpPing, true, "alive")...), proto.AppendFrame(nil, proto.OpPong, []byte("alive")), buf)
+			h.age(11 * time.Second)
+			exchange(t, fd, nil, tooLate, buf)
+		})
+	}
+	fragment := frame(proto.OpText, false, "a")
+	f("a first fragment", fragment, nil)
+	f("fragments without an end", fragment, bytes.Repeat(frame(proto.OpContinuation, false, ""), 100))
+	f("a fragment behind a message", append(text("whole"), fragment...), nil)
+
+	for _, front := range [][]byte{{0x81}, text("cut")[:7], frame(proto.OpPing, true, "cut")[:3]} {
+		h := startEngine(t)
+		fd := h.connect("/count")
+		h.begin(fd, front)
+		h.age(31 * time.Second)
+		exchange(t, fd, nil, tooLate, make([]byte, 1000))
+		if closed := h.metrics().Closes[closeMessageTimeout].Load(); closed != 0 {
+			t.Errorf("%d are closed before the client has", closed)
+		}
+		unix.Shutdown(fd, unix.SHUT_WR)
+		readToEnd(t, fd)
+		h.onLoop(func(w *worker) {
+			if w.unfinished.first != nil || w.unfinished.bytes != 0 || w.metrics.Closes[closeMessageTimeout].Load() != 1 {
+				t.Errorf("afterwards: %+v", w.unfinished)
+			}
+		})
+	}
+}
+
+// A client whose messages follow each other without a gap is not one that does not end
+// them.
+func TestEachMessageHasItsOwnDeadline(t *testing.T) {
+	h := startEngine(t)
+	fd, buf := h.connect("/count"), make([]byte, 1000)
+	half := text("cut in two")
+	h.begin(fd, half[:4])
+	for range 5 {
+		h.age(20 * time.Second)
+		exchange(t, fd, append(half[4:len(half):len(half)], half[:4]...), []byte(`"cut in two"}`), buf)
+	}
+}
+
+// The deadline is for the client, and not for the worker that does not read it.
+func TestMessageOfAClientThatIsNotRead(t *testing.T) {
+	h := startEngine(t)
+	fd := h.connect("/count")
+	h.begin(fd, text("cut")[:7])
+	h.onLoop(func(w *worker) { w.heldBytes += heldBudget + 1 })
+	h.age(31 * time.Second)
+	h.onLoop(func(w *worker) {
+		w.heldBytes -= heldBudget + 1
+		w.conns[0].watch()
+	})
+	exchange(t, fd, text("cut")[7:], []byte(`"cut"}`), make([]byte, 1000))
+}
+
+// Beyond the budget the oldest messages go. Who is within it ends his in peace.
+func TestUnfinishedMessagesHaveABudget(t *testing.T) {
+	const size = 1 << 20
+	h := startEngine(t, func(c *Config) { c.MaxMessage = size })
+	message := text(strings.Repeat("x", size))
+	var fds []int
+	buf := make([]byte, 2*size)
+	for range 2 * unfinishedBudget / size {
+		fd := h.connect("/count")
+		if _, err := unix.Write(fd, message[:len(message)-1]); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is read", func() (read bool) {
+			h.onLoop(func(w *worker) {
+				c := w.conns[len(w.conns)-1]
+				read = len(c.spill()) == len(message)-1
+				if most := unfinishedBudget + 2*size; w.unfinished.bytes > most {
+					t.Errorf("%d bytes are held", w.unfinished.bytes)
+				}
+			})
+			return read
+		})
+		fds = append(fds, fd)
+	}
+	last := fds[len(fds)-unfinishedBudget/size+1:]
+	for _, fd := range last {
+		exchange(t, fd, message[len(message)-1:], []byte(`"}`), buf)
+	}
+	for _, fd := range fds[:len(fds)/2] {
+		exchange(t, fd, nil, proto.AppendClose(nil, proto.StatusTryAgainLater, "too many unfinished messages"), buf)
+	}
+}
+
+// A header that announces a long message costs nothing, and a long message no more than
+// its length.
+func TestMemoryOfALongMessage(t *testing.T) {
+	const size = 8 << 20
+	h := startEngine(t, func(c *Config) { c.MaxMessage = size })
+	fd, message := h.connect("/count"), text(strings.Repeat("x", size))
+	sent := 0
+	for _, upTo := range []int{14, 40_000, 3 << 20, 5 << 20, size} {
+		if _, err := unix.Write(fd, message[sent:upTo]); err != nil {
+			t.Fatal(err)
+		}
+		sent = upTo
+		eventually(t, "it is read", func() (read bool) {
+			h.onLoop(func(w *worker) {
+				spill := w.conns[0].spill()
+				read = len(spill) == sent
+				if most := min(2*len(spill), len(message)+spillSlack); cap(spill) > most {
+					t.Errorf("%d bytes take %d", len(spill), cap(spill))
+				}
+			})
+			return read
+		})
+	}
+	exchange(t, fd, message[sent:], []byte(`"}`), make([]byte, 2*size))
+	h.onLoop(func(w *worker) {
+		if c := w.conns[0]; c.input != nil {
+			t.Errorf("%d bytes stay", cap(c.spill()))
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -71,4 +72,41 @@ func TestTakenOverWhileFrozen(t *testing.T) {
 	batch.TakeBack()
 	exchange(t, first, nil, []byte("session taken over"), buf)
 	exchange(t, second, text("c"), []byte(`"c"}`), buf)
+}
+
+// TestBatchIsBoundedByBytes: connections with much of a long message go in several
+// batches, and nothing of it is lost when they are taken back.
+func TestBatchIsBoundedByBytes(t *testing.T) {
+	const begun = batchBytes * 2 / 5 // so that the third goes beyond
+	h := startEngine(t, func(c *Config) { c.MaxMessage = batchBytes })
+	message := text(strings.Repeat("m", begun+1))
+	var fds []int
+	for range 4 {
+		fd := h.connect("/count")
+		if n, err := unix.Write(fd, message[:begun]); err != nil || n != begun {
+			t.Fatal(n, err)
+		}
+		fds = append(fds, fd)
+	}
+	eventually(t, "all is read that was sent", func() (read bool) {
+		h.onLoop(func(w *worker) {
+			read = len(w.conns) == len(fds)
+			for _, c := range w.conns {
+				read = read && len(c.spill()) == begun
+			}
+		})
+		return read
+	})
+	h.engine.HoldRequests(true)
+	first, _ := h.engine.Freeze(0, len(fds))
+	second, _ := h.engine.Freeze(0, len(fds))
+	if len(first.FDs) != 3 || len(second.FDs) != 1 {
+		t.Errorf("the batches have %d and %d connections, want 3 and 1", len(first.FDs), len(second.FDs))
+	}
+	h.engine.HoldRequests(false)
+	first.TakeBack()
+	second.TakeBack()
+	for _, fd := range fds {
+		exchange(t, fd, message[begun:], []byte(`"}`), make([]byte, 2*len(message)))
+	}
 }

@@ -65,7 +65,8 @@ func (c *client) connect(resume bool) {
 	}
 }
 
-func (c *client) onEvent(events netpoll.Events) {
+func (c *client) onEvent(woken netpoll.Woken) {
+	events := c.lane.loop.Awake(woken)
 	if c.state == clientDialing {
 		c.onConnected()
 		return

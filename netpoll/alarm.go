@@ -1,7 +1,6 @@
 package netpoll
 
 import (
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,10 +37,7 @@ func (l *Loop) NewAlarm(callback func()) (*Alarm, error) {
 // Set lets the Alarm call back once, when Monotonic is at, instead of whenever
 // it was set for. A time that has passed is now: after the fds that are ready.
 func (a *Alarm) Set(at time.Duration) {
-	wait := max(1, at-Monotonic()) // 0 would disarm it
-	if err := unix.TimerfdSettime(a.fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(wait))}, nil); err != nil {
-		panic(fmt.Sprintf("BUG: cannot set an alarm: %v", err))
-	}
+	setTimerFD(a.fd, at-Monotonic())
 }
 
 // Close ends the Alarm: its callback does not run any more. Closing it twice
@@ -57,7 +53,8 @@ func (a *Alarm) Close() {
 
 // onReadable finds the timerfd empty if the Alarm was set anew after the loop
 // was told of it.
-func (a *Alarm) onReadable(Events) {
+func (a *Alarm) onReadable(w Woken) {
+	a.loop.Awake(w)
 	if a.closed {
 		return
 	}

@@ -66,7 +66,7 @@ func TestAlarmIsMovedByAnotherSet(t *testing.T) {
 		for a.Set(Monotonic()); !isReady(a.fd); {
 		}
 		a.Set(Monotonic() + time.Hour)
-		a.onReadable(Readable)
+		a.onReadable(Woken(Readable))
 	})
 	turns(t, l)
 	wantSilence(t, rings)
@@ -107,7 +107,7 @@ func TestClosedAlarmIsSilent(t *testing.T) {
 		unix.TimerfdSettime(other, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(1)}, nil)
 		for !isReady(other) {
 		}
-		a.onReadable(Readable)
+		a.onReadable(Woken(Readable))
 	})
 	wantSilence(t, rings)
 }

@@ -21,11 +21,14 @@
 //   - It waits without a timeout and has no hooks: time comes from a timerfd,
 //     wake-ups from an eventfd.
 //   - Its own two fds lack close-on-exec: the process must not fork.
+//   - It waits in a system call of which Go's scheduler knows nothing: Awake keeps
+//     the scheduler from taking the processor away again and again.
 package netpoll
 
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/mailru/easygo/netpoll"
@@ -33,22 +36,26 @@ import (
 )
 
 // Events is a set of readiness bits, as epoll_ctl(2) names them.
-type Events = netpoll.EpollEvent
+type Events uint32
+
+// A Woken is what a callback is called with. Only Awake makes Events of it, so a
+// callback that wants to know what is ready cannot forget Awake.
+type Woken = netpoll.EpollEvent
 
 // The readiness that callers ask for. Failed is reported always; a read or a write then
 // returns the error.
 const (
-	Readable Events = netpoll.EPOLLIN
-	Writable Events = netpoll.EPOLLOUT
-	Failed   Events = netpoll.EPOLLERR | netpoll.EPOLLHUP
+	Readable = Events(netpoll.EPOLLIN)
+	Writable = Events(netpoll.EPOLLOUT)
+	Failed   = Events(netpoll.EPOLLERR | netpoll.EPOLLHUP)
 )
 
-// Tick is the resolution of a Loop's timers and of its clock.
+// Tick is the resolution of a Loop's timers.
 const Tick = 50 * time.Millisecond
 
-// longestStep is by how much a Loop's clock moves at the most from one tick to the
-// next. Whatever is longer, the loop was not there (a stopped process, a paused
-// machine), and could not see what others did in that time.
+// longestStep is by how much a tick may come late. If it comes later, the loop was not
+// there (a stopped process, a paused machine), and could not see what others did in
+// that time.
 const longestStep = 500 * time.Millisecond
 
 // Config is the callbacks of a Loop.
@@ -56,8 +63,8 @@ type Config struct {
 	// Fatal is called when the loop cannot go on. It must not return to
 	// normal work: nothing of this Loop runs any more.
 	Fatal func(error)
-	// OnTick, if set, is called on the loop at every tick with the time by
-	// which the tick came late: how long a ready fd may have waited.
+	// OnTick, if set, is called on the loop at every tick for which a timer was set,
+	// with the time by which the tick came late: how long a ready fd may have waited.
 	OnTick func(late time.Duration)
 }
 
@@ -68,15 +75,23 @@ type Loop struct {
 	epoll   *netpoll.Epoll
 	mailbox *mailbox
 	timerFD int
-	started time.Duration // when the timerfd was armed
 	ended   chan struct{} // closed when no task runs any more
 
 	// Owned by the loop's goroutine.
-	wheel Wheel
-	now   time.Duration
-	lost  time.Duration // by how much the clock is behind Monotonic
-	ticks uint64        // expirations of the timerfd so far
+	wheel   Wheel
+	armed   int64         // the tick that the timerfd waits for; never, while nothing is on the wheel
+	due     time.Duration // when the timerfd expires, on Monotonic
+	now     time.Duration // when the callback that runs has begun
+	lost    time.Duration // by how much the clock is behind Monotonic
+	yieldAt time.Duration // when Awake lets others run again
 }
+
+// never is a tick, or a time, that does not come, and always one that has.
+const never, always = math.MaxInt64, math.MinInt64
+
+// Awake calls yield once in yieldEvery, and only while there is traffic: if the
+// callback before began less than yieldGap ago.
+const yieldEvery, yieldGap = 8 * time.Millisecond, 5 * time.Millisecond
 
 var clockBase = time.Now()
 
@@ -103,11 +118,10 @@ func (l *Loop) start() (err error) {
 	if l.mailbox, err = newMailbox(); err != nil {
 		return err
 	}
-	if l.timerFD, err = newTicker(Tick); err != nil {
+	if l.timerFD, err = newTimerFD(); err != nil {
 		return err
 	}
-	l.started = Monotonic()
-	l.now = l.started
+	l.now, l.armed, l.due = Monotonic(), never, never
 	l.wheel.init(l.now)
 	if err := l.Add(l.mailbox.fd, Readable, l.onMail); err != nil {
 		return err
@@ -115,25 +129,13 @@ func (l *Loop) start() (err error) {
 	return l.Add(l.timerFD, Readable, l.onTimerFD)
 }
 
-// newTicker returns a timerfd that expires every period.
-func newTicker(period time.Duration) (int, error) {
-	fd, err := newTimerFD()
-	if err != nil {
-		return -1, err
-	}
-	every := unix.NsecToTimespec(int64(period))
-	if err := unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Interval: every, Value: every}, nil); err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("cannot arm a timerfd: %w", err)
-	}
-	return fd, nil
-}
-
 // Add calls back on the loop whenever fd is ready for one of events
 // (level-triggered), until Del. The fd must be non-blocking, and not watched
 // yet: a second Add is an error that leaves the first as it was.
-func (l *Loop) Add(fd int, events Events, callback func(Events)) error {
-	if err := l.epoll.Add(fd, events, callback); err != nil {
+//
+// The callback calls Awake first.
+func (l *Loop) Add(fd int, events Events, callback func(Woken)) error {
+	if err := l.epoll.Add(fd, netpoll.EpollEvent(events), callback); err != nil {
 		if !errors.Is(err, netpoll.ErrRegistered) {
 			l.epoll.Del(fd) // a failed Add leaves its entry behind
 		}
@@ -143,7 +145,7 @@ func (l *Loop) Add(fd int, events Events, callback func(Events)) error {
 }
 
 // Mod changes the events that fd is watched for.
-func (l *Loop) Mod(fd int, events Events) error { return l.epoll.Mod(fd, events) }
+func (l *Loop) Mod(fd int, events Events) error { return l.epoll.Mod(fd, netpoll.EpollEvent(events)) }
 
 // Del stops watching fd. A callback for it may still come in the batch of
 // events that is being handled.
@@ -168,10 +170,37 @@ func (l *Loop) Call(task func()) {
 	}
 }
 
-// Now is the loop's clock as of the last tick. Reading it costs nothing; it is at
-// most a Tick old unless a callback takes longer. It goes with Monotonic, but it
-// stands still while the process does: what is due in 10 s is due when the loop has
-// been there for 10 s.
+// Awake is the first call of every callback, and tells what its fd is ready for. It
+// moves the loop's clock. It lets other goroutines of this processor run when it is
+// time for that: see yield.
+func (l *Loop) Awake(w Woken) Events {
+	monotonic := Monotonic()
+	if l.isTimeToYield(l.At(monotonic)) {
+		yield()
+		monotonic = Monotonic()
+		l.yieldAt = l.At(monotonic) + yieldEvery
+	}
+	l.moveClock(monotonic)
+	return Events(w)
+}
+
+func (l *Loop) isTimeToYield(now time.Duration) bool {
+	return now >= l.yieldAt && now-l.now < yieldGap
+}
+
+// moveClock moves the clock to what Monotonic says. A timerfd that is handled too late
+// shows that the loop was not there; since when is not known, so the clock moves by
+// longestStep at the most since the callback before.
+func (l *Loop) moveClock(monotonic time.Duration) {
+	if monotonic-l.due > longestStep {
+		l.lost += max(0, l.At(monotonic)-l.now-longestStep)
+	}
+	l.now = l.At(monotonic)
+}
+
+// Now is the loop's clock as of the begin of the callback that runs. Reading it costs
+// nothing. It goes with Monotonic, but it stands still while the process does: what is
+// due in 10 s is due when the loop has been there for 10 s.
 func (l *Loop) Now() time.Duration { return l.now }
 
 // At is what the loop's clock shows when Monotonic is t.
@@ -179,7 +208,14 @@ func (l *Loop) At(t time.Duration) time.Duration { return t - l.lost }
 
 // Schedule lets t expire at the first tick that is not before at, instead of
 // whatever it was scheduled for.
-func (l *Loop) Schedule(t *Timer, at time.Duration) { l.wheel.Schedule(t, at) }
+func (l *Loop) Schedule(t *Timer, at time.Duration) {
+	if l.wheel.Len() == 0 {
+		l.wheel.Advance(l.now) // it stood still meanwhile
+	}
+	if tick := l.wheel.Schedule(t, at); tick < l.armed {
+		l.arm(tick)
+	}
+}
 
 // Cancel takes t off the wheel. A timer that is not on it is left alone.
 func (l *Loop) Cancel(t *Timer) { l.wheel.Cancel(t) }
@@ -207,30 +243,34 @@ func (l *Loop) release() {
 	}
 }
 
-func (l *Loop) onMail(events Events) {
-	if events&Readable != 0 {
+func (l *Loop) onMail(w Woken) {
+	if l.Awake(w)&Readable != 0 {
 		l.mailbox.run()
 	}
 }
 
-func (l *Loop) onTimerFD(events Events) {
-	expired, ok := readCounter(l.timerFD)
-	if events&Readable == 0 || !ok {
-		return
+// arm lets the timerfd expire at a tick, or never.
+func (l *Loop) arm(tick int64) {
+	l.armed, l.due = tick, never
+	if tick == never {
+		return // it has expired, and does so once
 	}
-	woke := Monotonic()
-	l.moveClock(woke)
-	if l.config.OnTick != nil {
-		due := l.started + time.Duration(l.ticks+1)*Tick
-		l.config.OnTick(max(0, woke-due))
-	}
-	l.ticks += expired
-	l.wheel.Advance(l.now)
+	now := Monotonic()
+	l.due = max(time.Duration(tick)*Tick+l.lost, now)
+	setTimerFD(l.timerFD, l.due-now)
 }
 
-// moveClock moves the clock to what Monotonic says, by longestStep at the most. That
-// holds as long as the timerfd expires more often than once in longestStep.
-func (l *Loop) moveClock(monotonic time.Duration) {
-	l.lost += max(0, l.At(monotonic)-l.now-longestStep)
-	l.now = l.At(monotonic)
+// onTimerFD finds the timerfd empty if it was armed anew after the loop was told of
+// it.
+func (l *Loop) onTimerFD(w Woken) {
+	events := l.Awake(w)
+	if _, expired := readCounter(l.timerFD); events&Readable == 0 || !expired {
+		return
+	}
+	if l.config.OnTick != nil {
+		l.config.OnTick(max(0, l.now-l.At(l.due)))
+	}
+	l.armed = always // so that no timer that is set meanwhile arms it
+	l.wheel.Advance(l.now)
+	l.arm(l.wheel.next())
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,7 +57,7 @@ func socketpair(t testing.TB) (ours, peer int) {
 func watch(t testing.TB, l *Loop, fd int, events Events, callback func(Events)) {
 	t.Helper()
 	onLoop(t, l, func() {
-		if err := l.Add(fd, events, callback); err != nil {
+		if err := l.Add(fd, events, func(w Woken) { callback(l.Awake(w)) }); err != nil {
 			t.Error(err)
 		}
 	})
@@ -289,7 +290,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 	f := func(what string, fd int, want error) {
 		t.Helper()
 		ours, peer := socketpair(t)
-		err := l.Add(fd, Readable, func(Events) { t.Errorf("the callback for %s was called", what) })
+		err := l.Add(fd, Readable, func(Woken) { t.Errorf("the callback for %s was called", what) })
 		if !errors.Is(err, want) || !strings.Contains(err.Error(), strconv.Itoa(fd)) {
 			t.Errorf("watching %s: %v; want %v, and which fd", what, err, want)
 		}
@@ -450,32 +451,82 @@ func TestCallReturnsWhenTheLoopCloses(t *testing.T) {
 	wait(t, called, "Call")
 }
 
-func TestClockMovesWithTheTicks(t *testing.T) {
-	var l *Loop
-	var now, due time.Duration
-	ticks, started, done := 0, make(chan struct{}), make(chan struct{})
-	l = newLoop(t, Config{OnTick: func(late time.Duration) {
-		<-started // until l is set
-		if l.Now() <= now || l.Now() > Monotonic() {
-			t.Errorf("the clock says %v after %v and before %v", l.Now(), now, Monotonic())
-		}
-		now = l.Now()
-		if late < 0 || late > now {
-			t.Errorf("a tick at %v that is late by %v", now, late)
-		}
-		if late > 0 { // what is not late says nothing of when it was due
-			next := now + l.lost - late // ticks are due on Monotonic
-			if before := due; before > 0 && (next <= before || (next-before)%Tick != 0) {
-				t.Errorf("a tick is due at %v, the next at %v", before, next)
+func TestClockIsOfTheCallbackThatRuns(t *testing.T) {
+	l := newLoop(t, Config{})
+	for range 3 {
+		before := Monotonic()
+		onLoop(t, l, func() {
+			if now := l.Now(); now < before || now > Monotonic() {
+				t.Errorf("the clock says %v after %v and before %v", now, before, Monotonic())
 			}
-			due = next
+		})
+	}
+}
+
+// A loop without a timer that is due sleeps: the one tick comes for the timer.
+func TestOnlyTimersTick(t *testing.T) {
+	var ticks []time.Duration
+	l := newLoop(t, Config{OnTick: func(late time.Duration) { ticks = append(ticks, late) }})
+	done := make(chan struct{})
+	var begin time.Duration
+	far, near := newAlarm(nil), newAlarm(func() { close(done) })
+	onLoop(t, l, func() {
+		begin = l.Now()
+		l.Schedule(&far.Timer, begin+time.Hour)
+		l.Schedule(&near.Timer, begin+6*Tick) // and not when far is due
+	})
+	wait(t, done, "the timer")
+	onLoop(t, l, func() {
+		if len(ticks) != 1 || l.Now()-ticks[0] < begin+6*Tick-Tick {
+			t.Errorf("%d ticks, late by %v", len(ticks), ticks)
 		}
-		if ticks++; ticks == 4 {
-			close(done)
+	})
+}
+
+// Before the first timer of an idle time, the wheel is where the clock is.
+func TestWheelFollowsAfterASleep(t *testing.T) {
+	l := newLoop(t, Config{})
+	for begin := Monotonic() / Tick; Monotonic()/Tick == begin; {
+		runtime.Gosched()
+	}
+	onLoop(t, l, func() {
+		l.Schedule(&newAlarm(func() {}).Timer, l.Now()+Tick)
+		if want := int64(l.Now() / Tick); l.wheel.tick != want {
+			t.Errorf("the wheel is at tick %d, want %d", l.wheel.tick, want)
 		}
-	}})
-	close(started)
-	wait(t, done, "four ticks")
+	})
+}
+
+func TestAwakeYieldsOnlyInTraffic(t *testing.T) {
+	const begin = time.Hour
+	for _, c := range []struct {
+		sinceYield, sinceCallback time.Duration
+		want                      bool
+	}{
+		{yieldEvery, 0, true},
+		{yieldEvery, yieldGap - 1, true},
+		{yieldEvery, yieldGap, false}, // there is no traffic: it would only cost
+		{yieldEvery - 1, 0, false},
+		{time.Hour, time.Hour, false},
+	} {
+		l := Loop{now: begin - c.sinceCallback, yieldAt: begin - c.sinceYield + yieldEvery}
+		if got := l.isTimeToYield(begin); got != c.want {
+			t.Errorf("%v after the last time and %v after the last callback: %v", c.sinceYield, c.sinceCallback, got)
+		}
+	}
+}
+
+// The others of the processor have to run, or the scheduler has not seen the loop.
+func TestYieldLetsOthersRun(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	var ran atomic.Bool
+	go ran.Store(true)
+	for range 100 { // far shorter than the scheduler lets a goroutine run
+		yield()
+	}
+	if !ran.Load() {
+		t.Error("nobody else ran")
+	}
 }
 
 // TestClockStandsStillWithTheLoop keeps the loop from its ticks for longer than its
@@ -519,6 +570,7 @@ func TestOnTickTellsHowLate(t *testing.T) {
 		}
 	}})
 	l.Post(func() {
+		l.Schedule(&newAlarm(func() {}).Timer, l.Now())
 		for until := Monotonic() + 3*Tick; Monotonic() < until; {
 			runtime.Gosched()
 		}
@@ -599,7 +651,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		called := make(chan struct{})
 		onLoop(t, l, func() {
 			l.Schedule(&newAlarm(nil).Timer, 0)
-			l.Add(ours, Readable, func(Events) { l.Del(ours); close(called) })
+			l.Add(ours, Readable, func(Woken) { l.Del(ours); close(called) })
 		})
 		wait(t, called, "a socket")
 		if err := l.Close(); err != nil {
@@ -620,7 +672,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 func TestFatalIsToldWhenTheLoopCannotWait(t *testing.T) {
 	before := openFDs(t)
 	broke := make(chan error, 10)
-	newLoop(t, Config{Fatal: func(err error) { broke <- err }})
+	l := newLoop(t, Config{Fatal: func(err error) { broke <- err }})
 	ours, _ := socketpair(t)
 	for fd, target := range openFDs(t) {
 		if before[fd] == "" && target == "anon_inode:[eventpoll]" {
@@ -629,6 +681,7 @@ func TestFatalIsToldWhenTheLoopCannotWait(t *testing.T) {
 			}
 		}
 	}
+	l.Post(func() {}) // it waits for the old one
 	select {
 	case err := <-broke:
 		if !errors.Is(err, unix.EINVAL) || !strings.Contains(err.Error(), "cannot wait") {
@@ -646,7 +699,7 @@ func TestSecondAddLeavesTheFirst(t *testing.T) {
 	done := make(chan struct{})
 	watch(t, l, ours, Readable, func(Events) { l.Del(ours); close(done) })
 	onLoop(t, l, func() {
-		if l.Add(ours, Readable, func(Events) {}) == nil {
+		if l.Add(ours, Readable, func(Woken) {}) == nil {
 			t.Error("an fd is watched twice")
 		}
 	})

@@ -107,7 +107,7 @@ func TestNetConnTakesOver(t *testing.T) {
 	fd, _ := accept(t, listener)
 	left := make(chan struct{})
 	onLoop(t, l, func() {
-		l.Add(fd, Readable, func(Events) { l.Del(fd); close(left) })
+		l.Add(fd, Readable, func(Woken) { l.Del(fd); close(left) })
 	})
 	io.WriteString(client, "request")
 	wait(t, left, "the request")

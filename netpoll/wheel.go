@@ -40,11 +40,12 @@ func (w *Wheel) init(now time.Duration) { w.tick = int64(now / Tick) }
 func (w *Wheel) Len() int { return w.count }
 
 // Schedule lets t expire at the first tick that is not before at, and never in
-// the tick being handled. A timer on the wheel is moved.
-func (w *Wheel) Schedule(t *Timer, at time.Duration) {
+// the tick being handled. A timer on the wheel is moved. It returns the tick at
+// which the wheel has to be advanced for t.
+func (w *Wheel) Schedule(t *Timer, at time.Duration) (tick int64) {
 	w.Cancel(t)
 	t.at = at
-	tick := int64((at + Tick - 1) / Tick)
+	tick = int64((at + Tick - 1) / Tick)
 	tick = min(max(tick, w.tick+1), w.tick+wheelSlots-1)
 	slot := &w.slots[tick%wheelSlots]
 	t.next, t.link = *slot, slot
@@ -53,6 +54,7 @@ func (w *Wheel) Schedule(t *Timer, at time.Duration) {
 	}
 	*slot = t
 	w.count++
+	return tick
 }
 
 // Cancel takes t off the wheel. A timer that is not on it is left alone.
@@ -66,6 +68,16 @@ func (w *Wheel) Cancel(t *Timer) {
 	}
 	t.next, t.link = nil, nil
 	w.count--
+}
+
+// next is the tick at which the wheel has to be advanced next, never if it is empty.
+func (w *Wheel) next() (tick int64) {
+	if w.count == 0 {
+		return never
+	}
+	for tick = w.tick + 1; w.slots[tick%wheelSlots] == nil; tick++ {
+	}
+	return tick
 }
 
 // Advance moves the wheel to now and expires what is due. A timer may schedule

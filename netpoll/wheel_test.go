@@ -188,6 +188,40 @@ func TestTimersThatTouchEachOtherWhileTheyExpire(t *testing.T) {
 	}, 1, 1)
 }
 
+// A wheel that is advanced only when it asks for it expires each timer at its tick.
+func TestWheelTellsWhatComesNext(t *testing.T) {
+	w := newWheel(0)
+	if w.next() != never {
+		t.Errorf("an empty wheel waits for tick %d", w.next())
+	}
+	var now time.Duration
+	left := 0
+	for _, at := range []time.Duration{1, Tick, 3*Tick + 1, 40 * Tick, turn - Tick, turn, turn + 7*Tick, 3*turn + 1} {
+		left++
+		var a *alarm
+		a = newAlarm(func() {
+			left--
+			if want := (at + Tick - 1) / Tick * Tick; now != want {
+				t.Errorf("the timer for %v expires at %v, want %v", at, now, want)
+			}
+		})
+		w.Schedule(&a.Timer, at)
+	}
+	cancelled := newAlarm(nil)
+	w.Schedule(&cancelled.Timer, 2*Tick)
+	w.Cancel(&cancelled.Timer)
+	for steps := 0; w.next() != never; steps++ {
+		if steps > 20 {
+			t.Fatalf("%d timers are left after %d steps", left, steps)
+		}
+		now = time.Duration(w.next()) * Tick
+		w.Advance(now)
+	}
+	if left != 0 {
+		t.Errorf("%d timers have not expired", left)
+	}
+}
+
 // A wheelModel is a Wheel and what it ought to hold, in a plain slice.
 type wheelModel struct {
 	t      *testing.T

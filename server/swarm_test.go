@@ -155,7 +155,8 @@ func (s *swarm) connectAll(p *process, n int, onMessage func(*swarmClient, []byt
 	s.until(fmt.Sprintf("%d connections are open", n), func() bool { return opened.Load() == int64(n) })
 }
 
-func (c *swarmClient) onEvent(netpoll.Events) {
+func (c *swarmClient) onEvent(w netpoll.Woken) {
+	c.loop.Awake(w)
 	if c.closed {
 		return
 	}

@@ -111,7 +111,10 @@ func (a *acceptor) add(l *netpoll.Listener) error {
 }
 
 func (a *acceptor) watch(l *netpoll.Listener) error {
-	return a.loop.Add(l.FD, netpoll.Readable, func(netpoll.Events) { a.onConnections(l) })
+	return a.loop.Add(l.FD, netpoll.Readable, func(w netpoll.Woken) {
+		a.loop.Awake(w)
+		a.onConnections(l)
+	})
 }
 
 // acceptAll accepts every client that waits; it runs on the loop.

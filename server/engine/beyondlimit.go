@@ -41,7 +41,7 @@ func (b *beyondLimit) welcome(a arrival) {
 // first.
 func (b *beyondLimit) makeRoom() {
 	oldest := b.conns[0]
-	oldest.onEvent(netpoll.Readable)
+	oldest.onEvent(netpoll.Woken(netpoll.Readable))
 	if oldest.state == stateHandshake {
 		b.worker.engine.config.Metrics.Dropped.Inc()
 	}

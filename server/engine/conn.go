@@ -159,11 +159,12 @@ func (c *Conn) clientIP() netip.Addr {
 
 // onEvent is called by the loop when the socket is ready. All answers are appended
 // to the worker's out; the flush at the end is the one write.
-func (c *Conn) onEvent(events netpoll.Events) {
+func (c *Conn) onEvent(woken netpoll.Woken) {
+	events := c.worker.loop.Awake(woken)
 	if c.state == stateClosed || c.leaving == leavingAway {
 		return // it was closed or frozen by an event of the same batch
 	}
-	began, before := netpoll.Monotonic(), c.session.Count
+	began, before := c.worker.loop.Now(), c.session.Count
 	if events&netpoll.Writable != 0 {
 		c.onWritable()
 	}

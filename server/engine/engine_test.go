@@ -171,7 +171,7 @@ func TestLateEventTouchesNothing(t *testing.T) {
 		}
 		defer unix.Close(number)
 		unix.Write(pair[1], text("for the new owner"))
-		c.onEvent(netpoll.Readable | netpoll.Writable)
+		c.onEvent(netpoll.Woken(netpoll.Readable | netpoll.Writable))
 	})
 	if n, err := read(pair[0], make([]byte, 100)); err != nil || n != len(text("for the new owner")) {
 		t.Errorf("the new owner reads %d bytes, %v", n, err)

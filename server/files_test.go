@@ -87,8 +87,8 @@ func TestFilesOfLoops(t *testing.T) {
 // startLimited starts a server that may open so many files.
 func startLimited(t *testing.T, files int, flags ...string) *process {
 	t.Helper()
-	args := append([]string{fmt.Sprintf("--nofile=%d:%d", files, files), os.Args[0], "-listen", testHost + ":0", "-log-format", "json"}, flags...)
-	cmd := exec.Command("prlimit", args...)
+	args := []string{fmt.Sprintf("--nofile=%d:%d", files, files), os.Args[0], "-listen", testHost + ":0", "-log-format", "json"}
+	cmd := exec.Command("prlimit", append(args, flags...)...)
 	cmd.Env = append(os.Environ(), asServer+"=1")
 	return launch(t, cmd)
 }

@@ -47,7 +47,8 @@ func wantFileBudgets(t *testing.T, flags []string) {
 			t.Errorf("%q with %d files: %v", flags, limit, err)
 			continue
 		}
-		if b.fixed()+b.beyondLimit+b.plainHTTP+b.connections != limit || b.beyondLimit < leastShare || b.plainHTTP < leastShare || b.connections < 1 {
+		sum := b.fixed() + b.beyondLimit + b.plainHTTP + b.connections
+		if sum != limit || b.beyondLimit < leastShare || b.plainHTTP < leastShare || b.connections < 1 {
 			t.Errorf("%q with %d files: %+v", flags, limit, b)
 		}
 	}

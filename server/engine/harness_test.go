@@ -82,7 +82,8 @@ func startEngine(t testing.TB, change ...func(*Config)) *harness {
 		Workers: 1, Endpoints: []Endpoint{{"/count", func() Handler { return tally{} }}},
 		MaxConnections: 1000, MaxMessage: 64 << 10,
 		Heartbeat: 30 * time.Second, HandshakeTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, MessageTimeout: 30 * time.Second,
-		Store: store, Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Plain: make(aPlain, 10), PlacesBeyondLimit: 4, PlainPlaces: 10,
+		Store: store, Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Plain: make(aPlain, 10),
+		PlacesBeyondLimit: 4, PlainPlaces: 10,
 		Fatal: func(err error) { t.Error(err) },
 	}
 	for _, f := range change {

@@ -50,7 +50,8 @@ func startRoom(t *testing.T) (*engine.Engine, string) {
 	labels.Handshakes, labels.Closes = engine.Labels()
 	e, err := engine.New(engine.Config{
 		Workers: 1, Endpoints: []engine.Endpoint{{Path: "/room", New: newRoom}},
-		MaxConnections: 100, MaxMessage: 1 << 10, Heartbeat: time.Minute, HandshakeTimeout: time.Minute, WriteTimeout: time.Minute, MessageTimeout: time.Minute,
+		MaxConnections: 100, MaxMessage: 1 << 10, Heartbeat: time.Minute,
+		HandshakeTimeout: time.Minute, WriteTimeout: time.Minute, MessageTimeout: time.Minute,
 		Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Fatal: func(err error) { t.Error(err) },
 	})
 	if err != nil {

@@ -347,8 +347,13 @@ func TestTenThousand(t *testing.T) {
 		t.Errorf("exit code %d, %d of %d got their bye and 1001", code, byes.Load(), clients)
 	}
 	connected, ended := len(p.logged("websocket_connected")), len(p.logged("websocket_disconnected"))
-	if connected != 2*clients || ended != 2*clients {
-		t.Errorf("%d connections are logged as opened and %d as closed, want %d", connected, ended, 2*clients)
+	dropped := 0 // the test may read too slowly
+	for _, line := range p.logged("log_lines_dropped") {
+		dropped += int(line["dropped"].(float64))
+	}
+	if connected > 2*clients || ended > 2*clients || connected+ended+dropped < 4*clients {
+		t.Errorf("%d connections are logged as opened, %d as closed, %d lines as dropped, want %d of each kind",
+			connected, ended, dropped, 2*clients)
 	}
 }
 

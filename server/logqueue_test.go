@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
@@ -47,6 +48,17 @@ func startQueue(out io.Writer) (zerolog.Logger, *logQueue) {
 	queue := newLogQueue(out, droppedLine)
 	go queue.run()
 	return logTo(queue), queue
+}
+
+// finish closes the log and waits until all is written, however busy the machine is.
+func finish(t testing.TB, queue *logQueue) {
+	t.Helper()
+	queue.Close()
+	select {
+	case <-queue.done:
+	case <-time.After(patience):
+		t.Fatal("the writer does not end")
+	}
 }
 
 // A numbered is a line of these tests: its number, or how many are missing.
@@ -176,11 +188,11 @@ func TestLogBusyWriterStaysAwake(t *testing.T) {
 func TestLogOfAReaderThatStandsStill(t *testing.T) {
 	out := &outlet{}
 	log, queue := startQueue(out)
-	n := 0
+	n, long := 0, strings.Repeat("x", 2000)
 	flood := func() {
 		before := queue.dropped.Load()
 		for ; queue.dropped.Load() < before+100; n++ {
-			log.Error().Int("n", n).Msg("x")
+			log.Error().Int("n", n).Str("text", long).Msg("x")
 		}
 	}
 	out.mu.Lock()
@@ -200,7 +212,7 @@ func TestLogOfAReaderThatStandsStill(t *testing.T) {
 		return written+dropped == n
 	})
 	log.Info().Int("n", n).Msg("x")
-	queue.Close()
+	finish(t, queue)
 	written, dropped := wantNumbers(t, out.String())
 	if dropped != int(queue.dropped.Load()) || written+dropped != n+1 {
 		t.Errorf("%d lines written and %d told as dropped of %d; counted as dropped: %d", written, dropped, n+1, queue.dropped.Load())
@@ -239,7 +251,7 @@ func TestLogOfALineThatIsTooLong(t *testing.T) {
 	log.Info().Str("text", strings.Repeat("x", logMemory)).Msg("x")
 	eventually(t, "the line is told as dropped", func() bool { _, dropped := wantNumbers(t, out.String()); return dropped == 1 })
 	log.Info().Int("n", 1).Msg("x")
-	queue.Close()
+	finish(t, queue)
 	if written, _ := wantNumbers(t, out.String()); written != 1 {
 		t.Errorf("the line behind it is missing: %s", out.String())
 	}
@@ -292,7 +304,7 @@ func TestLogOfManyGoroutines(t *testing.T) {
 		})
 	}
 	all.Wait()
-	queue.Close()
+	finish(t, queue)
 	last := make(map[int]int)
 	written, dropped := 0, 0
 	for line := range strings.Lines(out.String()) {
@@ -354,7 +366,7 @@ func TestLogOfALibrary(t *testing.T) {
 	out := &outlet{}
 	log, queue := startQueue(out)
 	io.WriteString(libraryLog{log}, "something \"odd\"\n")
-	queue.Close()
+	finish(t, queue)
 	var line map[string]any
 	err := json.Unmarshal([]byte(out.String()), &line)
 	if err != nil || line["event"] != "library_message" || line["text"] != `something "odd"` {
@@ -389,7 +401,7 @@ func BenchmarkLog(b *testing.B) {
 		log.Info().Str("session_id", someSession).Str("client_ip", "192.0.2.1").Int("message_count", lines).Msg("websocket_connected")
 		lines++
 	}
-	queue.Close()
+	finish(b, queue)
 	b.ReportMetric(float64(out.calls)/float64(lines), "writes/line")
 	b.ReportMetric(float64(queue.dropped.Load())/float64(lines), "dropped/line")
 }

@@ -33,14 +33,20 @@ func (p *process) openMany(n int) (clients []*wire) {
 	return clients
 }
 
-// logUntilDropped opens and closes connections until further lines of the log are dropped.
+// logUntilDropped makes a server that logs refusals do so, with long lines, until further
+// ones are dropped.
 func (p *process) logUntilDropped() {
 	p.t.Helper()
+	refused := upgradeRequest("/ws/chat/", "Origin: http://"+strings.Repeat("a", 6000)+".example")
 	dropped := func() float64 { return p.metric("websocket_log_dropped_total") }
 	before := dropped()
 	eventually(p.t, "lines of the log are dropped", func() bool {
 		for range 100 {
-			p.open("/ws/chat/").conn.Close()
+			w := newWire(p.t, p.dial())
+			if response := w.request(refused); response.StatusCode != 403 {
+				p.t.Fatal(response.Status)
+			}
+			w.conn.Close()
 		}
 		return dropped() > before
 	})
@@ -85,7 +91,7 @@ func (p *process) wantExitOK() {
 // TestLogThatNobodyReads: a reader of the log that stands still holds nobody up, neither
 // a client nor a probe nor the end, and hears later how much it has missed.
 func TestLogThatNobodyReads(t *testing.T) {
-	p := startServer(t)
+	p := startServer(t, "-log-level", "debug")
 	clients := p.openMany(50)
 	p.stdout.Lock()
 	p.logUntilDropped()
@@ -109,7 +115,7 @@ func TestLogThatNobodyReads(t *testing.T) {
 
 // TestLogWithoutAReader: journald restarts, head(1) has enough.
 func TestLogWithoutAReader(t *testing.T) {
-	p := startServer(t)
+	p := startServer(t, "-log-level", "debug")
 	clients := p.openMany(50)
 	p.stdout.pipe.Close()
 	p.logUntilDropped()
@@ -123,7 +129,7 @@ func TestLogWithoutAReader(t *testing.T) {
 // TestLogOnATerminalThatStandsStill: as after ^S.
 func TestLogOnATerminalThatStandsStill(t *testing.T) {
 	terminal, screen := openTerminal(t)
-	cmd := exec.Command(os.Args[0], "-listen", testHost+":0")
+	cmd := exec.Command(os.Args[0], "-listen", testHost+":0", "-log-level", "debug")
 	cmd.Env = append(os.Environ(), asServer+"=1")
 	cmd.Stdout = terminal
 	p := startQuiet(t, cmd)

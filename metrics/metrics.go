@@ -114,6 +114,9 @@ type Metrics struct {
 	sources Sources
 	store   *Store // nil if the store is embedded
 	set     *metrics.Set
+	files   *openFiles
+
+	pageBytes atomic.Int64 // how long the last page was, before its HELP texts
 }
 
 // The upper bounds of the histograms' buckets, in seconds.
@@ -125,7 +128,7 @@ var (
 // New returns the metrics of a process with n workers.
 func New(n int, labels Labels, sources Sources) *Metrics {
 	metrics.ExposeMetadata(true)
-	m := &Metrics{labels: labels, sources: sources, set: metrics.NewSet()}
+	m := &Metrics{labels: labels, sources: sources, set: metrics.NewSet(), files: newOpenFiles()}
 	m.HandoverPause = m.set.NewPrometheusHistogramExt("websocket_handover_pause_seconds", latencyBuckets)
 	m.HandoverRefusals = make([]Counter, len(labels.Refusals))
 	m.Duration = m.set.NewPrometheusHistogramExt("websocket_connection_duration_seconds", durationBuckets)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/VictoriaMetrics/metrics"
 )
@@ -56,6 +55,7 @@ var help = map[string]string{
 // Write writes everything in the Prometheus text format.
 func (m *Metrics) Write(out io.Writer) {
 	var page bytes.Buffer
+	page.Grow(int(m.pageBytes.Load()))
 	m.writeSums(&page)
 	m.writeLabelled(&page)
 	m.writeSources(&page)
@@ -64,7 +64,8 @@ func (m *Metrics) Write(out io.Writer) {
 	}
 	m.set.WritePrometheus(&page)
 	metrics.WriteProcessMetrics(&page)
-	metrics.WriteFDMetrics(&page)
+	m.files.write(&page)
+	m.pageBytes.Store(int64(page.Len()))
 	out.Write(withHelp(page.Bytes()))
 }
 
@@ -173,17 +174,19 @@ func oneIf(condition bool) uint64 {
 
 // withHelp fills in the HELP texts, which the library leaves empty.
 func withHelp(page []byte) []byte {
-	var out bytes.Buffer
-	for line := range strings.Lines(string(page)) {
-		if name, ok := strings.CutPrefix(line, "# HELP "); ok {
-			name = strings.TrimSpace(name)
-			text, ours := help[name]
-			if !ours {
-				text = "See the Go runtime's or the kernel's documentation (proc(5))."
-			}
-			line = "# HELP " + name + " " + text + "\n"
+	out := make([]byte, 0, 2*len(page))
+	for line := range bytes.Lines(page) {
+		name, ok := bytes.CutPrefix(line, []byte("# HELP "))
+		if !ok {
+			out = append(out, line...)
+			continue
 		}
-		out.WriteString(line)
+		text, ours := help[string(bytes.TrimSpace(name))]
+		if !ours {
+			text = "See the Go runtime's or the kernel's documentation (proc(5))."
+		}
+		out = append(append(out, bytes.TrimRight(line, " \n")...), ' ')
+		out = append(append(out, text...), '\n')
 	}
-	return out.Bytes()
+	return out
 }

@@ -418,31 +418,29 @@ func TestControlWaitsForTheEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	asking, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asking.Close()
+	listener := s.control.Load().listener
+	listener.SetDeadline(time.Now().Add(patience / 10))
+	early, err := listener.Accept() // it waits there, unless somebody serves it already
+	if err != nil {
+		t.Fatal("the server obeys before it serves:", err)
+	}
+	early.Close()
+	listener.SetDeadline(time.Time{})
+	signals, ended := make(chan os.Signal, 1), make(chan error, 1)
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	x := handover.NewExchange(conn.(*net.UnixConn))
-	defer x.Close()
 	io.WriteString(conn, commandHandover+"\n")
-	type answer struct {
-		welcome handover.Welcome
-		err     error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		welcome, err := x.Greet(s.hello())
-		answered <- answer{welcome, err}
-	}()
-	select {
-	case got := <-answered:
-		t.Errorf("before it serves, the server answers %+v", got)
-	default:
-	}
-	signals, ended := make(chan os.Signal, 1), make(chan error, 1)
 	go func() { ended <- s.run(signals) }()
-	if got := <-answered; got.err != nil || !slices.Equal(got.welcome.Listeners, config.Listen) {
-		t.Errorf("the server answers %+v, want the listeners %q", got, config.Listen)
+	if got, err := x.Greet(s.hello()); err != nil || !slices.Equal(got.Listeners, config.Listen) {
+		t.Errorf("the server answers %+v, %v, want the listeners %q", got, err, config.Listen)
 	}
 	x.Close()
 	signals <- syscall.SIGTERM

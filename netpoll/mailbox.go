@@ -20,6 +20,9 @@ type mailbox struct {
 	running []func() // Owned by the loop: the slice that queue is swapped with.
 }
 
+// maxKept is for how many tasks a mailbox keeps memory.
+const maxKept = 1024
+
 func newMailbox() (*mailbox, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
@@ -55,6 +58,9 @@ func (m *mailbox) run() {
 	for i, task := range m.running {
 		m.running[i] = nil
 		task()
+	}
+	if cap(m.running) > maxKept {
+		m.running = nil
 	}
 }
 

@@ -101,3 +101,16 @@ func TestPostAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations for two tasks", n)
 	}
 }
+
+// TestMailboxKeepsLittle: the memory of a burst of tasks goes.
+func TestMailboxKeepsLittle(t *testing.T) {
+	m := newTestMailbox(t)
+	for range 10 * maxKept {
+		m.post(func() {})
+	}
+	m.run()
+	m.run() // the burst's slice would be the next one to be used
+	if n := cap(m.queue) + cap(m.running); n > 2*maxKept {
+		t.Errorf("room for %d tasks is kept", n)
+	}
+}

@@ -53,6 +53,9 @@ type server struct {
 	control     atomic.Pointer[control]  // nil without -control
 	takeover    atomic.Pointer[takeover] // the takeover that is prepared or under way, nil without one
 	drainSince  atomic.Int64             // time.Duration on netpoll's clock, 0 before the drain
+
+	// Owned by the acceptor's loop.
+	connectionPeak, sessionPeak peak
 }
 
 // sameWish is how long after the first signal others mean the same: timeout(1) and
@@ -258,9 +261,7 @@ func (s *server) open() error {
 	if err := s.engine.Listen(s.listeners...); err != nil {
 		return err
 	}
-	if s.memory != nil {
-		s.engine.Every(time.Second, s.memory.Expire)
-	}
+	s.engine.Every(time.Second, s.onSecond)
 	s.ready.Store(true)
 	s.obeyCommands()
 	if s.initialTakeover != nil {

@@ -167,6 +167,15 @@ func (e *Engine) Every(period time.Duration, f func()) {
 // Connections is how many sockets the workers hold.
 func (e *Engine) Connections() int { return int(e.connections.Load()) }
 
+// Shrink gives up the memory that connections of the past have left in tables and
+// free lists: maps and slices do not shrink by themselves.
+func (e *Engine) Shrink() {
+	e.peers.shrink()
+	for _, w := range e.workers {
+		w.loop.Call(w.shrink)
+	}
+}
+
 // Drain makes every worker say goodbye to its clients. The channel is closed when no
 // upgraded connection is left. The listeners stay open until then: new requests get a
 // refusal, and plain HTTP is served.

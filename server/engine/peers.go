@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"net/netip"
 	"sync"
 
@@ -110,6 +111,13 @@ func (p *peers) release(ip netip.Addr) {
 	if p.count[key]--; p.count[key] == 0 {
 		delete(p.count, key)
 	}
+}
+
+// shrink gives up the memory that connections of the past have left.
+func (p *peers) shrink() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count = maps.Collect(maps.All(p.count))
 }
 
 // block is the addresses of one client: an IPv4 address, or the /64 that an IPv6 host

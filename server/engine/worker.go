@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -114,6 +116,15 @@ func (w *worker) remove(c *Conn) {
 	w.engine.forget(c)
 }
 
+// shrink gives up the memory that the worker's connections of the past have left; it
+// runs on the loop. The callbacks' table is easygo's, and keeps its size.
+func (w *worker) shrink() {
+	w.conns, w.dirty, w.starved = slices.Clone(w.conns), slices.Clone(w.dirty), slices.Clone(w.starved)
+	w.requestIDs = maps.Collect(maps.All(w.requestIDs))
+	w.free = freeList{}
+	w.out = nil
+}
+
 // An inbox passes sockets from the acceptor to a worker. The worker's one task welcomes
 // all sockets that have gathered; posting it allocates nothing.
 type inbox struct {
@@ -133,6 +144,9 @@ func newInbox(w *worker) *inbox {
 	return b
 }
 
+// maxKept is for how many sockets an inbox keeps memory.
+const maxKept = 8 * acceptBatch
+
 // put may be called from any goroutine.
 func (b *inbox) put(a arrival) {
 	b.mu.Lock()
@@ -150,5 +164,8 @@ func (b *inbox) welcomeAll() {
 	b.mu.Unlock()
 	for _, a := range b.taken {
 		b.worker.welcome(a)
+	}
+	if cap(b.taken) > maxKept {
+		b.taken = nil
 	}
 }

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"encoding/binary"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,6 +161,16 @@ func (m *Memory) Expire() {
 	m.answer(m.pending.removeBefore(now-m.config.Timeout), ErrUnavailable)
 	for m.dropOldest(m.isExpired) {
 		m.Expired.Add(1)
+	}
+}
+
+// Shrink implements Store.
+func (m *Memory) Shrink() {
+	for i := range m.shards {
+		s := &m.shards[i]
+		s.mu.Lock()
+		s.sessions = maps.Collect(maps.All(s.sessions))
+		s.mu.Unlock()
 	}
 }
 

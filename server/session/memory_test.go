@@ -602,3 +602,53 @@ func BenchmarkCommit(b *testing.B) {
 		}
 	}
 }
+
+// TestShrink: a map keeps its size when its entries go, until Shrink.
+func TestShrink(t *testing.T) {
+	f := func(name string, fill, empty func(n int), shrink func()) {
+		t.Helper()
+		const n = 200_000
+		before := heapInUse()
+		fill(n)
+		empty(n)
+		held := heapInUse() - before
+		shrink()
+		kept := heapInUse() - before
+		if least := int64(n * 16); held < least || kept > least/10 {
+			t.Errorf("%s: %d bytes before Shrink, want %d at least; %d after it, want %d at most", name, held, least, kept, least/10)
+		}
+	}
+	m, clock := newMemory(1_000_000)
+	held := make(map[int]*Lease)
+	f("embedded", func(n int) {
+		for i := range n {
+			held[i] = new(Lease)
+			if _, err := m.Claim(held[i], NewID(), new(tenant)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}, func(int) {
+		for _, l := range held {
+			m.Release(l)
+		}
+		held = nil
+		clock.advance(ttl)
+		m.Expire()
+	}, m.Shrink)
+	r := &Redis{leases: make(map[leaseID]*redisLease)}
+	f("Redis", func(n int) {
+		for i := range n {
+			r.leases[leaseID{serial: uint32(i)}] = nil
+		}
+	}, func(int) { clear(r.leases) }, r.Shrink)
+	runtime.KeepAlive(m)
+	runtime.KeepAlive(r)
+}
+
+// heapInUse is how many bytes of the heap are alive.
+func heapInUse() int64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
+}

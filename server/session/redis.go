@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -141,6 +142,13 @@ func (s *Redis) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.leases)
+}
+
+// Shrink implements Store.
+func (s *Redis) Shrink() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leases = maps.Collect(maps.All(s.leases))
 }
 
 func (s *Redis) queueLength() (length int) {

@@ -157,6 +157,10 @@ type Store interface {
 	// Len is how many sessions the process holds.
 	Len() int
 
+	// Shrink gives up the memory that sessions of the past have left in
+	// tables: maps do not shrink by themselves.
+	Shrink()
+
 	// Close waits until all that was committed is stored, or ctx is done.
 	// Every lease has to be released before.
 	Close(ctx context.Context) error

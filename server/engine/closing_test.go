@@ -84,6 +84,7 @@ func TestCloseFrameThatWaitedInTheSpill(t *testing.T) {
 func TestFloodWhileLingering(t *testing.T) {
 	h := startEngine(t)
 	fd := h.lingering()
+	h.onLoop(func(w *worker) { w.conns[0].needInput().skipped = skipMost - 2<<20 }) // it has sent so much
 	flood := make([]byte, 1<<20)
 	for i := range flood {
 		flood[i] = 0x81 // frames of a byte, not masked

@@ -6,6 +6,7 @@ PACKAGES = ./...
 # failure (go.dev/issue/75804).
 FUZZTIME ?= 100000x
 CHAOS   ?= 300
+ABUSE   ?= 60
 BIN      = bin/server
 BENCH    = bin/bench
 TOOLS    = .cache/bin
@@ -161,6 +162,10 @@ fuzz: ## Fuzz each target for FUZZTIME (100000x executions)
 .PHONY: chaos
 chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
 	TURNSTILE_CHAOS_SECONDS=$(CHAOS) $(GO) test -count=1 -timeout 0 -run TestChaos -v ./server
+
+.PHONY: abuse
+abuse: ## Attack one server in all ways at once for ABUSE seconds (60): its honest clients may wait twice as long as before
+	TURNSTILE_ABUSE_SECONDS=$(ABUSE) $(GO) test -count=1 -timeout 0 -run 'TestAbuse$$' -v ./server
 
 .PHONY: handover-10k
 handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice

@@ -86,13 +86,7 @@ type chaos struct {
 }
 
 func runChaos(t *testing.T, url string, length time.Duration, redis func(*chaos)) {
-	if text := os.Getenv("TURNSTILE_CHAOS_SECONDS"); text != "" {
-		seconds, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		length = time.Duration(seconds) * time.Second
-	}
+	length = secondsOf(t, "TURNSTILE_CHAOS_SECONDS", length)
 	seed := rand.Uint64()
 	if text := os.Getenv("TURNSTILE_CHAOS_SEED"); text != "" {
 		var err error

@@ -11,16 +11,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dialSlowly connects a client whose kernel takes little, and makes the server's keep
-// little: whoever writes it a page has to wait until it reads.
-func (p *process) dialSlowly(ip string) *wire {
-	p.t.Helper()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Control: func(_, _ string, raw syscall.RawConn) error {
+// slowDialer connects clients whose kernel takes little, and makes the server's keep
+// little: whoever writes to one has to wait until it reads.
+func slowDialer(ip string) net.Dialer {
+	return net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Control: func(_, _ string, raw syscall.RawConn) error {
 		return raw.Control(func(fd uintptr) {
 			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 1)
 			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 536)
 		})
 	}}
+}
+
+// dialSlowly connects a client of slowDialer's.
+func (p *process) dialSlowly(ip string) *wire {
+	p.t.Helper()
+	dialer := slowDialer(ip)
 	conn, err := dialer.Dial("tcp", p.addr)
 	if err != nil {
 		p.t.Fatal(err)

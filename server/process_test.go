@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 		shortenPrepared()
 		os.Exit(run(os.Args[1:]))
 	}
+	if addr := os.Getenv(asAttackers); addr != "" {
+		os.Exit(attackUntilEOF(addr))
+	}
 	os.Exit(m.Run())
 }
 

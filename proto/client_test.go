@@ -11,12 +11,9 @@ import (
 func TestClientAndServerAgree(t *testing.T) {
 	for _, protocol := range []string{"", Subprotocol} {
 		request := AppendRequest(nil, "example.com:1", "/ws/chat/?session_id=x", protocol)
-		if HeaderEnd(request, 0) != len(request) || string(RequestPath(request)) != "/ws/chat/" {
-			t.Fatalf("the request is %q", request)
-		}
-		answer, r, err := NewUpgrader(Subprotocol).Upgrade(nil, request)
-		if err != nil || r.Protocol != protocol || string(r.Host) != "example.com:1" {
-			t.Errorf("%+v, %v", r, err)
+		answer, r, refusal := upgrade(nil, string(request))
+		if refusal != nil || r.Protocol != protocol || string(r.Path) != "/ws/chat/" || string(r.Host) != "example.com:1" {
+			t.Errorf("%q: %+v, %v", request, r, refusal)
 		}
 		if err := CheckUpgrade(answer); err != nil {
 			t.Errorf("%q: %v", answer, err)
@@ -63,19 +60,4 @@ func TestReadCount(t *testing.T) {
 	if IsHeartbeat([]byte(`{"count":1`)) || !IsHeartbeat(bytes.TrimSpace([]byte(`{"type":"heartbeat","ts":"x"}`))) {
 		t.Error("a heartbeat is not known")
 	}
-}
-
-func TestHasBody(t *testing.T) {
-	f := func(header string, want bool) {
-		t.Helper()
-		if got := HasBody([]byte("GET / HTTP/1.1\r\n" + header + "\r\n\r\n")); got != want {
-			t.Errorf("%q: %v", header, got)
-		}
-	}
-	f("Host: x", false)
-	f("Content-Length: 0", false)
-	f("Content-Length:5", true)
-	f("content-LENGTH: 1", true)
-	f("Transfer-Encoding: chunked", true)
-	f("X-Content-Length: 5", false)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"turnstile/netpoll"
+	"turnstile/server/engine"
 	"turnstile/server/session"
 )
 
@@ -116,8 +117,9 @@ func (c *Config) listening() []setting {
 		{name: "listen", unit: "ADDRESSES", value: &listFlag{&c.Listen, checkListenAddress},
 			text: "Addresses to listen on, separated by commas: host:port or unix:/path.",
 			when: "a proxy connects through a unix socket, or the port is taken"},
-		{name: "origins", unit: "HOSTS", value: &listFlag{&c.Origins, checkOrigin},
-			text: "Hosts whose pages may connect, beside the server's own, separated by commas; * is all.",
+		{name: "origins", unit: "ORIGINS", value: &listFlag{&c.Origins, engine.ParseOrigin},
+			text: "Whose pages may connect, beside those of the server's own host, separated by commas: a host (any scheme and port), host:port, " +
+				"an origin such as https://example.com, null, file://, or * for all.",
 			when: "a page of another host connects"},
 		{name: "trusted-proxies", unit: "ADDRESSES", value: &prefixesFlag{&c.TrustedProxies},
 			text: "Proxies whose X-Forwarded-For and X-Real-IP are believed, as IP or CIDR, separated by commas. " +

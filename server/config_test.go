@@ -51,8 +51,11 @@ func TestConfigErrors(t *testing.T) {
 		"-listen", ":8000,:99999")
 	f(`-listen must have a path of 1 to 107 bytes behind its unix: prefix, got "unix:"`, "-listen", "unix:")
 	f(`-log-level must be one of debug, info, warn, error, got "loud"`, "-log-level", "loud")
-	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "http://x"`,
-		"-origins", "http://x")
+	f(`-origins must be hosts such as example.com or example.com:8443, origins such as https://example.com, null, file:// or *, `+
+		`separated by commas: an origin has no path and no last slash, got "https://x/"`,
+		"-origins", "https://x/")
+	f(`-origins must be origins of pages: that of a page which connects to wss:// begins with http:// or https://, got "wss://x"`,
+		"-origins", "wss://x")
 	f(`-trusted-proxies must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas, got "10.0.0.0/8,proxy"`,
 		"-trusted-proxies", "10.0.0.0/8,proxy")
 	f(`-echo must be true or false, got "maybe"`, "-echo=maybe")
@@ -60,8 +63,10 @@ func TestConfigErrors(t *testing.T) {
 		`raise the limit (ulimit -n, LimitNOFILE) or lower the flag`,
 		"-max-connections", "30000")
 	f(`unexpected argument "8000": everything is a flag, and -echo takes its value as -echo=true; see -help`, "8000")
-	f(`-origins must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *, got "*.example.com"`,
-		"-origins", "*.example.com")
+	f(`-trusted-proxies must name proxies: 0.0.0.0 is nobody's address, and all addresses are 0.0.0.0/0, got "0.0.0.0"`,
+		"-trusted-proxies", "0.0.0.0")
+	f(`-trusted-proxies must name proxies: no connection comes from 224.1.0.0/16, which is multicast, got "10.0.0.1,224.1.0.0/16"`,
+		"-trusted-proxies", "10.0.0.1,224.1.0.0/16")
 	f(`-listen must not name anything twice, got ":1,:1"`, "-listen", ":1,:1")
 	f(`-healthcheck must be http://HOST:PORT/healthz/ or unix:SOCKET:/healthz/, got "localhost:8000"`, "-healthcheck", "localhost:8000")
 	f(`-xyzzy is no flag of this server; see -help`, "-xyzzy", "1")
@@ -330,4 +335,21 @@ func flagTable() string {
 		}
 	}
 	return table.String()
+}
+
+// TestTrustedProxies: IPv4 in its IPv6-mapped form is IPv4.
+func TestTrustedProxies(t *testing.T) {
+	f := func(text, want string) {
+		t.Helper()
+		var c Config
+		flag := prefixesFlag{&c.TrustedProxies}
+		if err := flag.Set(text); err != nil || flag.String() != want {
+			t.Errorf("%s: %v, %s, want %s", text, err, flag.String(), want)
+		}
+	}
+	f("10.0.0.1, 10.1.2.3/8", "10.0.0.1/32,10.0.0.0/8")
+	f("2001:db8::1,2001:db8::1/32", "2001:db8::1/128,2001:db8::/32")
+	f("::ffff:10.0.0.1", "10.0.0.1/32")
+	f("::ffff:10.1.2.3/104,::ffff:0:0/96", "10.0.0.0/8,0.0.0.0/0")
+	f("0.0.0.0/0,::/0", "0.0.0.0/0,::/0")
 }

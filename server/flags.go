@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -206,6 +205,9 @@ func (f *prefixesFlag) Set(s string) error {
 		if err != nil {
 			return errors.New("must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas")
 		}
+		if err := checkPrefix(prefix); err != nil {
+			return err
+		}
 		prefixes = append(prefixes, prefix)
 	}
 	*f.value = prefixes
@@ -223,13 +225,32 @@ func (f *prefixesFlag) String() string {
 	return strings.Join(texts, ",")
 }
 
+// parsePrefix reads an address or a block of them. IPv4 in its IPv6-mapped form is IPv4:
+// so it matches either form of a peer's address.
 func parsePrefix(text string) (netip.Prefix, error) {
-	if strings.Contains(text, "/") {
-		prefix, err := netip.ParsePrefix(text)
-		return prefix.Masked(), err
+	const mappedBits = 96
+	if !strings.Contains(text, "/") {
+		addr, err := netip.ParseAddr(text)
+		addr = addr.Unmap()
+		return netip.PrefixFrom(addr, addr.BitLen()), err
 	}
-	addr, err := netip.ParseAddr(text)
-	return netip.PrefixFrom(addr, addr.BitLen()), err
+	prefix, err := netip.ParsePrefix(text)
+	if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= mappedBits {
+		prefix = netip.PrefixFrom(addr.Unmap(), prefix.Bits()-mappedBits)
+	}
+	return prefix.Masked(), err
+}
+
+// checkPrefix refuses what is no peer's address.
+func checkPrefix(prefix netip.Prefix) error {
+	addr := prefix.Addr()
+	switch {
+	case prefix.IsSingleIP() && addr.IsUnspecified():
+		return fmt.Errorf("must name proxies: %s is nobody's address, and all addresses are %s/0", addr, addr)
+	case addr.IsMulticast():
+		return fmt.Errorf("must name proxies: no connection comes from %s, which is multicast", prefix)
+	}
+	return nil
 }
 
 func checkListenAddress(s string) error {
@@ -276,19 +297,6 @@ func checkTCPAddress(s string) error {
 	}
 	if err != nil {
 		return errors.New("must be host:port, with a port from 0 to 65535 (0 is a free one), such as :8000 or [::1]:8000")
-	}
-	return nil
-}
-
-// checkOrigin takes "*" and what can stand as the host, or host:port, of an
-// origin.
-func checkOrigin(s string) error {
-	if s == "*" {
-		return nil
-	}
-	u, err := url.Parse("http://" + s)
-	if err != nil || s == "" || u.Host != s || strings.Contains(s, "*") {
-		return errors.New("must be hosts such as example.com or example.com:8443, without a scheme, separated by commas, or *")
 	}
 	return nil
 }

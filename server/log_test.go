@@ -77,7 +77,7 @@ func TestLogOfRefusals(t *testing.T) {
 // What a client sends never breaks a line of the log in two.
 func TestLogIsNotInjected(t *testing.T) {
 	p := startServer(t)
-	p.open("/ws/chat/", "X-Request-ID: \"}{\"event\":\"forged\"\x01"+strings.Repeat("x", 500))
+	p.open("/ws/chat/", "X-Request-ID: \"}{\"event\":\"forged\"\t"+strings.Repeat("x", 500))
 	line := p.waitLog("websocket_connected")
 	if id := line["request_id"].(string); len(id) > 64 || !strings.HasPrefix(id, `"}{"event":"forged"`) {
 		t.Errorf("request_id %q", id)

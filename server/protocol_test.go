@@ -1,8 +1,10 @@
 package main
 
 import (
+	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -216,9 +218,78 @@ func TestRefusals(t *testing.T) {
 	f("plain page of HTTP/2.0", "GET /readyz/ HTTP/2.0\r\nHost: a\r\n\r\n", 505, `{"error":"this server speaks HTTP/1.1`)
 	f("plain page of HTTP/1.0", "GET /healthz/ HTTP/1.0\r\n\r\n", 200, "healthy")
 	f("no request line", "hello\r\n\r\n", 400, `{"error":"malformed request: it begins with`)
+	f("folded header", upgradeRequest("/ws/chat/", "X: a", " b"), 400, `{"error":"a header line begins with white space`)
+	f("plain page with a folded header", "GET /healthz/ HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n", 400, `{"error":"a header line begins`)
+	f("two keys", upgradeRequest("/ws/chat/", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="), 400, "more than one Sec-WebSocket-Key")
+	f("two Hosts", upgradeRequest("/ws/chat/", "Host: evil.example"), 400, "more than one Host")
+	f("Connection on two lines", with("Connection: Upgrade", "Connection: keep-alive\r\nConnection: Upgrade"), 101, "")
+	f("Upgrade as a list", with("Upgrade: websocket", "Upgrade: websocket, h2c"), 101, "")
+	f("absolute form", upgradeRequest("http://example.com/ws/chat"), 101, "")
+	f("absolute form, which is what the origin must match",
+		upgradeRequest("http://other.example/ws/chat", "Origin: http://example.com"), 403, "origin")
+	f("plain page in absolute form", "GET http://a/healthz/ HTTP/1.1\r\nHost: b\r\n\r\n", 200, "healthy")
+	f("percent-encoded path", upgradeRequest("/ws/ch%61t/"), 101, "")
+	f("percent-encoded name in the query", upgradeRequest("/ws/chat/?session%5Fid=123"), 400, badSession)
+	f("own origin with the port", upgradeRequest("/ws/chat/", "Origin: https://example.com:443"), 101, "")
+	f("an empty line before", "\r\n"+upgradeRequest("/ws/chat/"), 101, "")
+	f("plain page, an empty line before", "\r\nGET /healthz/ HTTP/1.0\r\n\r\n", 200, "healthy")
 	f("HTTP/2 at once", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00", 505,
 		`{"error":"this port speaks HTTP/1.1, not HTTP/2`)
 	f("no request", "\x16\x03\x01 what is this\r\n\r\n", 400, "")
+}
+
+// TestBodyIsNoFrames: a refused upgrade is refused with all that comes behind it.
+func TestBodyIsNoFrames(t *testing.T) {
+	p := startServer(t)
+	w := newWire(t, p.dial())
+	body := strings.Repeat(string(text("counted?")), 3)
+	response := w.request(upgradeRequest("/ws/chat/", "Content-Length: "+strconv.Itoa(len(body))) + body)
+	if answer, _ := io.ReadAll(response.Body); response.StatusCode != 413 || !strings.Contains(string(answer), "takes a body") {
+		t.Errorf("%s: %s", response.Status, answer)
+	}
+	w.wantEnd()
+	if n := p.metric("websocket_messages_total"); n != 0 {
+		t.Errorf("%v messages counted", n)
+	}
+}
+
+// TestRefusalsAreHTTP: a refusal has a Date, and for HEAD no body.
+func TestRefusalsAreHTTP(t *testing.T) {
+	p := startServer(t)
+	for _, target := range []string{"/ws/chat/", "/healthz/%zz"} {
+		for _, method := range []string{"GET", "HEAD"} {
+			w := newWire(t, p.dial())
+			response := w.request(method + " " + target + " HTTP/1.1\r\nHost: x\r\n\r\n")
+			if date, err := http.ParseTime(response.Header.Get("Date")); err != nil || time.Since(date).Abs() > time.Minute {
+				t.Errorf("%s %s: Date is %q", method, target, response.Header.Get("Date"))
+			}
+			if body, _ := io.ReadAll(w.reader); len(body) > 0 != (method == "GET") {
+				t.Errorf("%s %s: %s with body %q", method, target, response.Status, body)
+			}
+		}
+	}
+}
+
+// TestNoHTTP: who speaks another protocol is told so at once.
+func TestNoHTTP(t *testing.T) {
+	p := startServer(t, "-handshake-timeout", "1h")
+	for first, result := range map[string]string{
+		"\x03\x00\x00\x2f\x2a\xe0": "not_http",
+		strings.Repeat("A", 100):   "not_http",
+		"SSH-2.0-OpenSSH_9.2\r\n":  "bad_request",
+		"*1\r\n$4\r\nPING\r\n":     "bad_request",
+	} {
+		metric := `websocket_handshakes_total{result="` + result + `"}`
+		before := p.metric(metric)
+		w := newWire(t, p.dial())
+		if response := w.request(first); response.StatusCode != 400 || !response.Close {
+			t.Errorf("%q: %s", first, response.Status)
+		}
+		w.wantEnd()
+		if n := p.metric(metric) - before; n != 1 {
+			t.Errorf("%q: %v counted as %s", first, n, result)
+		}
+	}
 }
 
 func TestPlainHTTP(t *testing.T) {

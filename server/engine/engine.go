@@ -35,7 +35,8 @@ type Config struct {
 	MaxMessage          int // bytes
 	MessageRate         int // a second for each connection; 0 is no limit
 
-	// Whose pages may connect, and whose X-Forwarded-For is believed.
+	// Whose pages may connect, as ParseOrigin takes it, and whose X-Forwarded-For is
+	// believed.
 	Origins        []string
 	TrustedProxies []netip.Prefix
 
@@ -63,6 +64,7 @@ type Endpoint struct {
 type Engine struct {
 	// Fixed after New.
 	config   Config
+	origins  []allowedOrigin
 	peers    *peers
 	pool     *netpoll.Pool
 	workers  []*worker
@@ -81,6 +83,9 @@ func New(config Config) (*Engine, error) {
 		config: config, peers: newPeers(config.TrustedProxies, config.MaxConnectionsPerIP), plain: newPlainPlaces(config.PlainPlaces),
 	}
 	var err error
+	if e.origins, err = parseOrigins(config.Origins); err != nil {
+		return nil, err
+	}
 	e.pool, err = netpoll.NewPool(config.Workers+1, func(i int) netpoll.Config {
 		loop := netpoll.Config{Fatal: config.Fatal}
 		if i < config.Workers {

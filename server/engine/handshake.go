@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"net/http"
 
 	"turnstile/netpoll"
@@ -18,6 +17,7 @@ const (
 	handshakeAbandoned
 	handshakeTimeout
 	handshakeBadRequest
+	handshakeNotHTTP
 	handshakeTLS
 	handshakeBody
 	handshakeTooLong
@@ -35,7 +35,7 @@ const (
 )
 
 // handshakeOutcomes are the labels, which of them count as an error, and the
-// answers of those that are always the same.
+// answers of those that the engine refuses.
 var handshakeOutcomes = [handshakeResults]struct {
 	name    string
 	isError bool
@@ -45,9 +45,10 @@ var handshakeOutcomes = [handshakeResults]struct {
 	handshakeAbandoned:   {"abandoned", false, nil},
 	handshakeTimeout:     {"handshake_timeout", true, nil},
 	handshakeBadRequest:  {"bad_request", true, nil},
-	handshakeTLS:         {"tls", true, refusal(http.StatusBadRequest, "this port speaks plain HTTP: put TLS into the proxy in front")},
-	handshakeBody:        {"body", true, refusal(http.StatusRequestEntityTooLarge, "no request here takes a body")},
-	handshakeTooLong:     {"header_too_long", true, proto.ErrHeaderTooLong},
+	handshakeNotHTTP:     {"not_http", true, nil},
+	handshakeTLS:         {"tls", true, nil},
+	handshakeBody:        {"body", true, nil},
+	handshakeTooLong:     {"header_too_long", true, nil},
 	handshakeBadOrigin:   {"forbidden_origin", true, refusal(http.StatusForbidden, "origin not allowed: see -origins")},
 	handshakeBadSession:  {"invalid_session_id", true, refusal(http.StatusBadRequest, invalidSession)},
 	handshakeDraining:    {"draining", false, retryLater(http.StatusServiceUnavailable, "server is shutting down")},
@@ -73,58 +74,66 @@ func retryLater(status int, text string) *proto.Refusal {
 // onRequest answers the request at the front of buf once it is complete; used is its
 // length, 0 before that. The first seen bytes of buf were there at the last call.
 func (c *Conn) onRequest(buf []byte, seen int) (used int) {
-	end := proto.HeaderEnd(buf[:min(len(buf), proto.MaxRequestHeader)], seen)
-	switch {
-	case proto.IsTLS(buf):
-		c.refuse(handshakeTLS)
-		return 0
-	case end == 0 && len(buf) >= proto.MaxRequestHeader:
-		c.refuse(handshakeTooLong)
-		return 0
-	case end == 0:
+	w := c.worker
+	r := &w.request
+	defer r.Reset() // what it has is valid for as long as buf is
+	used, refusal := r.Read(buf, seen)
+	if refusal != nil {
+		c.sendRefusal(resultOf(refusal), refusal)
 		return 0
 	}
-	e := c.worker.endpointAt(proto.RequestPath(buf[:end]))
+	if used == 0 {
+		return 0
+	}
+	e := w.endpointAt(r.Path)
 	switch {
-	case e != nil && c.worker.holdRequests:
+	case e == nil:
+		return c.onPlainRequest(buf, used)
+	case w.holdRequests:
 		c.paused = true // the process that takes over answers it
 		return 0
-	case e != nil:
-		c.upgrade(e, buf[:end])
-	case proto.HasBody(buf[:end]):
-		c.refuse(handshakeBody)
-	default:
-		return c.onPlainRequest(buf, end)
 	}
-	return end
+	c.upgrade(e)
+	return used
+}
+
+// resultOf is the result of a request that proto has refused.
+func resultOf(refusal *proto.Refusal) handshakeResult {
+	switch refusal {
+	case proto.ErrTLS:
+		return handshakeTLS
+	case proto.ErrNotHTTP:
+		return handshakeNotHTTP
+	case proto.ErrBody:
+		return handshakeBody
+	case proto.ErrHeaderTooLong:
+		return handshakeTooLong
+	}
+	return handshakeBadRequest
 }
 
 // onPlainRequest gives net/http the request at the front of buf, and all bytes behind
-// it. It refuses a malformed request itself, in the words used for endpoints.
+// it, unless the answer is short and made on the loop.
 func (c *Conn) onPlainRequest(buf []byte, end int) (used int) {
-	if refusal := proto.CheckRequest(buf[:end]); refusal != nil {
-		c.sendRefusal(handshakeBadRequest, refusal)
-		return end
-	}
-	method, _, _ := bytes.Cut(buf[:end], []byte(" "))
+	r := &c.worker.request
 	switch {
-	case c.answerAtOnce(string(method), string(proto.RequestPath(buf[:end]))):
+	case c.answerAtOnce(string(r.Method), string(r.Path)):
 		return end
 	case c.beyond == handshakeTooManyOfIP:
 		c.refuse(c.beyond)
 		return end
 	}
-	c.handOff(buf)
+	c.handOff(buf[r.Skipped:])
 	return len(buf)
 }
 
 // upgrade answers a request to an endpoint. Frames may follow at once.
-func (c *Conn) upgrade(e *endpoint, header []byte) {
+func (c *Conn) upgrade(e *endpoint) {
 	w := c.worker
-	start := len(w.out)
-	out, request, err := w.upgrader.Upgrade(w.out, header)
-	if err != nil {
-		c.sendRefusal(handshakeBadRequest, err.(*proto.Refusal))
+	request, start := &w.request, len(w.out)
+	out, refusal := w.upgrader.Upgrade(w.out, request)
+	if refusal != nil {
+		c.sendRefusal(handshakeBadRequest, refusal)
 		return
 	}
 	w.out = out
@@ -187,7 +196,7 @@ func (c *Conn) admit(r *proto.Request) handshakeResult {
 		return handshakeDraining
 	case c.isBeyondLimit():
 		return c.beyond
-	case !originAllowed(r.Origin, r.Host, e.config.Origins):
+	case !originAllowed(r.Origin, r.Host, e.origins):
 		e.config.Log.Debug().Bytes("origin", r.Origin).Bytes("host", r.Host).Strs("origins", e.config.Origins).Msg("origin_not_allowed")
 		return handshakeBadOrigin
 	}
@@ -206,32 +215,8 @@ func (c *Conn) refuse(result handshakeResult) {
 }
 
 func (c *Conn) sendRefusal(result handshakeResult, r *proto.Refusal) {
-	c.worker.out = proto.AppendRefusal(c.worker.out, r)
+	w := c.worker
+	w.out = proto.AppendRefusal(w.out, r, &w.request, w.date.now())
 	c.countHandshake(result, r)
 	c.finish(closeGone)
 }
-
-// originAllowed checks the Origin header of a request: its host must be the
-// request's Host or one of origins, in which "*" is all, and an entry without
-// a port is the host on any port. A client without the header is no browser.
-func originAllowed(origin, host []byte, origins []string) bool {
-	if len(origin) == 0 {
-		return true
-	}
-	_, from, _ := bytes.Cut(origin, []byte("://"))
-	if len(from) > 0 && bytes.EqualFold(from, host) {
-		return true
-	}
-	name := from
-	if i := bytes.LastIndexByte(from, ':'); i > bytes.LastIndexByte(from, ']') {
-		name = from[:i]
-	}
-	for _, allowed := range origins {
-		if allowed == "*" || equalFold(from, allowed) || equalFold(name, allowed) {
-			return true
-		}
-	}
-	return false
-}
-
-func equalFold(b []byte, s string) bool { return len(b) == len(s) && bytes.EqualFold(b, []byte(s)) }

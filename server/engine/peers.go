@@ -3,8 +3,11 @@ package engine
 import (
 	"bytes"
 	"errors"
+	"iter"
 	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 
 	"turnstile/proto"
@@ -39,39 +42,66 @@ func (p *peers) trusts(ip netip.Addr) bool {
 	return false
 }
 
-// clientOf is the client that a trusted peer speaks for: the last address in
-// X-Forwarded-For that is not itself a trusted proxy, or X-Real-IP, or the peer.
+// clientOf is the client that a trusted peer speaks for: the last address in the
+// X-Forwarded-For headers, which are one list, that is not itself a trusted proxy; or
+// X-Real-IP if they name nobody; or the peer.
 func (p *peers) clientOf(r *proto.Request, peer netip.Addr) netip.Addr {
-	for rest := r.ForwardedFor; len(rest) > 0; {
-		hop := rest
-		if i := bytes.LastIndexByte(rest, ','); i >= 0 {
-			rest, hop = rest[:i], rest[i+1:]
-		} else {
-			rest = nil
-		}
-		ip, err := parseAddr(hop)
-		if err != nil {
-			break // addresses before it cannot be believed
-		}
-		peer = ip
-		if !p.trusts(ip) {
-			return ip
+	named := false
+	for _, line := range slices.Backward(r.ForwardedFor) {
+		for hop := range lastToFirst(line) {
+			ip, err := parseAddr(hop)
+			if err != nil {
+				return peer // addresses before it cannot be believed
+			}
+			if peer, named = ip, true; !p.trusts(ip) {
+				return ip
+			}
 		}
 	}
-	if ip, err := parseAddr(r.RealIP); err == nil && len(r.ForwardedFor) == 0 {
+	if ip, err := parseAddr(r.RealIP); err == nil && !named {
 		return ip
 	}
 	return peer
 }
 
+// lastToFirst are the elements of a comma-separated list that are not empty.
+func lastToFirst(list []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for end := len(list); end >= 0; {
+			start := bytes.LastIndexByte(list[:end], ',') + 1
+			if element := bytes.Trim(list[start:end], " \t"); len(element) > 0 && !yield(element) {
+				return
+			}
+			end = start - 1
+		}
+	}
+}
+
 var errUnspecified = errors.New("nobody's address")
 
+// parseAddr reads an address, which may have a port, brackets and quotes.
 func parseAddr(text []byte) (netip.Addr, error) {
-	ip, err := netip.ParseAddr(string(bytes.TrimSpace(text)))
+	s := string(bytes.Trim(text, " \t"))
+	if len(s) >= 2 && s[0] == '"' && s[len(s)-1] == '"' {
+		s = s[1 : len(s)-1]
+	}
+	ip, err := netip.ParseAddr(s)
+	if err != nil {
+		ip, err = parseAddrPort(s)
+	}
 	if err == nil && ip.IsUnspecified() {
 		err = errUnspecified
 	}
 	return ip.Unmap().WithZone(""), err
+}
+
+// parseAddrPort reads an address with a port, or an IPv6 address in brackets.
+func parseAddrPort(s string) (netip.Addr, error) {
+	if inner, ok := strings.CutPrefix(s, "["); ok && strings.HasSuffix(inner, "]") {
+		return netip.ParseAddr(strings.TrimSuffix(inner, "]"))
+	}
+	addrPort, err := netip.ParseAddrPort(s)
+	return addrPort.Addr(), err
 }
 
 // charge counts a connection of ip. It reports false, and does not count, if that would

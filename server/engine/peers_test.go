@@ -7,51 +7,55 @@ import (
 	"turnstile/proto"
 )
 
-func TestOriginAllowed(t *testing.T) {
-	f := func(origin, host string, want bool, origins ...string) {
-		t.Helper()
-		if got := originAllowed([]byte(origin), []byte(host), origins); got != want {
-			t.Errorf("origin %q at host %q with -origins %q: %v", origin, host, origins, got)
-		}
-	}
-	f("", "example.com", true)
-	f("http://example.com", "example.com", true)
-	f("https://EXAMPLE.com", "example.COM", true)
-	f("http://example.com:8000", "example.com:8000", true)
-	f("http://example.com:8000", "example.com", false)
-	f("http://example.com.evil", "example.com", false)
-	f("http://evil.example", "example.com", false)
-	f("null", "example.com", false)
-	f("http://", "", false)
-	f("http://[::1]:80", "[::1]:80", true)
-	f("http://a.example:99", "b", true, "a.example")
-	f("http://a.example:99", "b", true, "a.example:99")
-	f("http://a.example:98", "b", false, "a.example:99")
-	f("http://[::1]", "b", true, "[::1]")
-	f("http://[::1]:99", "b", true, "[::1]")
-	f("null", "b", true, "*")
-}
-
 func TestClientOf(t *testing.T) {
 	p := &peers{trusted: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")}}
-	f := func(forwardedFor, realIP, want string) {
+	f := func(realIP, want string, forwardedFor ...string) {
 		t.Helper()
-		r := &proto.Request{ForwardedFor: []byte(forwardedFor), RealIP: []byte(realIP)}
+		r := &proto.Request{RealIP: []byte(realIP)}
+		for _, line := range forwardedFor {
+			r.ForwardedFor = append(r.ForwardedFor, []byte(line))
+		}
 		if got := p.clientOf(r, netip.MustParseAddr("10.0.0.1")); got.String() != want {
 			t.Errorf("X-Forwarded-For %q, X-Real-IP %q: %s, want %s", forwardedFor, realIP, got, want)
 		}
 	}
-	f("", "", "10.0.0.1")
-	f("192.0.2.1", "", "192.0.2.1")
-	f("192.0.2.66, 192.0.2.1 , 10.1.1.1", "", "192.0.2.1")
-	f("192.0.2.66,10.2.2.2,10.1.1.1", "192.0.2.9", "192.0.2.66")
-	f("10.2.2.2", "", "10.2.2.2")
-	f("::ffff:192.0.2.1", "", "192.0.2.1")
-	f("2001:db8::1", "", "2001:db8::1")
-	f("nonsense, 10.1.1.1", "", "10.1.1.1")
-	f("nonsense", "192.0.2.9", "10.0.0.1")
-	f("", "192.0.2.9", "192.0.2.9")
-	f("", "nonsense", "10.0.0.1")
+	f("", "10.0.0.1")
+	f("", "192.0.2.1", "192.0.2.1")
+	f("", "192.0.2.1", "192.0.2.66, 192.0.2.1 , 10.1.1.1")
+	f("192.0.2.9", "192.0.2.66", "192.0.2.66,10.2.2.2,10.1.1.1")
+	f("", "10.2.2.2", "10.2.2.2")
+	f("", "192.0.2.1", "::ffff:192.0.2.1")
+	f("", "192.0.2.1", "192.0.2.1, ::ffff:10.1.1.1")
+	f("", "2001:db8::1", "2001:db8::1")
+	f("192.0.2.9", "192.0.2.9")
+	f("nonsense", "10.0.0.1")
+
+	// All lines are one list.
+	f("", "192.0.2.1", "192.0.2.66", "192.0.2.1")
+	f("", "192.0.2.1", "192.0.2.66, 192.0.2.1", "10.1.1.1, 10.2.2.2")
+	f("", "10.2.2.2", "10.2.2.2", "10.1.1.1")
+
+	// Nobody knows who stands before an element that is no address.
+	f("", "10.1.1.1", "nonsense, 10.1.1.1")
+	f("", "10.1.1.1", "192.0.2.1, unknown, 10.1.1.1")
+	f("", "10.1.1.1", "192.0.2.1", "_hidden", "10.1.1.1")
+	f("192.0.2.9", "10.0.0.1", "nonsense")
+	f("", "10.0.0.1", "192.0.2.1, 0.0.0.0")
+
+	// Elements that are empty are none.
+	f("", "192.0.2.1", "192.0.2.1,, 10.1.1.1, ,", "", " , ")
+	f("192.0.2.9", "192.0.2.9", "", ",")
+
+	// Ports, brackets and quotes.
+	f("", "192.0.2.1", "192.0.2.1:1234")
+	f("", "192.0.2.1", `"192.0.2.1:1234"`)
+	f("", "192.0.2.1", "192.0.2.66, 192.0.2.1:1234, 10.1.1.1:443")
+	f("", "2001:db9::1", "[2001:db9::1]")
+	f("", "2001:db9::1", `"[2001:db9::1]:1234", 10.1.1.1`)
+	f("", "2001:db9::1", `"2001:db9::1"`)
+	f("", "10.0.0.1", `"192.0.2.1`)
+	f("", "10.0.0.1", "[2001:db9::1")
+	f("[2001:db9::1]:443", "2001:db9::1")
 }
 
 func TestPeersCountBlocks(t *testing.T) {

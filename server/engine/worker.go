@@ -33,6 +33,8 @@ type worker struct {
 	upgraded   int              // how many are upgraded and not closed
 	requestIDs map[*Conn]string // X-Request-ID of requests that wait for their session
 	upgrader   *proto.Upgrader
+	request    proto.Request // the request that the running callback answers; empty between callbacks
+	date       httpDate
 
 	// Memory that callbacks share.
 	readBuffer []byte // a read goes here, unless the connection has a long spill

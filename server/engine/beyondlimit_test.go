@@ -133,3 +133,22 @@ func TestCutBeyondTheLimit(t *testing.T) {
 		t.Errorf("%d, %v after the end", n, err)
 	}
 }
+
+// Behind a trusted proxy a page counts for the client that the proxy names.
+func TestPageBehindAProxyIsCharged(t *testing.T) {
+	served := make(aPlain, 1)
+	h := startEngine(t, func(c *Config) {
+		c.MaxConnectionsPerIP, c.Plain, c.TrustedProxies = 1, served, []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	})
+	page := func(client string) string {
+		return "GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: " + client + "\r\n\r\n"
+	}
+	for range 3 {
+		h.ask(page("192.0.2.1"))
+		first := <-served
+		wantAnswer(t, "a second page of the same client", h.ask(page("192.0.2.1")), "HTTP/1.1 429")
+		h.ask(page("192.0.2.2"))
+		(<-served).Close()
+		first.Close()
+	}
+}

@@ -119,8 +119,8 @@ func (c *Conn) onPlainRequest(buf []byte, end int) (used int) {
 	switch {
 	case c.answerAtOnce(string(r.Method), string(r.Path)):
 		return end
-	case c.beyond == handshakeTooManyOfIP:
-		c.refuse(c.beyond)
+	case c.beyond == handshakeTooManyOfIP || !c.chargeClient(r):
+		c.refuse(handshakeTooManyOfIP)
 		return end
 	}
 	c.handOff(buf[r.Skipped:])
@@ -200,14 +200,23 @@ func (c *Conn) admit(r *proto.Request) handshakeResult {
 		e.config.Log.Debug().Bytes("origin", r.Origin).Bytes("host", r.Host).Strs("origins", e.config.Origins).Msg("origin_not_allowed")
 		return handshakeBadOrigin
 	}
-	if peer := c.clientIP(); e.peers.trusts(peer) {
-		client := e.peers.clientOf(r, peer)
-		c.ip = client.As16()
-		if c.charged = e.peers.charge(client); !c.charged {
-			return handshakeTooManyOfIP
-		}
+	if !c.chargeClient(r) {
+		return handshakeTooManyOfIP
 	}
 	return handshakeUpgraded
+}
+
+// chargeClient counts the connection for the client that a trusted peer speaks for, and
+// reports false if that has too many. Others were counted at the accept.
+func (c *Conn) chargeClient(r *proto.Request) bool {
+	peers, peer := c.worker.engine.peers, c.clientIP()
+	if !peers.trusts(peer) {
+		return true
+	}
+	client := peers.clientOf(r, peer)
+	c.ip = client.As16()
+	c.charged = peers.charge(client)
+	return c.charged
 }
 
 func (c *Conn) refuse(result handshakeResult) {

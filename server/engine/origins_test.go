@@ -84,7 +84,8 @@ func TestParseOrigin(t *testing.T) {
 		}
 	}
 	for _, good := range []string{
-		"*", "null", "NULL", "file://", "a.example", "localhost:8000", "https://a.example", "http://a.example:1", "app://x", "192.0.2.1", "[2001:db8::1]:8443",
+		"*", "null", "NULL", "file://", "a.example", "localhost:8000", "https://a.example", "http://a.example:1",
+		"app://x", "192.0.2.1", "[2001:db8::1]:8443",
 		"[::ffff:c000:201]", "xn--bcher-kva.example", "a_b",
 	} {
 		f(good, "")
@@ -119,7 +120,11 @@ func TestHTTPDate(t *testing.T) {
 	for _, f := range []struct {
 		after time.Duration
 		want  string
-	}{{0, "Thu, 26 Nov 2026 22:59:59 GMT"}, {998 * time.Millisecond, "Thu, 26 Nov 2026 22:59:59 GMT"}, {999 * time.Millisecond, "Thu, 26 Nov 2026 23:00:00 GMT"}} {
+	}{
+		{0, "Thu, 26 Nov 2026 22:59:59 GMT"},
+		{998 * time.Millisecond, "Thu, 26 Nov 2026 22:59:59 GMT"},
+		{999 * time.Millisecond, "Thu, 26 Nov 2026 23:00:00 GMT"},
+	} {
 		if got := string(d.at(start.Add(f.after))); got != f.want {
 			t.Errorf("%v later: %s, want %s", f.after, got, f.want)
 		}

@@ -217,7 +217,8 @@ func compareUpgrade(t *testing.T, r *Request, want *http.Request) {
 		t.Fatalf("the answer is not HTTP: %v", err)
 	}
 	agreed := response.Header.Get("Sec-WebSocket-Protocol")
-	if offered := hasElement(want.Header["Sec-Websocket-Protocol"], Subprotocol, false); agreed != r.Protocol || (agreed == Subprotocol) != offered {
+	offered := hasElement(want.Header["Sec-Websocket-Protocol"], Subprotocol, false)
+	if agreed != r.Protocol || (agreed == Subprotocol) != offered {
 		t.Fatalf("subprotocol %q of %q", agreed, want.Header["Sec-Websocket-Protocol"])
 	}
 }

@@ -165,7 +165,8 @@ func TestRequestRefuses(t *testing.T) {
 	f("GET / HTTP/1.0\r\n\r\n", nil)
 	f("GET / HTTP/1.9\r\nHost: a\r\n\r\n", nil)
 	for _, line := range []string{
-		"GET", "GET /", "GET  / HTTP/1.1", "GET / HTTP/one", "GET / HTTP/1.1000", "GET / HTTP/1.", "GET / http/1.1", "GET / HTTP/1.1 ", "GET /a b HTTP/1.1",
+		"GET", "GET /", "GET  / HTTP/1.1", "GET / HTTP/one", "GET / HTTP/1.1000", "GET / HTTP/1.",
+		"GET / http/1.1", "GET / HTTP/1.1 ", "GET /a b HTTP/1.1",
 	} {
 		f(line+"\r\nHost: a\r\n\r\n", errMalformed)
 	}
@@ -175,7 +176,8 @@ func TestRequestRefuses(t *testing.T) {
 	f("GET / HTTP/0.9\r\nHost: a\r\n\r\n", errNotHTTP1)
 	f("PRI * HTTP/2.0\r\n\r\n", errHTTP2)
 	for _, target := range []string{
-		"a", "*", "a:1", "ftp://a/", "http:/a", "http:///a", "http://a@b/", "http://a:b/", "http://[::g]/", "http://a%61/", "/\x01", "/\t", "/\x7f",
+		"a", "*", "a:1", "ftp://a/", "http:/a", "http:///a", "http://a@b/", "http://a:b/",
+		"http://[::g]/", "http://a%61/", "/\x01", "/\t", "/\x7f",
 	} {
 		f("GET "+target+" HTTP/1.1\r\nHost: a\r\n\r\n", errBadTarget)
 	}

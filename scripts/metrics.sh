@@ -15,7 +15,8 @@ running=() found=
 for colour in blue green; do
 	part_runs "$colour" || continue
 	running+=("$colour")
-	page=$(curl --silent --show-error --fail --header "Cache-Control: no-cache" "http://$(address_of "$colour")/metrics/") || die "$colour does not answer"
+	page=$(curl --silent --show-error --fail --header "Cache-Control: no-cache" "http://$(address_of "$colour")/metrics/") ||
+		die "$colour does not answer"
 	if lines=$(grep -F -- "${1:-}" <<<"$page"); then
 		found=yes
 		printf '# %s\n%s\n' "$colour" "$lines"

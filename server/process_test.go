@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,6 +32,9 @@ func TestMain(m *testing.M) {
 	}
 	if addr := os.Getenv(asAttackers); addr != "" {
 		os.Exit(attackUntilEOF(addr))
+	}
+	if signal.Ignored(syscall.SIGHUP) { // by nohup, say: the servers that tests start would inherit it
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	os.Exit(m.Run())
 }

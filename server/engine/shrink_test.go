@@ -31,7 +31,10 @@ func TestShrink(t *testing.T) {
 		}
 	})
 	exchange(t, fd, text("a"), []byte(`"a"}`), buf)
-	if n := h.engine.peers.count[block(netip.MustParseAddr("127.0.0.1"))]; n != 1 {
+	peers := h.engine.peers
+	peers.mu.Lock()
+	defer peers.mu.Unlock()
+	if n := peers.count[block(netip.MustParseAddr("127.0.0.1"))]; n != 1 {
 		t.Errorf("%d connections count for the clients' address, want 1", n)
 	}
 }

@@ -303,7 +303,7 @@ func TestMessageTimeout(t *testing.T) {
 // When they are more than the budget of a worker, the oldest go; the others end in peace.
 func TestMessagesThatNobodyEnds(t *testing.T) {
 	const clients, length, budget = 400, 119 << 10, 32 << 20
-	p := startServer(t, "-workers", "1", "-message-timeout", "1h", "-max-message", "1000000")
+	p := startServer(t, "-workers", "1", "-message-timeout", "1h", "-max-message", "1000000", "-heartbeat", "1h")
 	check := bystander(p)
 	front := frame(proto.OpText, false, strings.Repeat("x", length))
 	var wires []*wire

@@ -21,7 +21,7 @@ import (
 // wantShutdown expects the goodbye of a drain and the close behind it.
 func (w *wire) wantShutdown(total uint64) reply {
 	w.t.Helper()
-	r := w.reply()
+	r := w.answer()
 	if !r.Bye || r.Total != total || r.Reason != "server_shutdown" || !r.Inflight {
 		w.t.Fatalf("got %+v, want the bye of a shutdown with total %d", r, total)
 	}

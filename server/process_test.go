@@ -301,15 +301,25 @@ func (p *process) getOver(conn net.Conn, path string) (status int, body string, 
 // metric reads one value off /metrics/; name includes the labels.
 func (p *process) metric(name string) float64 {
 	p.t.Helper()
-	_, body, _ := p.get("/metrics/")
-	return p.metricOf(body, name)
+	return p.metricOf(p.metrics(p.dial), name)
 }
 
 // metricFrom is metric, scraped from another loopback address.
 func (p *process) metricFrom(ip, name string) float64 {
 	p.t.Helper()
-	_, body, _ := p.getOver(p.dialFrom(ip), "/metrics/")
-	return p.metricOf(body, name)
+	return p.metricOf(p.metrics(func() net.Conn { return p.dialFrom(ip) }), name)
+}
+
+// metrics is the page of metrics. It may be refused while the page before still counts
+// for its address.
+func (p *process) metrics(dial func() net.Conn) (page string) {
+	p.t.Helper()
+	eventually(p.t, "the metrics are served", func() bool {
+		status, body, _ := p.getOver(dial(), "/metrics/")
+		page = body
+		return status == http.StatusOK
+	})
+	return page
 }
 
 func (p *process) metricOf(body, name string) float64 {

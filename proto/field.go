@@ -60,7 +60,7 @@ func fieldNamed(name []byte) (f field, ok bool) {
 		return 0, false
 	}
 	for _, f := range fieldsOfLength[len(name)] {
-		if equalFold(name, fieldRules[f].name) {
+		if EqualFold(name, fieldRules[f].name) {
 			return f, true
 		}
 	}
@@ -151,7 +151,7 @@ func hasToken(list []byte, token string) bool {
 	for len(list) > 0 {
 		var element []byte
 		element, list, _ = bytes.Cut(list, []byte(","))
-		if equalFold(trimOWS(element), token) {
+		if EqualFold(trimOWS(element), token) {
 			return true
 		}
 	}
@@ -266,7 +266,7 @@ func trimOWS(text []byte) []byte {
 	return text
 }
 
-// equalFold compares in any case. Most clients write what the server does.
-func equalFold(text []byte, s string) bool {
+// EqualFold compares in any case. Most clients write what the server does.
+func EqualFold(text []byte, s string) bool {
 	return string(text) == s || len(text) == len(s) && bytes.EqualFold(text, []byte(s))
 }

@@ -236,7 +236,7 @@ var root = []byte("/")
 // cutAuthority cuts a target in absolute form (RFC 9112 §3.2.2). The path may be empty.
 func cutAuthority(target []byte) (authority, path []byte, ok bool) {
 	scheme, rest, _ := bytes.Cut(target, []byte("://"))
-	if !slices.ContainsFunc(schemes, func(s string) bool { return equalFold(scheme, s) }) {
+	if !slices.ContainsFunc(schemes, func(s string) bool { return EqualFold(scheme, s) }) {
 		return nil, nil, false
 	}
 	end := bytes.IndexAny(rest, "/?")

@@ -130,7 +130,7 @@ func originAllowed(origin, host []byte, allowed []allowedOrigin) bool {
 	for i := range allowed {
 		a := &allowed[i]
 		switch {
-		case a.opaque == "*", a.opaque != "" && equalFold(origin, a.opaque):
+		case a.opaque == "*", a.opaque != "" && proto.EqualFold(origin, a.opaque):
 			return true
 		case ok && a.opaque == "" && a.matches(scheme, pageHost, port):
 			return true
@@ -147,7 +147,7 @@ func isOwnHost(scheme, pageHost, pagePort, host []byte) bool {
 }
 
 func (a *allowedOrigin) matches(scheme, host, port []byte) bool {
-	return (a.scheme == "" || equalFold(scheme, a.scheme)) && equalFold(host, a.host) && (a.anyPort || string(port) == a.port)
+	return (a.scheme == "" || proto.EqualFold(scheme, a.scheme)) && proto.EqualFold(host, a.host) && (a.anyPort || string(port) == a.port)
 }
 
 // portOf is the port of an origin, or of a host with pages of this scheme: the scheme's
@@ -163,12 +163,10 @@ var portHTTP, portHTTPS = []byte("80"), []byte("443")
 
 func defaultPort(scheme []byte) []byte {
 	switch {
-	case equalFold(scheme, "http"):
+	case proto.EqualFold(scheme, "http"):
 		return portHTTP
-	case equalFold(scheme, "https"):
+	case proto.EqualFold(scheme, "https"):
 		return portHTTPS
 	}
 	return nil
 }
-
-func equalFold(b []byte, s string) bool { return len(b) == len(s) && bytes.EqualFold(b, []byte(s)) }

@@ -21,11 +21,11 @@ type peers struct {
 	limit   int // connections for each address, 0 is no limit
 
 	mu    sync.Mutex
-	count map[netip.Prefix]int // Guarded by mu.
+	count census // Guarded by mu.
 }
 
 func newPeers(trusted []netip.Prefix, limit int) *peers {
-	return &peers{trusted: trusted, limit: limit, count: make(map[netip.Prefix]int)}
+	return &peers{trusted: trusted, limit: limit, count: make(census)}
 }
 
 // trusts reports whether a peer is a proxy that may name its client. The zero Addr is
@@ -138,9 +138,7 @@ func (p *peers) release(ip netip.Addr) {
 	key := block(ip)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.count[key]--; p.count[key] == 0 {
-		delete(p.count, key)
-	}
+	p.count.remove(key)
 }
 
 // shrink gives up the memory that connections of the past have left.
@@ -148,6 +146,15 @@ func (p *peers) shrink() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.count = maps.Collect(maps.All(p.count))
+}
+
+// A census is how many connections each client has. A client without any has no entry.
+type census map[netip.Prefix]int
+
+func (n census) remove(client netip.Prefix) {
+	if n[client]--; n[client] == 0 {
+		delete(n, client)
+	}
 }
 
 // block is the addresses of one client: an IPv4 address, or the /64 that an IPv6 host

@@ -24,12 +24,12 @@ type PlainServer interface {
 // A plainPlaces shares out the places of plain HTTP. It is safe for concurrent use.
 type plainPlaces struct {
 	mu   sync.Mutex
-	free int                  // Guarded by mu.
-	of   map[netip.Prefix]int // Guarded by mu: how many each client has.
+	free int    // Guarded by mu.
+	of   census // Guarded by mu.
 }
 
 func newPlainPlaces(n int) *plainPlaces {
-	return &plainPlaces{free: n, of: make(map[netip.Prefix]int)}
+	return &plainPlaces{free: n, of: make(census)}
 }
 
 // take takes a place for a client; giveBack undoes it. A client gets no more places than
@@ -52,12 +52,8 @@ func (p *plainPlaces) giveBack(client netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.free++
-	if !client.IsValid() {
-		return
-	}
-	key := block(client)
-	if p.of[key]--; p.of[key] == 0 {
-		delete(p.of, key)
+	if client.IsValid() {
+		p.of.remove(block(client))
 	}
 }
 

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-peers=(gorilla coder gobwas gws nbio nodews channels floor)
+peers=(gorilla coder gobwas gws nbio gnet nodews channels floor)
 
 skip() {
 	echo "skipped $1: $2"
@@ -53,7 +53,7 @@ build_floor() {
 build() {
 	rm -rf ".build/${1:?}"
 	case $1 in
-	gorilla | coder | gobwas | gws | nbio) build_go "$1" ;;
+	gorilla | coder | gobwas | gws | nbio | gnet) build_go "$1" ;;
 	nodews | channels | floor) "build_$1" ;;
 	*)
 		echo "no such peer: $1 (there are: ${peers[*]})" >&2

@@ -18,7 +18,7 @@ func wantAnswer(t testing.TB, who string, fd int, want string) {
 	t.Helper()
 	var answer []byte
 	for buf := make([]byte, 1024); ; {
-		n, err := unix.Read(fd, buf)
+		n, err := read(fd, buf)
 		if err != nil {
 			t.Errorf("%s: %v after %q", who, err, answer)
 			return
@@ -45,7 +45,7 @@ func TestOldestBeyondTheLimitGoes(t *testing.T) {
 	h.wantBeyondLimit(3)
 	// While the acceptor stands still, a second request comes, and two more clients.
 	h.engine.acceptor.loop.Call(func() {
-		unix.Write(silent[1], []byte(probeRequest))
+		h.engine.acceptor.beyondLimit.conns[1].arrive(t, silent[1], []byte(probeRequest))
 		silent = append(silent, h.ask(""), h.ask(""))
 	})
 	wantAnswer(t, "the oldest", silent[0], "")
@@ -129,7 +129,7 @@ func TestCutBeyondTheLimit(t *testing.T) {
 	fd := h.ask("")
 	h.wantBeyondLimit(1)
 	h.engine.Cut()
-	if n, err := unix.Read(fd, make([]byte, 1)); n > 0 || err == netpoll.ErrAgain {
+	if n, err := read(fd, make([]byte, 1)); n > 0 || err == netpoll.ErrAgain {
 		t.Errorf("%d, %v after the end", n, err)
 	}
 }

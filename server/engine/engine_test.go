@@ -67,7 +67,7 @@ func TestStreamIsReadInFullBuffers(t *testing.T) {
 	var before uint64
 	h.onLoop(func(w *worker) {
 		before = w.metrics.ReadCalls.Load()
-		unix.Write(fd, stream[3:]) // all arrives before the loop goes on
+		w.conns[0].arrive(t, fd, stream[3:])
 	})
 	exchange(t, fd, nil, []byte(`"last"}`), make([]byte, 1<<20))
 	h.onLoop(func(w *worker) {
@@ -208,7 +208,7 @@ func TestLastLookBeforeAClientIsDead(t *testing.T) {
 	exchange(t, fd, text("one"), []byte(`"one"}`), buf)
 	h.onLoop(func(w *worker) {
 		c := w.conns[0]
-		unix.Write(fd, text("two"))
+		c.arrive(t, fd, text("two"))
 		c.lastRead -= 3 * w.engine.config.Heartbeat
 		c.OnTimer()
 		if c.state != stateOpen {
@@ -280,7 +280,7 @@ func TestDrainReadsWhatHasArrived(t *testing.T) {
 	h := startEngine(t)
 	fd := h.connect("/count")
 	h.onLoop(func(w *worker) {
-		unix.Write(fd, text("in time"))
+		w.conns[0].arrive(t, fd, text("in time"))
 		w.drain(func() {})
 	})
 	unix.Shutdown(fd, unix.SHUT_WR)

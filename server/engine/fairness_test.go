@@ -38,9 +38,9 @@ func TestManyMessagesLeaveOthersTheirTurn(t *testing.T) {
 		t.Fatal(err)
 	}
 	goOn := h.hold()
-	go writeAll(hog, flood)
+	go writeAll(t, hog, flood)
 	eventually(t, "two buffers have come", func() bool { return netpoll.Unread(int(hogs.fd)) >= 2*readBufferBytes })
-	writeAll(other, short)
+	writeAll(t, other, short)
 	eventually(t, "the message has come", func() bool { return netpoll.Unread(int(others.fd)) == len(short) })
 	goOn()
 	perBuffer := readBufferBytes/len(short) + 1
@@ -62,14 +62,4 @@ func TestManyMessagesLeaveOthersTheirTurn(t *testing.T) {
 		h.onLoop(func(*worker) { done = len(messages) == len(flood)/len(short)+1 })
 		return done
 	})
-}
-
-func writeAll(fd int, p []byte) {
-	for len(p) > 0 {
-		n, err := unix.Write(fd, p)
-		if err != nil {
-			return
-		}
-		p = p[n:]
-	}
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -75,13 +76,13 @@ type harness struct {
 // configuration.
 func startEngine(t testing.TB, change ...func(*Config)) *harness {
 	t.Helper()
-	store := session.NewMemory(session.MemoryConfig{TTL: time.Hour, Max: 1000, Timeout: 5 * time.Second, Now: netpoll.Monotonic})
+	store := session.NewMemory(session.MemoryConfig{TTL: time.Hour, Max: 1000, Timeout: patience, Now: netpoll.Monotonic})
 	var labels metrics.Labels
 	labels.Handshakes, labels.Closes = Labels()
 	config := Config{
 		Workers: 1, Endpoints: []Endpoint{{"/count", func() Handler { return tally{} }}},
 		MaxConnections: 1000, MaxMessage: 64 << 10,
-		Heartbeat: 30 * time.Second, HandshakeTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, MessageTimeout: 30 * time.Second,
+		Heartbeat: 30 * time.Second, HandshakeTimeout: patience, WriteTimeout: patience, MessageTimeout: 30 * time.Second,
 		Store: store, Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Plain: make(aPlain, 10),
 		PlacesBeyondLimit: 4, PlainPlaces: 10,
 		Fatal: func(err error) { t.Error(err) },
@@ -150,9 +151,7 @@ func (h *harness) ask(request string) (fd int) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: to.Port, Addr: [4]byte(to.IP.To4())}); err != nil {
 		h.t.Fatal(err)
 	}
-	if _, err := unix.Write(fd, []byte(request)); err != nil {
-		h.t.Fatal(err)
-	}
+	writeAll(h.t, fd, []byte(request))
 	return fd
 }
 
@@ -179,11 +178,7 @@ func (h *harness) metrics() *metrics.Worker { return h.engine.workers[0].metrics
 // exchange sends a burst of frames and reads until its last answer is there.
 func exchange(t testing.TB, fd int, burst, last, buf []byte) {
 	t.Helper()
-	if len(burst) > 0 {
-		if _, err := unix.Write(fd, burst); err != nil {
-			t.Fatal(err)
-		}
-	}
+	writeAll(t, fd, burst)
 	for got := 0; ; {
 		n, err := read(fd, buf[got:])
 		if err != nil || n == 0 {
@@ -202,6 +197,49 @@ func read(fd int, buf []byte) (n int, err error) {
 			return n, err
 		}
 	}
+}
+
+// writeAll writes to a blocking socket; a signal may interrupt that after a part.
+func writeAll(t testing.TB, fd int, p []byte) {
+	t.Helper()
+	for len(p) > 0 {
+		n, err := unix.Write(fd, p)
+		if err != nil && err != unix.EINTR {
+			t.Errorf("%d bytes are not written: %v", len(p), err)
+			return
+		}
+		p = p[max(n, 0):]
+	}
+}
+
+// arrive writes to a client's socket, and waits until the kernel has brought all of it to
+// the server's: on a busy machine it does so a little later. It runs on the loop, which
+// therefore reads nothing meanwhile.
+func (c *Conn) arrive(t testing.TB, client int, p []byte) {
+	t.Helper()
+	writeAll(t, client, p)
+	for deadline := time.Now().Add(patience); netpoll.Unread(int(c.fd)) < len(p); {
+		if time.Now().After(deadline) {
+			t.Errorf("%d of %d bytes have come within %v", netpoll.Unread(int(c.fd)), len(p), patience)
+			return
+		}
+	}
+}
+
+// connOf is the connection of a client's socket.
+func (w *worker) connOf(client int) *Conn {
+	address := func(name unix.Sockaddr, err error) unix.SockaddrInet4 {
+		if err != nil {
+			panic(err)
+		}
+		return *name.(*unix.SockaddrInet4)
+	}
+	want := address(unix.Getsockname(client))
+	i := slices.IndexFunc(w.conns, func(c *Conn) bool {
+		got := address(unix.Getpeername(int(c.fd)))
+		return got.Port == want.Port && got.Addr == want.Addr
+	})
+	return w.conns[i]
 }
 
 func frame(op proto.OpCode, fin bool, payload string) []byte {

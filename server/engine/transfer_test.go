@@ -83,9 +83,7 @@ func TestBatchIsBoundedByBytes(t *testing.T) {
 	var fds []int
 	for range 4 {
 		fd := h.connect("/count")
-		if n, err := unix.Write(fd, message[:begun]); err != nil || n != begun {
-			t.Fatal(n, err)
-		}
+		writeAll(t, fd, message[:begun])
 		fds = append(fds, fd)
 	}
 	eventually(t, "all is read that was sent", func() (read bool) {

@@ -116,13 +116,10 @@ func TestUnfinishedMessagesHaveABudget(t *testing.T) {
 	buf := make([]byte, 2*size)
 	for range 2 * few {
 		fd := h.connect("/count")
-		if _, err := unix.Write(fd, message[:len(message)-1]); err != nil {
-			t.Fatal(err)
-		}
+		writeAll(t, fd, message[:len(message)-1])
 		eventually(t, "it is read", func() (read bool) {
 			h.onLoop(func(w *worker) {
-				c := w.conns[len(w.conns)-1]
-				read = len(c.spill()) == len(message)-1
+				read = len(w.connOf(fd).spill()) == len(message)-1
 				if most := unfinishedBudget + 2*size; w.unfinished.bytes > most {
 					t.Errorf("%d bytes are held", w.unfinished.bytes)
 				}
@@ -148,9 +145,7 @@ func TestMemoryOfALongMessage(t *testing.T) {
 	fd, message := h.connect("/count"), text(strings.Repeat("x", size))
 	sent := 0
 	for _, upTo := range []int{14, 40_000, 600_000, 1_500_000, size} {
-		if _, err := unix.Write(fd, message[sent:upTo]); err != nil {
-			t.Fatal(err)
-		}
+		writeAll(t, fd, message[sent:upTo])
 		sent = upTo
 		eventually(t, "it is read", func() (read bool) {
 			h.onLoop(func(w *worker) {

@@ -18,7 +18,7 @@ import (
 
 // patience is how long a test waits for what must happen. Only a failure waits
 // that long.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // newLoop returns a Loop that is closed when the test ends.
 func newLoop(t testing.TB, config Config) *Loop {

@@ -100,7 +100,7 @@ func TestRedisRolledBack(t *testing.T) {
 
 func TestRedisOutOfReachForLong(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 400 * time.Millisecond })
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 2 * time.Second })
 	idle, busy := a.mint().count(3), a.mint().count(1)
 	server.Kill()
 	busy.countNow(1)
@@ -345,7 +345,7 @@ func TestRedisForgetsTheScriptWithinAPipeline(t *testing.T) {
 // A key of somebody else's, of another type, where a session's should be.
 func TestRedisKeyOfAnotherType(t *testing.T) {
 	server := redistest.Start(t)
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 400 * time.Millisecond })
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 2 * time.Second })
 	server.Do("RPUSH", ownerKey(someID), "x")
 	c := a.claimNow(someID)
 	if err := receive(t, "the claim ends", c.claimed); err != ErrUnavailable {

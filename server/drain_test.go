@@ -59,9 +59,9 @@ func TestDrain(t *testing.T) {
 // arrived before the signal that follows is handled.
 func (p *process) whileStopped(act func()) {
 	p.t.Helper()
-	p.signal(syscall.SIGSTOP)
+	goOn := p.stop()
 	act()
-	p.signal(syscall.SIGCONT)
+	goOn()
 }
 
 func TestMessagesBeforeTheDrainAreAnswered(t *testing.T) {

@@ -80,9 +80,9 @@ func (p *process) openFiles() int {
 // The budget's users have what it says: of a loop's five, one is for a moment.
 func TestFilesOfLoops(t *testing.T) {
 	one, nine := startServer(t, "-workers", "1"), startServer(t, "-workers", "9")
-	if got := nine.openFiles() - one.openFiles(); got != 8*(filesOfLoop-1) {
-		t.Errorf("8 loops have %d files, want %d", got, 8*(filesOfLoop-1))
-	}
+	eventually(t, fmt.Sprintf("8 loops have %d files", 8*(filesOfLoop-1)), func() bool {
+		return nine.openFiles()-one.openFiles() == 8*(filesOfLoop-1) // others are open for a moment
+	})
 }
 
 // startLimited starts a server that may open so many files.
@@ -96,7 +96,11 @@ func startLimited(t *testing.T, files int, flags ...string) *process {
 
 // Filled to the brim, a server still answers: 503 to an upgrade, 200 to a probe.
 func TestServerFullOfFiles(t *testing.T) {
-	for _, f := range []struct{ files, workers int }{{64, 1}, {64, 5}, {256, 1}, {256, 16}, {1400, 256}, {4096, 2}} {
+	limits := []struct{ files, workers int }{{64, 1}, {64, 5}, {256, 16}, {256, 1}, {1400, 256}, {4096, 2}}
+	if raceEnabled {
+		limits = limits[:3] // the plain run has all
+	}
+	for _, f := range limits {
 		t.Run(fmt.Sprintf("%d files, %d workers", f.files, f.workers), func(t *testing.T) {
 			p := startLimited(t, f.files, "-workers", fmt.Sprint(f.workers), "-handshake-timeout", "1m")
 			p.waitListening()

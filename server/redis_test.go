@@ -16,10 +16,10 @@ import (
 const someSession = "1df8902a-2987-496f-a19a-937f834b88d1"
 
 // startWithRedis starts a server with its sessions in Redis, and waits until it
-// is ready.
+// is ready. Redis may stand still for as long as a test takes.
 func startWithRedis(t testing.TB, url string, flags ...string) *process {
 	t.Helper()
-	p := startServer(t, append([]string{"-redis", url}, flags...)...)
+	p := startServer(t, append([]string{"-redis", url, "-store-timeout", "1m"}, flags...)...)
 	p.waitReady()
 	return p
 }
@@ -129,7 +129,7 @@ func TestFramesBehindARequestThatWaits(t *testing.T) {
 // A claim that waits holds up nobody else on its worker, and takes no goroutine.
 func TestClaimsBlockNobody(t *testing.T) {
 	redis := redistest.Start(t)
-	p := startWithRedis(t, redis.URL(), "-workers", "1", "-store-timeout", "1m")
+	p := startWithRedis(t, redis.URL(), "-workers", "1")
 	other := p.open("/ws/chat/")
 	redis.Pause()
 	goroutines := p.metric("go_goroutines")
@@ -157,7 +157,7 @@ func TestClaimsBlockNobody(t *testing.T) {
 // What an operator watches says what happened.
 func TestStoreMetrics(t *testing.T) {
 	redis := redistest.Start(t)
-	a, b := startWithRedis(t, redis.URL()), startWithRedis(t, redis.URL(), "-store-timeout", "500ms")
+	a, b := startWithRedis(t, redis.URL()), startWithRedis(t, redis.URL(), "-store-timeout", "2s")
 	second := takeSession(a, b)
 	redis.Kill()
 	second.send(text("two"))
@@ -225,7 +225,7 @@ func TestHalfCloseWaitsForTheStore(t *testing.T) {
 
 func TestRedisGoneForShort(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	p := startWithRedis(t, redis.URL(), "-store-timeout", "20s")
+	p := startWithRedis(t, redis.URL())
 	w := p.open("/ws/chat/?session_id=" + someSession)
 	w.send(text("one"))
 	w.wantCount(1, "one")
@@ -246,7 +246,7 @@ func TestRedisGoneForShort(t *testing.T) {
 
 func TestRedisGoneForLong(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	p := startWithRedis(t, redis.URL(), "-store-timeout", "500ms")
+	p := startWithRedis(t, redis.URL(), "-store-timeout", "2s")
 	idle, busy := p.open("/ws/chat/"), p.open("/ws/chat/")
 	for _, w := range []*wire{idle, busy} {
 		w.send(text("one"))
@@ -308,7 +308,7 @@ func TestStartWithoutRedis(t *testing.T) {
 // Clients that send on and on while Redis stands still cost a bounded amount.
 func TestRedisStandsStill(t *testing.T) {
 	redis := redistest.Start(t)
-	p := startWithRedis(t, redis.URL(), "-store-timeout", "1m")
+	p := startWithRedis(t, redis.URL())
 	redis.Pause()
 	const clients = 50
 	flood := []byte(strings.Repeat(string(text("x")), 10_000))
@@ -340,7 +340,7 @@ func TestRedisStandsStill(t *testing.T) {
 // More replies than may be held: nobody is forgotten when there is room again.
 func TestHeldBudget(t *testing.T) {
 	redis := redistest.Start(t)
-	p := startWithRedis(t, redis.URL(), "-store-timeout", "1m", "-workers", "1", "-max-message", "100000")
+	p := startWithRedis(t, redis.URL(), "-workers", "1", "-max-message", "100000")
 	const clients = 800
 	var wires []*wire
 	for range clients {
@@ -409,11 +409,9 @@ func TestClientLeavesDuringItsClaim(t *testing.T) {
 	w.reset()
 	eventually(t, "the server has noticed", func() bool { return p.metric(`websocket_handshakes_total{result="abandoned"}`) == 1 })
 	redis.Continue()
-	if p.metric(`websocket_store_claims_total{result="abandoned"}`) != 1 {
-		t.Error("the claim is not counted as abandoned")
-	}
-	eventually(t, "nothing is left", func() bool {
-		return p.metric("websocket_store_queue_sessions") == 0 && p.metric("websocket_sessions") == 0
+	eventually(t, "the claim is counted as abandoned, and nothing is left", func() bool {
+		return p.metric(`websocket_store_claims_total{result="abandoned"}`) == 1 &&
+			p.metric("websocket_store_queue_sessions") == 0 && p.metric("websocket_sessions") == 0
 	})
 	if p.metric("websocket_active_connections") != 0 {
 		t.Error("a connection is counted")
@@ -421,6 +419,7 @@ func TestClientLeavesDuringItsClaim(t *testing.T) {
 }
 
 func TestCredentialsAreNotTold(t *testing.T) {
+	t.Parallel()
 	const secret = "sesame-open"
 	redis := redistest.Start(t)
 	redis.Do("CONFIG", "SET", "requirepass", "another")

@@ -13,7 +13,7 @@ import (
 )
 
 // patience bounds every wait; nothing waits for so long that works.
-const patience = 60 * time.Second
+const patience = 2 * time.Minute
 
 // A Crowd is clients that send all the time, each with a session of its own. They
 // come back when their connection ends, send again what was not counted, and hold

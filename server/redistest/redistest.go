@@ -24,7 +24,7 @@ import (
 const Host = "127.0.0.78"
 
 // patience bounds every wait; nothing waits for so long that works.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // A Server is one redis-server process, or one redis-sentinel.
 type Server struct {

@@ -3,11 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"slices"
 	"time"
 
 	"turnstile/netpoll"
+	"turnstile/proto"
 	"turnstile/server/engine"
 	"turnstile/server/handover"
 	"turnstile/server/session"
@@ -19,7 +21,8 @@ import (
 type giver struct {
 	server   *server
 	exchange *handover.Exchange
-	moved    int // how many connections were given
+	hello    handover.Hello // what the successor can take
+	moved    int            // how many connections were given
 }
 
 // batchSize is how many connections are frozen at a time.
@@ -55,7 +58,7 @@ func (s *server) giveTo(conn *net.UnixConn) {
 		s.log.Info().Err(err).Msg("handover_not_started")
 		return
 	}
-	s.give(&giver{server: s, exchange: x}, wanted)
+	s.give(&giver{server: s, exchange: x, hello: hello}, wanted)
 }
 
 // listenAddresses are the listeners' addresses, as -listen named them.
@@ -91,28 +94,45 @@ func (s *server) objection(h handover.Hello) *handover.RefusedError {
 		return refuse(handover.RefusedDraining, "it drains already")
 	case s.takeover.Load() != nil:
 		return refuse(handover.RefusedBusy, "it takes over from another server itself, or is prepared to")
-	case h.Version != mine.Version:
-		return refuse(handover.RefusedVersion, "its records are of version %d, not %d", h.Version, mine.Version)
+	case h.Common() == 0:
+		return refuse(handover.RefusedVersion, "its handovers are of versions %d to %d, not of %d to %d",
+			h.Version, max(h.Version, h.Newest), mine.Version, mine.Newest)
 	case h.Store != mine.Store:
 		return refuse(handover.RefusedStore, "its sessions are in %q, not in %q", h.Store, mine.Store)
-	case !containsAll(h.Endpoints, mine.Endpoints):
-		return refuse(handover.RefusedEndpoints, "it serves %q, not all of %q", h.Endpoints, mine.Endpoints)
-	case !containsAll(h.Subprotocols, mine.Subprotocols):
-		return refuse(handover.RefusedSubprotocols, "it speaks %q, not all of %q", h.Subprotocols, mine.Subprotocols)
-	case h.MaxMessage < mine.MaxMessage:
-		return refuse(handover.RefusedMaxMessage, "its -max-message is %d, less than %d", h.MaxMessage, mine.MaxMessage)
-	case h.FileDescriptors < need:
+	case need > 0 && !slices.ContainsFunc(mine.Endpoints, func(path string) bool { return slices.Contains(h.Endpoints, path) }):
+		return refuse(handover.RefusedEndpoints, "it serves %q, none of %q", h.Endpoints, mine.Endpoints)
+	case need > 0 && h.FileDescriptors <= 0:
 		return refuse(handover.RefusedFileDescriptors,
-			"its limit of open files leaves room for %d connections, and there are %d: raise its LimitNOFILE", h.FileDescriptors, need)
-	case h.Connections < need:
+			"its limit of open files leaves room for no connection, and there are %d: raise its LimitNOFILE", need)
+	case need > 0 && h.Connections <= 0:
 		return refuse(handover.RefusedConnections,
-			"it has room for %d connections, and there are %d: raise its -max-connections", h.Connections, need)
+			"it has room for no connection, and there are %d: raise its -max-connections", need)
 	}
 	return nil
 }
 
-func containsAll(have, want []string) bool {
-	return !slices.ContainsFunc(want, func(s string) bool { return !slices.Contains(have, s) })
+// room is how many connections the successor may still get.
+func (g *giver) room() int { return min(g.hello.Connections, g.hello.FileDescriptors) - g.moved }
+
+// takes reports whether the successor can go on with a connection. One that it cannot
+// take stays, and is drained.
+func (g *giver) takes(r *handover.Record) bool {
+	switch {
+	case r.Endpoint == "":
+		return true // a request that is not whole
+	case !slices.Contains(g.hello.Endpoints, r.Endpoint):
+		return false
+	case r.V2 && !slices.Contains(g.hello.Subprotocols, proto.Subprotocol):
+		return false
+	}
+	return g.hello.MaxMessage >= g.server.config.MaxMessage || messageBytes(r) <= int64(g.hello.MaxMessage)
+}
+
+// messageBytes is how long a message of the client's may be that the successor has to go on
+// with: the one that is cut, or one that waits.
+func messageBytes(r *handover.Record) int64 {
+	parser := proto.Parser{Rules: &proto.Rules{FromClient: true, MaxMessage: math.MaxInt}}
+	return int64(len(r.Parser.Message)) + max(int64(len(r.Unparsed)), parser.FrameEnd(r.Unparsed))
 }
 
 // give carries out the handover. After it, the process drains the connections that are
@@ -200,19 +220,19 @@ func (g *giver) giveConnections() error {
 	return nil
 }
 
-// giveWorker gives the connections of a worker. Those that wait for the store longer
-// than -store-timeout stay, for the drain.
+// giveWorker gives the connections of a worker that the successor can take, and has room
+// for. Those that wait for the store longer than -store-timeout stay, for the drain.
 func (g *giver) giveWorker(number int) error {
 	patience := g.server.config.StoreTimeout + time.Second
-	for progress := time.Now(); ; {
-		batch, staying := g.server.engine.Freeze(number, batchSize)
+	for progress := time.Now(); g.room() > 0; {
+		batch, waiting := g.server.engine.Freeze(number, min(batchSize, g.room()), g.takes)
 		switch {
 		case len(batch.FDs) > 0:
 			if err := g.giveBatch(batch); err != nil {
 				return err
 			}
 			progress = time.Now()
-		case staying == 0 || time.Since(progress) > patience:
+		case waiting == 0 || time.Since(progress) > patience:
 			return nil
 		default:
 			time.Sleep(freezeAgain)
@@ -221,6 +241,7 @@ func (g *giver) giveWorker(number int) error {
 			return errDraining
 		}
 	}
+	return nil
 }
 
 func (g *giver) giveBatch(b *engine.Batch) error {

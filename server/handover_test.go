@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -558,12 +557,17 @@ func TestHandoverRefused(t *testing.T) {
 		}
 		return p.stderr.String()
 	}
-	chain.wantRefused(handover.RefusedConnections, successorSays("-max-connections", "20"))
-	chain.wantRefused(handover.RefusedMaxMessage, successorSays("-max-message", "100"))
+	hello := handover.Hello{Version: handover.Newest, Store: "embedded", Endpoints: []string{"/ws/chat"}, Connections: 1, FileDescriptors: 1}
+	less := func(change func(h *handover.Hello)) string {
+		h := hello
+		change(&h)
+		return chain.greet(h)
+	}
 	chain.wantRefused(handover.RefusedStore, successorSays("-redis", "redis://user:secret@"+testHost+":1"))
-	chain.wantRefused(handover.RefusedVersion, chain.greet(handover.Hello{Version: handover.Version + 1}))
-	chain.wantRefused(handover.RefusedEndpoints, chain.greet(handover.Hello{Version: handover.Version, Store: "embedded"}))
-	chain.wantRefused(handover.RefusedFileDescriptors, chain.limitedSuccessor())
+	chain.wantRefused(handover.RefusedVersion, less(func(h *handover.Hello) { h.Version++ }))
+	chain.wantRefused(handover.RefusedEndpoints, less(func(h *handover.Hello) { h.Endpoints = []string{"/ws/other"} }))
+	chain.wantRefused(handover.RefusedConnections, less(func(h *handover.Hello) { h.Connections = 0 }))
+	chain.wantRefused(handover.RefusedFileDescriptors, less(func(h *handover.Hello) { h.FileDescriptors = -1 }))
 
 	for _, word := range []string{"prepare ", "take-over "} {
 		if answer := command(t, chain.control, word+chain.control); !strings.Contains(fmt.Sprint(answer["error"]), errItself.Error()) {
@@ -594,7 +598,7 @@ func TestHandoverOfADrain(t *testing.T) {
 	if r := w.reply(); !r.Bye { // and does not close, so that the drain takes its time
 		t.Fatalf("got %+v, want the bye", r)
 	}
-	chain.wantRefused(handover.RefusedDraining, chain.greet(handover.Hello{Version: handover.Version}))
+	chain.wantRefused(handover.RefusedDraining, chain.greet(handover.Hello{Version: handover.Newest}))
 }
 
 // isHandingOver asks whether a greeting is refused for that reason.
@@ -622,15 +626,6 @@ func (s *serverChain) greet(h handover.Hello) string {
 	io.WriteString(conn, commandHandover+"\n")
 	_, err = x.Greet(h)
 	return fmt.Sprint(err)
-}
-
-// limitedSuccessor starts a successor that may open 64 files, and returns its output.
-func (s *serverChain) limitedSuccessor() string {
-	flags := append([]string{"--nofile=64:64", os.Args[0], "-take-over-from", s.control}, s.flags...)
-	cmd := exec.Command("prlimit", flags...)
-	cmd.Env = append(os.Environ(), asServer+"=1")
-	out, _ := cmd.CombinedOutput()
-	return string(out)
 }
 
 // command sends a command to a control socket.

@@ -68,7 +68,8 @@ var (
 // hello is this process's description for the one that it takes over from.
 func (s *server) hello() handover.Hello {
 	h := handover.Hello{
-		Version: handover.Version, Store: "embedded", Subprotocols: []string{proto.Subprotocol},
+		Version: handover.Oldest, Newest: handover.Newest, LastField: handover.LastField,
+		Store: "embedded", Subprotocols: []string{proto.Subprotocol},
 		MaxMessage:      s.config.MaxMessage,
 		Connections:     s.config.files.connections - s.connections(),
 		FileDescriptors: s.config.files.sockets - s.connections(),

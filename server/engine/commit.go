@@ -127,8 +127,13 @@ func (c *Conn) OnTakenOver() {
 	})
 }
 
-// takenOver says goodbye on a connection whose session another connection has claimed.
+// takenOver says goodbye on a connection whose session another connection has claimed, or
+// another process has. In that one, the client finds it when it comes back.
 func (c *Conn) takenOver() {
+	if c.session.HasMoved() {
+		c.sendClose(closeShutdown, proto.StatusGoingAway, "Going away")
+		return
+	}
 	if !c.answer(c.endpoint.handler.OnTakenOver(c, c.worker.out)) {
 		c.sendClose(closeTakenOver, proto.StatusTakenOver, "session taken over")
 	}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"turnstile/server/handover"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
@@ -261,3 +262,6 @@ func eventually(t testing.TB, what string, condition func() bool) {
 		}
 	}
 }
+
+// takesAll is another process that takes every connection.
+func takesAll(*handover.Record) bool { return true }

@@ -39,14 +39,14 @@ type Batch struct {
 const batchBytes = 8 << 20
 
 // Freeze freezes at most n connections of the worker with this number, and no more once
-// the batch has batchBytes. A connection
-// that waits for the store cannot be frozen yet: staying is how many there are, and a
-// later call may freeze them. It may be called from any goroutine.
-func (e *Engine) Freeze(number, n int) (b *Batch, staying int) {
+// the batch has batchBytes. Those that the other process does not take, by their record,
+// stay. A connection that waits for the store cannot be frozen yet: waiting is how many
+// there are, and a later call may freeze them. It may be called from any goroutine.
+func (e *Engine) Freeze(number, n int, takes func(*handover.Record) bool) (b *Batch, waiting int) {
 	w := e.workers[number]
 	b = &Batch{worker: w}
-	w.loop.Call(func() { staying = w.freeze(b, n) })
-	return b, staying
+	w.loop.Call(func() { waiting = w.freeze(b, n, takes) })
+	return b, waiting
 }
 
 // Release ends the connections here: another process owns them. It may be called
@@ -104,26 +104,30 @@ func (e *Engine) Adopt(fds []int, records []handover.Record) {
 }
 
 // freeze is Engine.Freeze, into b.
-func (w *worker) freeze(b *Batch, n int) (staying int) {
+func (w *worker) freeze(b *Batch, n int, takes func(*handover.Record) bool) (waiting int) {
 	bytes := 0
 	for i := len(w.conns) - 1; i >= 0 && len(b.conns) < n && bytes < batchBytes && w.holdRequests; i-- {
 		c := w.conns[i]
 		if !c.mayLeave() {
 			continue
 		}
+		r := c.record()
+		if !takes(&r) {
+			continue
+		}
 		if state, ok := c.lendSession(); ok {
-			b.conns, b.FDs = append(b.conns, c), append(b.FDs, int(c.fd))
-			r := c.freeze(state)
-			b.Records = append(b.Records, r)
+			r.Session = handover.Session(state)
+			c.freeze()
+			b.conns, b.FDs, b.Records = append(b.conns, c), append(b.FDs, int(c.fd)), append(b.Records, r)
 			bytes += len(r.Unparsed) + len(r.Backlog) + len(r.Parser.Message)
 			continue
 		}
-		if staying++; staying <= n && c.state == stateOpen { // the others are served meanwhile
+		if waiting++; waiting <= n && c.state == stateOpen { // the others are served meanwhile
 			c.leaving = leavingSoon
 			c.watch()
 		}
 	}
-	return staying
+	return waiting
 }
 
 // mayLeave reports whether the connection can go to another process. One that is
@@ -142,21 +146,24 @@ func (c *Conn) lendSession() (state session.State, ok bool) {
 	return c.worker.engine.config.Store.Lend(&c.session)
 }
 
-// freeze stops serving the connection, and makes a record of it.
-func (c *Conn) freeze(state session.State) handover.Record {
+// freeze stops serving the connection.
+func (c *Conn) freeze() {
 	w := c.worker
 	w.loop.Del(int(c.fd)) // the other process's copy would keep it in this epoll set
 	w.loop.Cancel(&c.timer)
 	c.leaving, c.watched = leavingAway, 0
+}
+
+// record makes a record of the connection, without its session.
+func (c *Conn) record() handover.Record {
 	monotonic, parser := netpoll.Monotonic(), c.parser.State()
-	now := w.loop.At(monotonic)
+	now := c.worker.loop.At(monotonic)
 	r := handover.Record{
 		Frozen: netpoll.Clock(), V2: c.v2, IP: c.ip, Charged: c.charged, Paused: c.paused && c.state == stateOpen,
 		Opened: c.opened - monotonic, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
-		Deadline: c.deadline - now, RateTAT: c.rateTAT - now,
+		Deadline: c.deadline - now, RateTAT: c.rateTAT - now, FrameTAT: c.frameTAT - now,
 		Unparsed: c.spill(), Backlog: c.backlog.all(),
-		Parser:  handover.Parser{Op: uint8(parser.Op), Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail},
-		Session: handover.Session(state),
+		Parser: handover.Parser{Op: uint8(parser.Op), Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail},
 	}
 	if c.backlog != nil {
 		r.Due = c.backlog.due
@@ -260,7 +267,7 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 	c.opened = frozen + r.Opened
 	frozen = w.loop.At(frozen)
 	c.lastRead, c.heartbeatAt = frozen+r.LastRead, frozen+r.HeartbeatAt
-	c.deadline, c.rateTAT = frozen+r.Deadline, max(0, frozen+r.RateTAT)
+	c.deadline, c.rateTAT, c.frameTAT = frozen+r.Deadline, max(0, frozen+r.RateTAT), max(0, frozen+r.FrameTAT)
 	if r.Endpoint != "" {
 		c.endpoint = w.endpointAt([]byte(r.Endpoint))
 	}

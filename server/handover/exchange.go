@@ -12,6 +12,8 @@
 // anything. The old one takes it before it takes a batch back. Only one of them can. So
 // a batch never has two owners, and always has one. README.md has the argument.
 //
+// Processes of version 1 know no decision; versions.go has their words.
+//
 // The package knows no event loop; it neither logs nor reads flags.
 // An Exchange belongs to one goroutine, except for Stop.
 package handover
@@ -43,7 +45,10 @@ const (
 	wordConnections                 // old: an offer of connections
 	wordListeners                   // old: an offer of listening sockets, addresses as JSON
 	wordSessions                    // old: an offer of sessions that no connection holds
+	wordAccept                      // new, version 1 only
+	wordCommit                      // old, version 1 only
 	wordOwned                       // new: an offer's batch is mine
+	wordAbort                       // old, version 1 only
 	wordDone                        // old: there are no more batches
 )
 
@@ -65,7 +70,9 @@ const (
 
 // A Hello is the new process's description of itself.
 type Hello struct {
-	Version         int
+	Version         int      // the oldest that it speaks
+	Newest          int      // the newest; 0 means the same one
+	LastField       int      // it knows the fields of records up to this number, from version 2 on
 	Store           string   // which store the sessions are in, without credentials
 	Endpoints       []string // paths at which it serves
 	Subprotocols    []string
@@ -76,6 +83,7 @@ type Hello struct {
 
 // A Welcome is what the old process can give.
 type Welcome struct {
+	Version     int // that of the exchange and its records; 0 means 1
 	Connections int
 	Listeners   []string // addresses as they were asked for: ":8000", "unix:/run/t.sock"
 }
@@ -121,8 +129,11 @@ type Exchange struct {
 	patience    time.Duration // Patience
 	preparedFor time.Duration // PreparedFor
 
+	version int // fixed after Hear, or Greet
+
 	// Atomic.
 	stopped atomic.Bool
+	bound   atomic.Bool // the new process has accepted a batch: it must hear who owns it
 }
 
 // NewExchange makes an end of conn, and owns conn from then on.
@@ -138,7 +149,9 @@ var errStopped = errors.New("this process has ended the exchange")
 // the old process, the end of the stream between take and begin is the new one's death.
 func (x *Exchange) Stop() {
 	x.stopped.Store(true)
-	x.conn.SetReadDeadline(time.Unix(1, 0))
+	if !x.bound.Load() {
+		x.conn.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // Close ends the exchange.
@@ -204,7 +217,7 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 	if err := x.conn.SetReadDeadline(deadline); err != nil {
 		return m, err
 	}
-	if x.stopped.Load() { // after the deadline is set: that could undo Stop's
+	if x.stopped.Load() && !x.bound.Load() { // after the deadline is set: that could undo Stop's
 		return m, errStopped
 	}
 	header := make([]byte, headerBytes)

@@ -37,6 +37,7 @@ func pair(t testing.TB) (giver, taker *Exchange) {
 			t.Fatal(err)
 		}
 		x := NewExchange(conn.(*net.UnixConn))
+		x.version = Newest
 		t.Cleanup(func() { x.Close() })
 		return x
 	}
@@ -129,8 +130,8 @@ func offering(x *Exchange, rs []Record, fds []int) <-chan error {
 func TestExchange(t *testing.T) {
 	keepsFDs(t)
 	giver, taker := pair(t)
-	hello := Hello{1, "embedded", []string{"/ws/"}, []string{"v2"}, 2, 3, 4}
-	welcome := Welcome{5, []string{":1", "unix:/x"}}
+	hello := Hello{Oldest, Newest, LastField, "embedded", []string{"/ws/"}, []string{"v2"}, 2, 3, 4}
+	welcome := Welcome{Newest, 5, []string{":1", "unix:/x"}}
 	started := make(chan error, 1)
 	go func() {
 		got, err := giver.Hear()
@@ -227,7 +228,7 @@ func TestRefused(t *testing.T) {
 		giver.Hear()
 		giver.Refuse(want)
 	}()
-	_, err := taker.Greet(Hello{Version: Version + 1})
+	_, err := taker.Greet(Hello{Version: Newest + 1})
 	if refused, ok := errors.AsType[*RefusedError](err); !ok || *refused != *want {
 		t.Errorf("got %v, want %v", err, want)
 	}
@@ -341,20 +342,20 @@ func TestNonsense(t *testing.T) {
 		func(x *Exchange, r []int) error { return raw(x, r, byte(wordConnections), 3, 255, 255, 255, 255) })
 	toTaker("more descriptors than records", "2 records came with 3",
 		func(x *Exchange, r []int) error {
-			return x.offerRaw(wordConnections, encode(records(2, 0)...), r)
+			return x.offerRaw(wordConnections, encode(Newest, records(2, 0)...), r)
 		})
 	toTaker("a record cut off", errCut.Error(), func(x *Exchange, r []int) error {
-		return x.offerRaw(wordConnections, encode(records(3, 0)...)[:20], r)
+		return x.offerRaw(wordConnections, encode(Newest, records(3, 0)...)[:12], r)
 	})
 	toTaker("more descriptors than listeners", "1 listeners came with 3",
 		func(x *Exchange, r []int) error { return x.offerRaw(wordListeners, []byte(`[":1"]`), r) })
 	toTaker("listeners that are not JSON", "invalid character",
 		func(x *Exchange, r []int) error { return x.offerRaw(wordListeners, []byte("x"), r) })
-	toTaker("a word out of turn", "sent word 8 instead of an offer", func(x *Exchange, r []int) error { return x.send(wordOwned, nil, r...) })
+	toTaker("a word out of turn", "sent word 10 instead of an offer", func(x *Exchange, r []int) error { return x.send(wordOwned, nil, r...) })
 	toTaker("an offer without a descriptor", "without its decision", func(x *Exchange, r []int) error { return x.send(wordSessions, nil) })
 	toTaker("an offer without its decision", errTakenBack.Error(), func(x *Exchange, r []int) error { return x.send(wordSessions, nil, r[0]) })
 	toTaker("a record that points beyond its bytes", "1 bytes are due of a backlog of 0", func(x *Exchange, r []int) error {
-		return x.offerRaw(wordConnections, encode(Record{Due: 1}), r[:1])
+		return x.offerRaw(wordConnections, encode(Newest, Record{Due: 1}), r[:1])
 	})
 	toTaker("a word that there is not", errNoServer.Error(), func(x *Exchange, r []int) error { return x.send(99, nil, r...) })
 

@@ -12,11 +12,17 @@ import (
 // This file is the old process's end.
 
 // Hear waits for the new process's Hello.
-func (x *Exchange) Hear() (h Hello, err error) { return h, x.wantJSON(wordHello, x.patience, &h) }
+func (x *Exchange) Hear() (h Hello, err error) {
+	err = x.wantJSON(wordHello, x.patience, &h)
+	x.version = h.Common()
+	return h, err
+}
 
 // Welcome tells the new process what this one has, and waits until the new process
-// begins. That one gives up first: it closes its end after PreparedFor.
+// begins. That one gives up first: it closes its end after PreparedFor. The version is
+// the exchange's.
 func (x *Exchange) Welcome(w Welcome) (g Go, err error) {
+	w.Version = x.version
 	if err := x.sendJSON(wordWelcome, w); err != nil {
 		return g, err
 	}
@@ -31,11 +37,7 @@ func (x *Exchange) Refuse(e *RefusedError) error { return x.sendJSON(wordRefused
 // caller still owns them. After an error the exchange is over; the last batch may have
 // been given all the same.
 func (x *Exchange) OfferConnections(records []Record, fds []int) (given bool, err error) {
-	c := new(codec)
-	for i := range records {
-		records[i].fields(c)
-	}
-	return x.offer(wordConnections, c.data, fds...)
+	return x.offer(wordConnections, appendAll(&codec{version: x.version}, records, (*Record).fields), fds...)
 }
 
 // OfferListeners gives listening sockets, likewise.
@@ -49,16 +51,15 @@ func (x *Exchange) OfferListeners(addresses []string, fds []int) (given bool, er
 
 // OfferSessions gives sessions that no connection holds, likewise.
 func (x *Exchange) OfferSessions(sessions []Session) (given bool, err error) {
-	c := new(codec)
-	for i := range sessions {
-		sessions[i].fields(c)
-	}
-	return x.offer(wordSessions, c.data)
+	return x.offer(wordSessions, appendAll(&codec{version: x.version}, sessions, (*Session).fields))
 }
 
 func (x *Exchange) offer(w word, body []byte, fds ...int) (given bool, err error) {
 	if len(fds) > MostFDs {
 		panic(fmt.Sprintf("BUG: %d file descriptors in one batch", len(fds)))
+	}
+	if x.version == 1 {
+		return x.offerByWords(w, body, fds)
 	}
 	d, err := newDecision()
 	if err != nil {

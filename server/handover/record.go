@@ -1,17 +1,10 @@
 package handover
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"math"
 	"time"
 	"unicode/utf8"
 )
-
-// Version is the version of the records and of the exchange. Only processes of the
-// same version hand over to each other.
-const Version = 2
 
 // A Record is one connection without its file descriptor.
 type Record struct {
@@ -29,6 +22,7 @@ type Record struct {
 	HeartbeatAt time.Duration
 	Deadline    time.Duration
 	RateTAT     time.Duration // the theoretical arrival time of the limit on messages a second
+	FrameTAT    time.Duration // likewise, of the limit on frames
 
 	// Bytes, from the client and to it.
 	Unparsed []byte // bytes that were read and not handled
@@ -59,36 +53,51 @@ type Session struct {
 }
 
 // fields reads or writes all fields of a record, so that reading and writing cannot
-// differ.
+// differ. A number is a field's for ever. Version 1 knows no numbers: there, this is the
+// order. Fields that are newer stand behind isTagged.
+//
+// A reader that does not know a field goes without it. A field without which a connection
+// would be another one has mustKnow in its tag. No field of today's has, since the first
+// readers of tags know all of them.
 func (r *Record) fields(c *codec) {
-	c.duration(&r.Frozen)
-	c.text(&r.Endpoint)
-	c.flag(&r.V2)
-	c.array(&r.IP)
-	c.flag(&r.Charged)
-	c.flag(&r.Paused)
-	for _, d := range []*time.Duration{&r.Opened, &r.LastRead, &r.HeartbeatAt, &r.Deadline, &r.RateTAT} {
-		c.duration(d)
-	}
-	c.bytes(&r.Unparsed)
-	c.bytes(&r.Backlog)
-	c.int(&r.Due)
-	c.byte(&r.Parser.Op)
-	c.bytes(&r.Parser.Message)
-	c.int(&r.Parser.Seen)
-	c.bytes(&r.Parser.Tail)
+	c.duration(1, &r.Frozen)
+	c.text(2, &r.Endpoint)
+	c.flag(3, &r.V2)
+	c.array(4, &r.IP)
+	c.flag(5, &r.Charged)
+	c.flag(6, &r.Paused)
+	c.duration(7, &r.Opened)
+	c.duration(8, &r.LastRead)
+	c.duration(9, &r.HeartbeatAt)
+	c.duration(10, &r.Deadline)
+	c.duration(11, &r.RateTAT)
+	c.bytes(12, &r.Unparsed)
+	c.bytes(13, &r.Backlog)
+	c.int(14, &r.Due)
+	c.byte(15, &r.Parser.Op)
+	c.bytes(16, &r.Parser.Message)
+	c.int(17, &r.Parser.Seen)
+	c.bytes(18, &r.Parser.Tail)
 	r.Session.fields(c)
+	if c.isTagged() {
+		c.duration(27, &r.FrameTAT)
+	}
 }
 
+// LastField is the highest number of a field. Whoever adds a field with mustKnow also
+// makes the old process keep the connections that need it, if the new one's
+// Hello.LastField is lower.
+const LastField = 27
+
 func (s *Session) fields(c *codec) {
-	c.array(&s.ID)
-	c.number(&s.Count)
-	c.duration(&s.Idle)
-	c.text(&s.Token)
-	c.text(&s.Rival)
-	c.flag(&s.Held)
-	c.flag(&s.Known)
-	c.flag(&s.Owned)
+	c.array(19, &s.ID)
+	c.number(20, &s.Count)
+	c.duration(21, &s.Idle)
+	c.text(22, &s.Token)
+	c.text(23, &s.Rival)
+	c.flag(24, &s.Held)
+	c.flag(25, &s.Known)
+	c.flag(26, &s.Owned)
 }
 
 // check says what of a record that was read does not fit the rest of it. Without it, a
@@ -123,99 +132,4 @@ func frameHeaderBytes(frame []byte) int {
 		return 14
 	}
 	return 6
-}
-
-// A codec writes to data or reads from it.
-type codec struct {
-	data    []byte
-	reading bool
-	err     error // of reading
-}
-
-var (
-	errCut   = errors.New("a record is cut off")
-	errValue = errors.New("a record holds a value that its field cannot have")
-)
-
-// fail ends reading.
-func (c *codec) fail(err error) { c.data, c.err = nil, err }
-
-func (c *codec) number(n *uint64) {
-	if !c.reading {
-		c.data = binary.AppendUvarint(c.data, *n)
-		return
-	}
-	value, size := binary.Uvarint(c.data)
-	if size <= 0 {
-		c.fail(errCut)
-		return
-	}
-	*n, c.data = value, c.data[size:]
-}
-
-// signed is number in zigzag form.
-func (c *codec) signed(n *int64) {
-	folded := uint64(*n)<<1 ^ uint64(*n>>63)
-	c.number(&folded)
-	*n = int64(folded>>1) ^ -int64(folded&1)
-}
-
-func (c *codec) int(n *int) {
-	wide := int64(*n)
-	c.signed(&wide)
-	*n = int(wide)
-}
-
-func (c *codec) duration(d *time.Duration) { c.signed((*int64)(d)) }
-
-func (c *codec) byte(b *uint8) {
-	wide := uint64(*b)
-	c.number(&wide)
-	if wide > math.MaxUint8 {
-		c.fail(errValue)
-	}
-	*b = uint8(wide)
-}
-
-func (c *codec) flag(f *bool) {
-	var b uint8
-	if *f {
-		b = 1
-	}
-	c.byte(&b)
-	if b > 1 {
-		c.fail(errValue)
-	}
-	*f = b == 1
-}
-
-func (c *codec) array(a *[16]byte) {
-	b := a[:]
-	c.bytes(&b)
-	if len(b) != len(a) && c.err == nil {
-		c.fail(errValue)
-	}
-	copy(a[:], b)
-}
-
-func (c *codec) text(s *string) {
-	b := []byte(*s)
-	c.bytes(&b)
-	*s = string(b)
-}
-
-// bytes reads no bytes as nil. The bytes that it reads are a part of data.
-func (c *codec) bytes(b *[]byte) {
-	length := uint64(len(*b))
-	c.number(&length)
-	switch {
-	case !c.reading:
-		c.data = append(c.data, *b...)
-	case length > uint64(len(c.data)):
-		c.fail(errCut)
-	case length == 0:
-		*b = nil
-	default:
-		*b, c.data = c.data[:length:length], c.data[length:]
-	}
 }

@@ -2,8 +2,15 @@ package handover
 
 import (
 	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
 	"math"
+	"os"
 	"reflect"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -42,17 +49,28 @@ func filled(t testing.TB) (r Record) {
 	return r
 }
 
-func encode(records ...Record) []byte {
-	c := new(codec)
-	for i := range records {
-		records[i].fields(c)
-	}
-	return c.data
+func encode(version int, records ...Record) []byte {
+	return appendAll(&codec{version: version}, records, (*Record).fields)
 }
 
-func decode(t testing.TB, body []byte, fds int) (*Batch, error) {
+func decode(t testing.TB, version int, body []byte, fds int) (*Batch, error) {
 	t.Helper()
-	return (&message{word: wordConnections, body: body, fds: make([]int, fds)}).batch()
+	return (&message{word: wordConnections, body: body, fds: make([]int, fds)}).batch(version)
+}
+
+// versions runs a test for each version.
+func versions(t *testing.T, run func(t *testing.T, version int)) {
+	for version := Oldest; version <= Newest; version++ {
+		t.Run(fmt.Sprint("version ", version), func(t *testing.T) { run(t, version) })
+	}
+}
+
+// ofVersion is the part of a record that a version has.
+func ofVersion(version int, r Record) Record {
+	if version == 1 {
+		r.FrameTAT = 0
+	}
+	return r
 }
 
 // TestRecordRoundTrip sees every field of a record arrive: one that fields
@@ -61,53 +79,58 @@ func TestRecordRoundTrip(t *testing.T) {
 	lowest := filled(t)
 	lowest.Frozen, lowest.RateTAT, lowest.Due = math.MinInt64, math.MaxInt64, math.MinInt
 	lowest.Session.Count, lowest.Parser.Op = math.MaxUint64, math.MaxUint8
-	want := []Record{filled(t), {}, lowest}
-	got, err := readAll(encode(want...), (*Record).fields)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got  %+v\nwant %+v", got, want)
-	}
+	versions(t, func(t *testing.T, version int) {
+		want := []Record{ofVersion(version, filled(t)), {}, ofVersion(version, lowest)}
+		got, err := readAll(version, encode(version, want...), (*Record).fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+	})
 }
 
 func TestSessionRoundTrip(t *testing.T) {
-	want := []Session{filled(t).Session, {}}
-	c := new(codec)
-	for i := range want {
-		want[i].fields(c)
-	}
-	got, err := (&message{word: wordSessions, body: c.data}).batch()
-	if err != nil || !reflect.DeepEqual(got.Sessions, want) {
-		t.Errorf("got %+v, %v; want %+v", got, err, want)
-	}
+	versions(t, func(t *testing.T, version int) {
+		want := []Session{filled(t).Session, {}}
+		body := appendAll(&codec{version: version}, want, (*Session).fields)
+		got, err := (&message{word: wordSessions, body: body}).batch(version)
+		if err != nil || !reflect.DeepEqual(got.Sessions, want) {
+			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
+	})
 }
 
 // TestRecordsShareNoMemory: what is appended to one field must not run into the
 // next.
 func TestRecordsShareNoMemory(t *testing.T) {
-	got, err := readAll(encode(filled(t)), (*Record).fields)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &got[0]
-	backlog := bytes.Clone(r.Backlog)
-	r.Unparsed = append(r.Unparsed, "more than there was"...)
-	if !bytes.Equal(r.Backlog, backlog) {
-		t.Error("the backlog was overwritten by what came behind the unparsed bytes")
-	}
+	versions(t, func(t *testing.T, version int) {
+		got, err := readAll(version, encode(version, filled(t)), (*Record).fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &got[0]
+		backlog := bytes.Clone(r.Backlog)
+		r.Unparsed = append(r.Unparsed, "more than there was"...)
+		if !bytes.Equal(r.Backlog, backlog) {
+			t.Error("the backlog was overwritten by what came behind the unparsed bytes")
+		}
+	})
 }
 
 func TestRecordIsCutOff(t *testing.T) {
-	body := encode(filled(t))
-	for cut := 1; cut < len(body); cut++ {
-		if _, err := decode(t, body[:cut], 1); err != errCut {
-			t.Fatalf("cut at %d of %d: %v, want %v", cut, len(body), err, errCut)
+	versions(t, func(t *testing.T, version int) {
+		body := encode(version, filled(t))
+		for cut := 1; cut < len(body); cut++ {
+			if _, err := decode(t, version, body[:cut], 1); err != errCut {
+				t.Fatalf("cut at %d of %d: %v, want %v", cut, len(body), err, errCut)
+			}
 		}
-	}
-	if _, err := decode(t, encode(Record{}), 2); err == nil {
-		t.Error("one record with two file descriptors is no error")
-	}
+		if _, err := decode(t, version, encode(version, Record{}), 2); err == nil {
+			t.Error("one record with two file descriptors is no error")
+		}
+	})
 }
 
 // TestRecordDoesNotFit: lengths and positions in a record must fit the bytes in it.
@@ -117,7 +140,7 @@ func TestRecordDoesNotFit(t *testing.T) {
 	}
 	f := func(name string, fits bool, r Record) {
 		t.Helper()
-		if _, err := decode(t, encode(r), 1); (err == nil) != fits {
+		if _, err := decode(t, Newest, encode(Newest, r), 1); (err == nil) != fits {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -145,33 +168,122 @@ func TestRecordDoesNotFit(t *testing.T) {
 func TestFieldDoesNotFit(t *testing.T) {
 	f := func(name string, body []byte, read func(*codec)) {
 		t.Helper()
-		c := &codec{data: body, reading: true}
+		c := &codec{version: 1, data: body, reading: true}
 		if read(c); c.err != errValue {
 			t.Errorf("%s: %v, want %v", name, c.err, errValue)
 		}
 	}
-	f("a byte of 256", []byte{0x80, 2}, func(c *codec) { c.byte(new(uint8)) })
-	f("a flag of 2", []byte{2}, func(c *codec) { c.flag(new(bool)) })
-	f("an address of 15 bytes", append([]byte{15}, make([]byte, 15)...), func(c *codec) { c.array(new([16]byte)) })
-	f("an address of 17 bytes", append([]byte{17}, make([]byte, 17)...), func(c *codec) { c.array(new([16]byte)) })
+	f("a byte of 256", []byte{0x80, 2}, func(c *codec) { c.byte(1, new(uint8)) })
+	f("a flag of 2", []byte{2}, func(c *codec) { c.flag(1, new(bool)) })
+	f("an address of 15 bytes", append([]byte{15}, make([]byte, 15)...), func(c *codec) { c.array(1, new([16]byte)) })
+	f("an address of 17 bytes", append([]byte{17}, make([]byte, 17)...), func(c *codec) { c.array(1, new([16]byte)) })
+	f("an address of no bytes", []byte{0}, func(c *codec) { c.array(1, new([16]byte)) })
+
+	tagged := func(name string, fields ...byte) {
+		t.Helper()
+		if _, err := readAll(2, append([]byte{byte(len(fields))}, fields...), (*Record).fields); err != errValue {
+			t.Errorf("%s: %v, want %v", name, err, errValue)
+		}
+	}
+	tagged("a flag of 2", 3<<2, 2)
+	tagged("a flag that is bytes", 3<<2|byte(isBytes), 1, 1)
+	tagged("bytes that are an integer", 12<<2, 1)
+	tagged("a field twice", 3<<2, 1, 3<<2, 1)
+	tagged("an address of 15 bytes", append([]byte{4<<2 | byte(isBytes), 15}, make([]byte, 15)...)...)
+}
+
+// TestLastField: LastField is the number of a field, and none is higher.
+func TestLastField(t *testing.T) {
+	c := &codec{version: Newest, reading: true}
+	body := encode(Newest, filled(t))
+	_, c.data = body[0], body
+	c.data = c.cutBytes()
+	c.readTags()
+	numbers := make(map[int]bool)
+	for _, v := range c.values {
+		numbers[v.tag.number()] = true
+	}
+	for number := 1; number <= LastField; number++ {
+		if !numbers[number] {
+			t.Errorf("no field has number %d", number)
+		}
+	}
+	if len(numbers) != LastField || c.err != nil {
+		t.Errorf("%d fields have numbers, want %d; %v", len(numbers), LastField, c.err)
+	}
+}
+
+// TestLaterRecord: fields that a later version adds are left out, unless they must not be.
+func TestLaterRecord(t *testing.T) {
+	want := filled(t)
+	one := &codec{version: Newest}
+	want.fields(one)
+	add := func(tags ...tag) []byte {
+		later := slices.Clone(one.data)
+		for _, tag := range tags {
+			later = binary.AppendUvarint(later, uint64(tag))
+			if tag&isBytes != 0 {
+				later = append(later, 5, 'l', 'a', 't', 'e', 'r')
+			} else {
+				later = binary.AppendUvarint(later, math.MaxUint64)
+			}
+		}
+		return append(binary.AppendUvarint(nil, uint64(len(later))), later...)
+	}
+	body := slices.Concat(add(90<<2), add(28<<2|isBytes, 4000<<2), encode(Newest, want))
+	got, err := readAll(Newest, body, (*Record).fields)
+	if err != nil || len(got) != 3 || !reflect.DeepEqual(got[0], want) || !reflect.DeepEqual(got[1], want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	_, err = decode(t, Newest, slices.Concat(encode(Newest, want), add(28<<2, 31<<2|isBytes|mustKnow)), 2)
+	if unknown, ok := errors.AsType[*UnknownFieldError](err); !ok || unknown.Number != 31 || !strings.Contains(err.Error(), "field 31") {
+		t.Errorf("got %v, want that field 31 is unknown", err)
+	}
+}
+
+// TestFirstVersion reads what a process of the first version wrote, and writes the same
+// bytes for it: testdata/record-1.hex, of "fill" above, without the fields that are newer.
+func TestFirstVersion(t *testing.T) {
+	text, err := os.ReadFile("testdata/record-1.hex")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stored, err := hex.DecodeString(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := readAll(1, stored, (*Record).fields)
+	if err != nil || len(records) != 1 {
+		t.Fatalf("read %+v, %v", records, err)
+	}
+	if r := records[0]; r.Endpoint == "" || r.Due == 0 || r.Session.Rival == "" || !r.Session.Owned || r.Parser.Tail == nil {
+		t.Errorf("fields are missing: %+v", r)
+	}
+	if again := encode(1, records...); !bytes.Equal(again, stored) {
+		t.Errorf("written again it is\n%x, want\n%x", again, stored)
+	}
 }
 
 // FuzzRecord reads anything: it takes no more memory than the bytes call for, what is
 // read is written and read the same, and what is accepted points to nothing that is not
 // there.
 func FuzzRecord(f *testing.F) {
-	whole := encode(filled(f), Record{})
-	f.Add(whole)
-	f.Add(whole[:len(whole)-3])
-	f.Add([]byte{})
-	f.Add(bytes.Repeat([]byte{0xff}, 40))
-	f.Add(append([]byte{0}, bytes.Repeat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, 3)...))
-	f.Add(encode(Record{
-		Unparsed: []byte{1, 0x83, 1, 2, 3, 4, 'a', 'b'}, Backlog: []byte("abc"), Due: 3,
-		Parser: Parser{Op: 1, Message: []byte("x"), Seen: 2, Tail: []byte{0xe2, 0x82}},
-	}))
-	f.Fuzz(func(t *testing.T, body []byte) {
-		records, err := readAll(body, (*Record).fields)
+	for version := Oldest; version <= Newest; version++ {
+		v := uint8(version)
+		whole := encode(version, filled(f), Record{})
+		f.Add(v, whole)
+		f.Add(v, whole[:len(whole)-3])
+		f.Add(v, []byte{})
+		f.Add(v, bytes.Repeat([]byte{0xff}, 40))
+		f.Add(v, append([]byte{0}, bytes.Repeat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, 3)...))
+		f.Add(v, encode(version, Record{
+			Unparsed: []byte{1, 0x83, 1, 2, 3, 4, 'a', 'b'}, Backlog: []byte("abc"), Due: 3,
+			Parser: Parser{Op: 1, Message: []byte("x"), Seen: 2, Tail: []byte{0xe2, 0x82}},
+		}))
+	}
+	f.Fuzz(func(t *testing.T, v uint8, body []byte) {
+		version := Oldest + int(v)%(Newest-Oldest+1)
+		records, err := readAll(version, body, (*Record).fields)
 		held := 0
 		for _, r := range records {
 			held += len(r.Endpoint) + len(r.Unparsed) + len(r.Backlog) +
@@ -183,11 +295,11 @@ func FuzzRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := readAll(encode(records...), (*Record).fields)
+		again, err := readAll(version, encode(version, records...), (*Record).fields)
 		if err != nil || !reflect.DeepEqual(again, records) {
 			t.Fatalf("read %+v, written and read again %+v, %v", records, again, err)
 		}
-		if b, err := decode(t, body, len(records)); err == nil {
+		if b, err := decode(t, version, body, len(records)); err == nil {
 			for i := range b.Records {
 				goOn(&b.Records[i])
 			}

@@ -14,7 +14,9 @@ func (x *Exchange) Greet(h Hello) (w Welcome, err error) {
 	if err := x.sendJSON(wordHello, h); err != nil {
 		return w, err
 	}
-	return w, x.wantJSON(wordWelcome, x.patience, &w)
+	err = x.wantJSON(wordWelcome, x.patience, &w)
+	x.version = max(1, w.Version)
+	return w, err
 }
 
 // Begin makes the old process hand over.
@@ -40,16 +42,30 @@ func (x *Exchange) Take() (*Batch, error) {
 		closeAll(m.fds)
 		return nil, nil
 	}
-	d, b, err := m.offer()
-	if err == nil {
-		err = x.own(d)
-	}
+	b, err := x.takeOffer(m)
 	if err != nil {
 		closeAll(m.fds)
 		return nil, err
 	}
-	d.close()
 	return b, nil
+}
+
+// takeOffer returns a batch once this process owns it.
+func (x *Exchange) takeOffer(m message) (b *Batch, err error) {
+	if x.version == 1 {
+		if b, err = m.batch(1); err == nil {
+			err = x.ownByWords()
+		}
+		return b, err
+	}
+	d, b, err := m.offer(x.version)
+	if err == nil {
+		err = x.own(d)
+	}
+	if err == nil {
+		d.close()
+	}
+	return b, err
 }
 
 // errTakenBack says that the old process has taken a batch back.
@@ -75,20 +91,20 @@ func (x *Exchange) own(d decision) error {
 }
 
 // offer reads an offer. Its first file descriptor is its decision's.
-func (m *message) offer() (d decision, b *Batch, err error) {
+func (m *message) offer(version int) (d decision, b *Batch, err error) {
 	if len(m.fds) == 0 {
 		return 0, nil, errors.New("an offer came without its decision")
 	}
-	b, err = (&message{word: m.word, body: m.body, fds: m.fds[1:]}).batch()
+	b, err = (&message{word: m.word, body: m.body, fds: m.fds[1:]}).batch(version)
 	return decision(m.fds[0]), b, err
 }
 
 // batch reads an offer.
-func (m *message) batch() (b *Batch, err error) {
+func (m *message) batch(version int) (b *Batch, err error) {
 	b = &Batch{FDs: m.fds}
 	switch m.word {
 	case wordConnections:
-		b.Records, err = readAll(m.body, (*Record).fields)
+		b.Records, err = readAll(version, m.body, (*Record).fields)
 		for i := 0; i < len(b.Records) && err == nil; i++ {
 			err = b.Records[i].check()
 		}
@@ -100,20 +116,9 @@ func (m *message) batch() (b *Batch, err error) {
 			err = fmt.Errorf("%d listeners came with %d file descriptors", len(b.Listeners), len(m.fds))
 		}
 	case wordSessions:
-		b.Sessions, err = readAll(m.body, (*Session).fields)
+		b.Sessions, err = readAll(version, m.body, (*Session).fields)
 	default:
 		err = fmt.Errorf("the other process sent word %d instead of an offer", m.word)
 	}
 	return b, err
-}
-
-// readAll reads records, or sessions, to the end of body.
-func readAll[T any](body []byte, fields func(*T, *codec)) (all []T, err error) {
-	c := &codec{data: body, reading: true}
-	for len(c.data) > 0 {
-		var one T
-		fields(&one, c)
-		all = append(all, one)
-	}
-	return all, c.err
 }

@@ -144,7 +144,7 @@ func (m *Memory) exportHeld() (states []State) {
 		s.mu.Lock()
 		for _, r := range s.sessions {
 			if r.lease != nil {
-				states = append(states, State{ID: r.id, Count: r.lease.revoke()})
+				states = append(states, State{ID: r.id, Count: r.lease.export()})
 			}
 		}
 		s.mu.Unlock()

@@ -175,14 +175,19 @@ type Lease struct {
 	// Owned by the holder.
 	Count uint64 // what the session's count is once committed
 
-	// Atomic: the session's count, with revoked set by the next claim.
+	// Atomic: the session's count, and marks.
 	committed atomic.Uint64
 }
 
 // An entry is what a store knows of a session that is held.
 type entry interface{ ID() ID }
 
-const revoked = 1 << 63
+// The marks beside the count of a lease.
+const (
+	revoked = 1 << 63 // the session has another owner
+	moved   = 1 << 62 // in another process; it is revoked too
+	marks   = revoked | moved
+)
 
 // Held reports whether the lease was ever asked for. It stays true when the lease is
 // revoked or released.
@@ -192,11 +197,14 @@ func (l *Lease) Held() bool { return l.entry != nil }
 func (l *Lease) ID() ID { return l.entry.ID() }
 
 // Committed is the count that was last committed under this lease.
-func (l *Lease) Committed() uint64 { return l.committed.Load() &^ revoked }
+func (l *Lease) Committed() uint64 { return l.committed.Load() &^ marks }
 
 // IsRevoked reports whether another owner of this process's has claimed the
 // session.
 func (l *Lease) IsRevoked() bool { return l.committed.Load()&revoked != 0 }
+
+// HasMoved reports whether the session was exported to another process.
+func (l *Lease) HasMoved() bool { return l.committed.Load()&moved != 0 }
 
 // commit sets the count unless the lease is revoked.
 func (l *Lease) commit() bool {
@@ -206,7 +214,10 @@ func (l *Lease) commit() bool {
 }
 
 // revoke ends the lease and returns the count that stands.
-func (l *Lease) revoke() uint64 { return l.committed.Or(revoked) &^ revoked }
+func (l *Lease) revoke() uint64 { return l.committed.Or(revoked) &^ marks }
+
+// export is revoke for another process.
+func (l *Lease) export() uint64 { return l.committed.Or(revoked|moved) &^ marks }
 
 // grant sets the count from which the holder goes on.
 func (l *Lease) grant(count uint64) {

@@ -18,7 +18,7 @@ type State struct {
 // of it: the other process would make it the owner again.
 func (m *Memory) Lend(l *Lease) (State, bool) {
 	count := l.committed.Load()
-	return State{ID: l.ID(), Count: count &^ revoked}, count&revoked == 0
+	return State{ID: l.ID(), Count: count &^ marks}, count&revoked == 0
 }
 
 // TakeBack implements Store.

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"turnstile/netpoll"
+	"turnstile/proto"
+	"turnstile/server/oracle"
+)
+
+// firstVersion is the last commit of the first version of the handover.
+const firstVersion = "2ac8bf3e411950742bd7f7412c66208aee8fe766"
+
+// buildFirstVersion builds the server of that commit, and returns its path.
+func buildFirstVersion(t *testing.T) string {
+	t.Helper()
+	if exec.Command("git", "cat-file", "-e", firstVersion).Run() != nil {
+		t.Skipf("the repository's history has no commit %s: clone all of it", firstVersion)
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "server")
+	script := "git archive --format=tar " + firstVersion + ` go.mod go.sum server netpoll proto metrics | tar -x -C "$1" && cd "$1" && go build -trimpath -o "$2" ./server`
+	cmd := exec.Command("sh", "-ec", script, "sh", dir, path+".bin")
+	cmd.Dir = ".." // an archive of a folder below the top has only that
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path + ".bin"
+}
+
+// startOther starts a server of another version, which takes over if somebody is there.
+func (s *serverChain) startOther(binary string) *process {
+	s.t.Helper()
+	p := launch(s.t, exec.Command(binary, append([]string{"-take-over-from", s.control}, s.flags...)...))
+	p.addr = s.addr
+	return p
+}
+
+// TestHandoverBetweenVersions deploys over a server of the first version, goes back to it,
+// and deploys again. All clients send, and none sees anything of it.
+func TestHandoverBetweenVersions(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the other version is built without the race detector: once is enough")
+	}
+	old := buildFirstVersion(t)
+	stores(t, func(t *testing.T, flags ...string) {
+		chain := newChain(t, flags...)
+		chain.current = chain.startOther(old)
+		chain.current.waitLog("server_started")
+		chain.current.waitReady()
+		half := chain.open("/ws/chat/")
+		message := frame(proto.OpText, true, "héllo")
+		half.write(message[:len(message)-4])
+		c := oracle.StartCrowd(t, chain.addr, 50, 0)
+		for _, next := range []func() *process{
+			func() *process { return chain.startSuccessor() },
+			func() *process { return chain.startOther(old) },
+			func() *process { return chain.startSuccessor() },
+		} {
+			c.WaitRounds(2)
+			chain.awaitTakeover(next())
+		}
+		c.WaitRounds(2)
+		c.Settle()
+		half.write(message[len(message)-4:])
+		half.wantCount(1, "héllo")
+		if ends := c.Ends(); len(ends) > 0 {
+			t.Errorf("connections ended: %v", ends)
+		}
+	})
+}
+
+// wantMoved checks how many connections went, and how many stayed to be drained.
+func (s *serverChain) wantMoved(successor *process, moved, left float64) {
+	s.t.Helper()
+	old := s.current
+	s.awaitTakeover(successor)
+	if got := old.waitLog("handover_finished"); got["moved"] != moved || got["left"] != left {
+		s.t.Errorf("%v connections moved and %v were left, want %v and %v", got["moved"], got["left"], moved, left)
+	}
+}
+
+// unread is how many bytes wait in a client's socket.
+func unread(t *testing.T, conn net.Conn) (n int) {
+	t.Helper()
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { n = netpoll.Unread(int(fd)) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestHandoverOfAPart: those for whom the new process has no room say goodbye and come
+// back, and the others go. No count is lost.
+func TestHandoverOfAPart(t *testing.T) {
+	stores(t, func(t *testing.T, flags ...string) {
+		chain := startChain(t, flags...)
+		const clients, room = 30, 20
+		var wires []*wire
+		var ids []string
+		for range clients {
+			w := chain.open("/ws/chat/")
+			w.send(text("one"))
+			wires, ids = append(wires, w), append(ids, w.wantCount(1, "one").SessionID)
+		}
+		chain.flags = append(chain.flags, "-max-connections", fmt.Sprint(room))
+		chain.wantMoved(chain.startSuccessor(), room, clients-room)
+		var told []string
+		for i, w := range wires {
+			if unread(t, w.conn) > 0 {
+				w.wantShutdown(1)
+				told = append(told, ids[i])
+				continue
+			}
+			w.send(text("two"))
+			w.wantCount(2, "two")
+			w.conn.Close()
+		}
+		if len(told) != clients-room {
+			t.Fatalf("%d clients were told to leave, want %d", len(told), clients-room)
+		}
+		eventually(t, "there is room again", func() bool { return chain.current.metric("websocket_active_connections") == 0 })
+		for _, id := range told {
+			w := chain.open("/ws/chat/?session_id=" + id)
+			w.send(text("two"))
+			w.wantCount(2, "two")
+		}
+	})
+}
+
+// TestHandoverToShorterMessages: who is in the middle of a message that is too long for the
+// new process is told, and the others go.
+func TestHandoverToShorterMessages(t *testing.T) {
+	chain := startChain(t)
+	long, short, idle := chain.open("/ws/chat/"), chain.open("/ws/chat/"), chain.open("/ws/chat/")
+	message, brief := text(strings.Repeat("m", 1000)), text("brief")
+	before := int(chain.current.metric("websocket_bytes_in_total"))
+	long.write(message[:20])
+	short.write(brief[:len(brief)-1])
+	eventually(t, "all of it is read", func() bool {
+		return chain.current.metric("websocket_bytes_in_total") >= float64(before+20+len(brief)-1)
+	})
+	chain.flags = append(chain.flags, "-max-message", "100")
+	successor := chain.startSuccessor()
+	long.wantShutdown(0)
+	long.conn.Close()
+	chain.wantMoved(successor, 2, 1)
+	short.write(brief[len(brief)-1:])
+	short.wantCount(1, "brief")
+	idle.send(text("idle"))
+	idle.wantCount(1, "idle")
+}
+
+// TestHandoverToFewerEndpoints: likewise with clients of an endpoint that is not there.
+func TestHandoverToFewerEndpoints(t *testing.T) {
+	chain := startChain(t, "-echo")
+	gone, stays := chain.open("/ws/echo/"), chain.open("/ws/chat/")
+	chain.flags = append(chain.flags[:len(chain.flags)-1], "-heartbeat", "1h")
+	successor := chain.startSuccessor()
+	gone.wantClose(proto.StatusGoingAway)
+	gone.conn.Close()
+	chain.wantMoved(successor, 1, 1)
+	stays.send(text("on"))
+	stays.wantCount(1, "on")
+}

@@ -73,7 +73,12 @@ func TestMonitor(t *testing.T) {
 	}
 	startServer(t, filepath.Join(dir, "log", "blue.log"), addrs["blue"])
 	stop := chatter(t, addrs["blue"])
-	view, _ := monitor(t, dir, addrs, "2")
+	var view string
+	eventually(t, "there were messages in the last seconds", func() bool {
+		view, _ = monitor(t, dir, addrs, "2")
+		blue, _ := row(t, view, "messages/s")
+		return blue != "0"
+	})
 	want(view, "state", "ready", "down")
 	want(view, "revision", "tested", "")
 	want(view, "connections", "1", "")

@@ -123,7 +123,7 @@ func (s *metricStack) alerts(t testing.TB) (firing map[string]alert) {
 	}
 	firing = make(map[string]alert)
 	for _, a := range answer.Data.Alerts {
-		if a.State == "firing" {
+		if a.State == "firing" && a.Name != "LoopLatencyHigh" { // which is of the machine that the tests run on
 			firing[a.Name] = a
 		}
 	}

@@ -429,7 +429,7 @@ func TestForwardedForIsNotBelieved(t *testing.T) {
 
 // Who is refused for its address takes no place from the others.
 func TestMaxConnectionsPerIPTakesNoPlaces(t *testing.T) {
-	p := startServer(t, "-max-connections", "3", "-max-connections-per-ip", "1")
+	p := startServer(t, "-max-connections", "3", "-max-connections-per-ip", "1", "-handshake-timeout", "1m")
 	for range 10 {
 		w := newWire(t, p.dial()) // from 127.0.0.1; all but one are refused, and stay for a while
 		w.write([]byte(upgradeRequest("/ws/chat/")))

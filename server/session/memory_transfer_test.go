@@ -251,8 +251,8 @@ func TestExport(t *testing.T) {
 	b.Import(states)
 	b.Complete()
 	wantLen(t, b, 5)
-	if len(pieces) != 1 || commits(a, held) {
-		t.Errorf("in pieces of %v; who held a session commits still: %v", pieces, commits(a, held))
+	if len(pieces) != 1 || commits(a, held) || !held.HasMoved() || held.Committed() != 99 {
+		t.Errorf("in pieces of %v; who held a session commits still: %v, and holds %d", pieces, commits(a, held), held.Committed())
 	}
 	clockB.advance(ttl - 30*time.Second) // over for the two that were left first
 	b.Expire()

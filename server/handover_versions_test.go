@@ -26,8 +26,9 @@ func buildFirstVersion(t *testing.T) string {
 	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "server")
-	script := "git archive --format=tar " + firstVersion + ` go.mod go.sum server netpoll proto metrics | tar -x -C "$1" && cd "$1" && go build -trimpath -o "$2" ./server`
-	cmd := exec.Command("sh", "-ec", script, "sh", dir, path+".bin")
+	const script = `git archive --format=tar "$3" go.mod go.sum server netpoll proto metrics | tar -x -C "$1"
+		cd "$1" && go build -trimpath -o "$2" ./server`
+	cmd := exec.Command("sh", "-ec", script, "sh", dir, path+".bin", firstVersion)
 	cmd.Dir = ".." // an archive of a folder below the top has only that
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

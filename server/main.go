@@ -69,18 +69,18 @@ func run(args []string) int {
 // tuneRuntime sets what an operator has not set in the environment.
 func tuneRuntime(config *Config) {
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(processorsPerLoop * (config.Workers + 1))
+		runtime.GOMAXPROCS(config.Workers + spareProcessors)
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 }
 
-// processorsPerLoop is how many Ps the Go scheduler gets for each event loop. A loop
-// that waits in the kernel keeps its P for some microseconds; without a second one, every
-// wake-up would first have to wake another thread. A third one brought nothing, and each
+// spareProcessors is how many Ps the Go scheduler gets beside one for each worker. A
+// loop that waits in the kernel keeps its P for some microseconds; without a spare one,
+// every wake-up would first have to wake another thread. More bring nothing, and each
 // costs memory.
-const processorsPerLoop = 2
+const spareProcessors = 2
 
 // gcPercent keeps the heap closer to what is alive than Go's default of 100.
 // Messages make no garbage, so collecting earlier costs next to nothing.

@@ -58,8 +58,7 @@ type Conn struct {
 	lastRead    time.Duration // when the client's last bytes were read
 	heartbeatAt time.Duration // when the next heartbeat is due
 	deadline    time.Duration // for the request, for the backlog's due bytes, or for the client's close
-	rateTAT     time.Duration // the theoretical arrival time of -message-rate
-	frameTAT    time.Duration // the same, of control frames and fragments
+	rates       *rates        // nil until something counts against -message-rate
 }
 
 // A state is where a connection stands. It only goes forward.

@@ -132,11 +132,29 @@ const (
 	leastFrameRate = 100
 )
 
+// A rates has the theoretical arrival times of -message-rate: of messages, and of control
+// frames and fragments.
+type rates struct{ messageTAT, frameTAT time.Duration }
+
+func (r *rates) times() rates {
+	if r == nil {
+		return rates{}
+	}
+	return *r
+}
+
+func (c *Conn) needRates() *rates {
+	if c.rates == nil {
+		c.rates = &rates{}
+	}
+	return c.rates
+}
+
 // overRate counts a message against -message-rate, and reports whether it is one too
 // many.
 func (c *Conn) overRate() bool {
 	rate := c.worker.engine.config.MessageRate
-	return rate > 0 && c.isOver(&c.rateTAT, rate, 1)
+	return rate > 0 && c.isOver(&c.needRates().messageTAT, rate, 1)
 }
 
 // overFrameRate counts the frames that are no whole message, and reports whether they are
@@ -151,7 +169,7 @@ func (c *Conn) overFrameRate(m proto.Message) bool {
 	if m.Op == proto.OpPing || m.Op == proto.OpPong {
 		frames++
 	}
-	return frames > 0 && c.isOver(&c.frameTAT, max(framesForMessage*rate, leastFrameRate), frames)
+	return frames > 0 && c.isOver(&c.needRates().frameTAT, max(framesForMessage*rate, leastFrameRate), frames)
 }
 
 // isOver counts n against a rate a second, and reports whether that is too many: the

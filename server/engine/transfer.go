@@ -156,12 +156,12 @@ func (c *Conn) freeze() {
 
 // record makes a record of the connection, without its session.
 func (c *Conn) record() handover.Record {
-	monotonic, parser := netpoll.Monotonic(), c.parser.State()
+	monotonic, parser, tats := netpoll.Monotonic(), c.parser.State(), c.rates.times()
 	now := c.worker.loop.At(monotonic)
 	r := handover.Record{
 		Frozen: netpoll.Clock(), V2: c.v2, IP: c.ip, Charged: c.charged, Paused: c.paused && c.state == stateOpen,
 		Opened: c.opened - monotonic, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
-		Deadline: c.deadline - now, RateTAT: c.rateTAT - now, FrameTAT: c.frameTAT - now,
+		Deadline: c.deadline - now, RateTAT: tats.messageTAT - now, FrameTAT: tats.frameTAT - now,
 		Unparsed: c.spill(), Backlog: c.backlog.all(),
 		Parser: handover.Parser{Op: uint8(parser.Op), Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail},
 	}
@@ -267,7 +267,10 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 	c.opened = frozen + r.Opened
 	frozen = w.loop.At(frozen)
 	c.lastRead, c.heartbeatAt = frozen+r.LastRead, frozen+r.HeartbeatAt
-	c.deadline, c.rateTAT, c.frameTAT = frozen+r.Deadline, max(0, frozen+r.RateTAT), max(0, frozen+r.FrameTAT)
+	c.deadline = frozen + r.Deadline
+	if message, frame := frozen+r.RateTAT, frozen+r.FrameTAT; max(message, frame) > w.loop.Now() {
+		c.rates = &rates{message, frame}
+	}
 	if r.Endpoint != "" {
 		c.endpoint = w.endpointAt([]byte(r.Endpoint))
 	}

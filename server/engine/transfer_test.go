@@ -24,7 +24,7 @@ func TestArrivedKeepsItsTimes(t *testing.T) {
 	const away = 200 * time.Millisecond
 	r := handover.Record{
 		Opened: -time.Hour, LastRead: -10 * time.Second,
-		HeartbeatAt: 7 * time.Second, Deadline: 3 * time.Second, RateTAT: -time.Minute,
+		HeartbeatAt: 7 * time.Second, Deadline: 3 * time.Second, RateTAT: time.Minute,
 	}
 	h.onLoop(func(w *worker) {
 		before := w.loop.At(netpoll.Monotonic())
@@ -40,8 +40,8 @@ func TestArrivedKeepsItsTimes(t *testing.T) {
 				t.Errorf("%s is %v off", name, off)
 			}
 		}
-		if c.rateTAT != max(0, c.lastRead-r.LastRead+r.RateTAT) {
-			t.Errorf("rateTAT is %v", c.rateTAT)
+		if tat := c.rates.times().messageTAT; tat != c.lastRead-r.LastRead+r.RateTAT {
+			t.Errorf("messageTAT is %v", tat)
 		}
 		c.state, c.endpoint = stateOpen, w.endpoints[0]
 		due, every := c.heartbeatAt, w.engine.config.Heartbeat

@@ -2,14 +2,12 @@ package session
 
 import (
 	"context"
-	"encoding/binary"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// shards is how many maps the sessions are spread over, so that connections
+// shards is how many tables the sessions are spread over, so that connections
 // that come and go on several workers seldom wait for each other.
 const shards = 64
 
@@ -38,33 +36,37 @@ type Memory struct {
 
 type shard struct {
 	mu       sync.Mutex
-	sessions map[ID]*record
+	sessions table // Guarded by mu.
 }
 
-// A record is one session. While it has a holder, the count is in that one's
-// lease.
-type record struct {
-	id ID // Fixed.
-
-	// Guarded by the shard's mutex.
-	holder // zero while it has no owner
-	count  uint64
-
-	idleSince time.Duration
+// An idleSession is a session that nobody holds. Its own lease, which has the count,
+// stands in the table for it. A session that somebody holds has no other memory than that
+// one's lease.
+type idleSession struct {
+	Lease
+	since time.Duration // Fixed after push.
 
 	// Guarded by the idle list's mutex.
-	prev, next *record
+	older, younger *idleSession
 }
 
-// ID implements entry.
-func (r *record) ID() ID { return r.id }
+// newIdle is a session with a count, not in a table or list yet.
+func newIdle(id ID, count uint64) *idleSession {
+	r := &idleSession{}
+	r.id, r.entry = id, r
+	r.grant(count)
+	return r
+}
+
+// idle is the session of a lease in the table that nobody holds; nil if somebody does.
+func (l *Lease) idle() *idleSession {
+	r, _ := l.entry.(*idleSession)
+	return r
+}
 
 // NewMemory returns an empty store.
 func NewMemory(config MemoryConfig) *Memory {
 	m := &Memory{config: config}
-	for i := range m.shards {
-		m.shards[i].sessions = make(map[ID]*record)
-	}
 	m.idle.init()
 	return m
 }
@@ -111,6 +113,13 @@ type holder struct {
 	owner Owner
 }
 
+// hold makes h's the lease on a session.
+func (h holder) hold(s *shard, id ID, count uint64) {
+	h.lease.id, h.lease.entry = id, h.owner
+	h.lease.grant(count)
+	s.sessions.put(h.lease)
+}
+
 // start gives h a session that was not known just now. Sessions start one at a
 // time: otherwise a claim could find the store full while another claim starts
 // the same session.
@@ -140,17 +149,14 @@ func (m *Memory) Release(l *Lease) {
 	if p, ok := l.entry.(*pendingClaim); ok {
 		p.ended = true
 	}
-	r, ok := l.entry.(*record)
-	if !ok {
-		return
-	}
-	s := m.shard(r.id)
+	s := m.shard(l.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r.lease != l {
+	if s.sessions.find(l.id) != l {
 		return
 	}
-	r.holder, r.count = holder{}, l.revoke()
+	r := newIdle(l.id, l.revoke())
+	s.sessions.put(&r.Lease)
 	m.idle.push(r, m.config.Now())
 }
 
@@ -169,14 +175,12 @@ func (m *Memory) Shrink() {
 	for i := range m.shards {
 		s := &m.shards[i]
 		s.mu.Lock()
-		s.sessions = maps.Collect(maps.All(s.sessions))
+		s.sessions.resize()
 		s.mu.Unlock()
 	}
 }
 
-func (m *Memory) shard(id ID) *shard {
-	return &m.shards[binary.LittleEndian.Uint64(id[8:])%shards]
-}
+func (m *Memory) shard(id ID) *shard { return &m.shards[id.hash()%shards] }
 
 // take gives the session to h if it is known; previous is the owner whose lease
 // this revoked. If it is not known, and reserved says that there is room for it,
@@ -185,47 +189,47 @@ func (m *Memory) take(h holder, id ID, reserved bool) (previous Owner, known boo
 	s := m.shard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.sessions[id]
-	known = r != nil && !m.isExpired(r)
-	switch {
-	case !known && !reserved:
+	l := s.sessions.find(id)
+	known = l != nil && !m.isExpired(l)
+	if !known && !reserved {
 		return nil, false
-	case r == nil:
-		r = &record{id: id}
-		s.sessions[id] = r
-		return r.grant(h), false
-	case reserved:
+	}
+	if l != nil && reserved {
 		m.len.Add(-1)
 	}
-	if r.lease == nil {
-		m.idle.remove(r)
-	}
+	previous, count := m.end(l)
 	if !known {
-		r.count = 0
+		count = 0
 	}
-	return r.grant(h), known
+	h.hold(s, id, count)
+	return previous, known
 }
 
 // isExpired reports whether a session's time to live has passed.
-func (m *Memory) isExpired(r *record) bool {
-	return r.lease == nil && m.config.Now()-r.idleSince >= m.config.TTL
+func (m *Memory) isExpired(l *Lease) bool {
+	r := l.idle()
+	return r != nil && m.config.Now()-r.since >= m.config.TTL
 }
 
-// grant makes h the holder and returns the previous owner, if there was one.
-func (r *record) grant(h holder) (previous Owner) {
-	if r.lease != nil {
-		previous, r.count = r.owner, r.lease.revoke()
+// end ends a lease of the table, whose shard is locked, before another takes its place.
+// It returns the owner, if there is one, and the count that stands.
+func (m *Memory) end(l *Lease) (owner Owner, count uint64) {
+	if l == nil {
+		return nil, 0
 	}
-	r.holder, h.lease.entry = h, r
-	h.lease.grant(r.count)
-	return previous
+	if r := l.idle(); r != nil {
+		m.idle.remove(r)
+	} else {
+		owner = l.entry.(Owner)
+	}
+	return owner, l.revoke()
 }
 
 // reserve makes room for one more session.
 func (m *Memory) reserve() error {
 	for m.len.Add(1) > int64(m.config.Max) {
 		m.len.Add(-1)
-		if m.dropOldest(func(*record) bool { return true }) {
+		if m.dropOldest(func(*Lease) bool { return true }) {
 			m.Evicted.Add(1)
 		} else if m.len.Load() >= int64(m.config.Max) {
 			return ErrFull
@@ -236,7 +240,7 @@ func (m *Memory) reserve() error {
 
 // dropOldest forgets the session that has been without an owner for the longest
 // time, if mayDrop says so. It reports whether it did.
-func (m *Memory) dropOldest(mayDrop func(*record) bool) bool {
+func (m *Memory) dropOldest(mayDrop func(*Lease) bool) bool {
 	for {
 		r := m.idle.oldest()
 		if r == nil {
@@ -244,70 +248,74 @@ func (m *Memory) dropOldest(mayDrop func(*record) bool) bool {
 		}
 		s := m.shard(r.id)
 		s.mu.Lock()
-		if r.lease != nil || s.sessions[r.id] != r { // it was taken or dropped meanwhile
+		if s.sessions.find(r.id) != &r.Lease { // it was taken or dropped meanwhile
 			s.mu.Unlock()
 			continue
 		}
-		ok := mayDrop(r)
+		ok := mayDrop(&r.Lease)
 		if ok {
 			m.len.Add(-1) // first: a claim that finds the list empty must see the room
 			m.idle.remove(r)
-			delete(s.sessions, r.id)
+			s.sessions.remove(r.id)
 		}
 		s.mu.Unlock()
 		return ok
 	}
 }
 
-// An idleList is a ring of the records without an owner, the longest first.
+// An idleList is a ring of the sessions that nobody holds, the longest first.
 // Its lock is taken inside a shard's.
 type idleList struct {
 	mu   sync.Mutex
-	root record
+	root idleSession
 }
 
-func (l *idleList) init() { l.root.prev, l.root.next = &l.root, &l.root }
+func (l *idleList) init() { l.root.older, l.root.younger = &l.root, &l.root }
 
-func (l *idleList) oldest() *record {
+func (l *idleList) oldest() *idleSession {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.root.next == &l.root {
+	if l.root.younger == &l.root {
 		return nil
 	}
-	return l.root.next
+	return l.root.younger
 }
 
 // pushOldest adds r, of which the caller says that it is the oldest.
-func (l *idleList) pushOldest(r *record, since time.Duration) {
+func (l *idleList) pushOldest(r *idleSession, since time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r.idleSince = since
-	r.prev, r.next = &l.root, l.root.next
-	r.next.prev, l.root.next = r, r
+	r.since = since
+	r.insertBehind(&l.root)
 }
 
 // youngestFirst is all of them.
-func (l *idleList) youngestFirst() (all []*record) {
+func (l *idleList) youngestFirst() (all []*idleSession) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for r := l.root.prev; r != &l.root; r = r.prev {
+	for r := l.root.older; r != &l.root; r = r.older {
 		all = append(all, r)
 	}
 	return all
 }
 
 // push adds r; the clock only goes forward, so it is the youngest.
-func (l *idleList) push(r *record, now time.Duration) {
+func (l *idleList) push(r *idleSession, now time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r.idleSince = now
-	r.prev, r.next = l.root.prev, &l.root
-	r.prev.next, l.root.prev = r, r
+	r.since = now
+	r.insertBehind(l.root.older)
 }
 
-func (l *idleList) remove(r *record) {
+// insertBehind puts r into the ring as the next younger one.
+func (r *idleSession) insertBehind(older *idleSession) {
+	r.older, r.younger = older, older.younger
+	r.older.younger, r.younger.older = r, r
+}
+
+func (l *idleList) remove(r *idleSession) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	r.prev.next, r.next.prev = r.next, r.prev
-	r.prev, r.next = nil, nil
+	r.older.younger, r.younger.older = r.younger, r.older
+	r.older, r.younger = nil, nil
 }

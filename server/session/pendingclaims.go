@@ -20,13 +20,9 @@ type pendingClaims struct {
 // A pendingClaim is the entry of its lease until it is answered.
 type pendingClaim struct {
 	holder
-	id    ID
 	since time.Duration
 	ended bool // Owned by the owner's loop: the claim is answered or released.
 }
-
-// ID implements entry.
-func (p *pendingClaim) ID() ID { return p.id }
 
 // Await says that sessions of another process are to come. Until Complete,
 // claims of sessions that are not known are pending.
@@ -52,8 +48,8 @@ func (p *pendingClaims) add(h holder, id ID, now time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.awaiting {
-		claim := &pendingClaim{holder: h, id: id, since: now}
-		h.lease.entry = claim
+		claim := &pendingClaim{holder: h, since: now}
+		h.lease.id, h.lease.entry = id, claim
 		p.claims = append(p.claims, claim)
 	}
 	return p.awaiting
@@ -82,7 +78,7 @@ func (m *Memory) answer(claims []*pendingClaim, err error) {
 			p.ended = true
 			resumed, err := false, err
 			if err == nil {
-				resumed, err = m.Claim(p.lease, p.id, p.owner)
+				resumed, err = m.Claim(p.lease, p.lease.id, p.owner)
 			}
 			if err != ErrPending { // sessions of yet another process are to come
 				p.owner.OnClaimed(resumed, err)
@@ -104,8 +100,8 @@ func (m *Memory) Export(yield func([]State) (given bool, err error)) error {
 	for _, r := range m.idle.youngestFirst() {
 		s := m.shard(r.id)
 		s.mu.Lock()
-		if r.lease == nil && s.sessions[r.id] == r {
-			states = append(states, State{ID: r.id, Count: r.count, Idle: now - r.idleSince})
+		if s.sessions.find(r.id) == &r.Lease {
+			states = append(states, State{ID: r.id, Count: r.Committed(), Idle: now - r.since})
 		}
 		s.mu.Unlock()
 	}
@@ -126,13 +122,10 @@ func (m *Memory) forget(states []State) {
 	for _, state := range states {
 		s := m.shard(state.ID)
 		s.mu.Lock()
-		if r := s.sessions[state.ID]; r != nil {
-			if r.lease == nil {
-				m.idle.remove(r)
-			}
-			r.holder = holder{}
+		if l := s.sessions.find(state.ID); l != nil {
+			m.end(l)
 			m.len.Add(-1)
-			delete(s.sessions, state.ID)
+			s.sessions.remove(state.ID)
 		}
 		s.mu.Unlock()
 	}
@@ -142,9 +135,9 @@ func (m *Memory) exportHeld() (states []State) {
 	for i := range m.shards {
 		s := &m.shards[i]
 		s.mu.Lock()
-		for _, r := range s.sessions {
-			if r.lease != nil {
-				states = append(states, State{ID: r.id, Count: r.lease.export()})
+		for l := range s.sessions.all {
+			if l.idle() == nil {
+				states = append(states, State{ID: l.id, Count: l.export()})
 			}
 		}
 		s.mu.Unlock()
@@ -164,12 +157,15 @@ func (m *Memory) importOne(state State) {
 	s := m.shard(state.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, known := m.merge(s, state)
-	if r.lease != nil {
-		return
+	l := s.sessions.find(state.ID)
+	switch {
+	case l == nil:
+		m.len.Add(1)
+	case l.idle() == nil:
+		return // its holder has a count of its own
 	}
-	if known {
-		m.idle.remove(r)
-	}
+	_, count := m.end(l)
+	r := newIdle(state.ID, max(count, state.Count))
+	s.sessions.put(&r.Lease)
 	m.idle.pushOldest(r, m.config.Now()-state.Idle)
 }

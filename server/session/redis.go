@@ -76,9 +76,6 @@ type redisLease struct {
 	ownership
 }
 
-// ID implements entry.
-func (r *redisLease) ID() ID { return r.id }
-
 // lifetimes are how long what is in Redis lives.
 type lifetimes struct {
 	renewal  time.Duration // between two renewals of a session that is held
@@ -196,7 +193,7 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	token.lease = leaseID{s.instance, s.serial}
 	r.ownership = newOwnership(token, first, now)
 	s.leases[token.lease] = r
-	l.entry = r
+	l.id, l.entry = id, r
 	s.enqueue(r)
 	return nil
 }

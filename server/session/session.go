@@ -170,17 +170,21 @@ type Store interface {
 // must not be copied or used again.
 type Lease struct {
 	// Fixed after Mint or Claim.
-	entry entry
+	id    ID
+	entry entry // nil if it holds none
 
 	// Owned by the holder.
 	Count uint64 // what the session's count is once committed
 
 	// Atomic: the session's count, and marks.
 	committed atomic.Uint64
+
+	next *Lease // Guarded by the mutex of Memory's shard: in its table
 }
 
-// An entry is what a store knows of a session that is held.
-type entry interface{ ID() ID }
+// An entry is what a store has to know of a lease. In Memory it is the Owner, or a
+// *pendingClaim while there is none yet; in Redis a *redisLease.
+type entry any
 
 // The marks beside the count of a lease.
 const (
@@ -194,7 +198,7 @@ const (
 func (l *Lease) Held() bool { return l.entry != nil }
 
 // ID is the session that the lease is on.
-func (l *Lease) ID() ID { return l.entry.ID() }
+func (l *Lease) ID() ID { return l.id }
 
 // Committed is the count that was last committed under this lease.
 func (l *Lease) Committed() uint64 { return l.committed.Load() &^ marks }

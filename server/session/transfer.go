@@ -26,19 +26,19 @@ func (m *Memory) TakeBack(*Lease) {}
 
 // GiveAway implements Store.
 func (m *Memory) GiveAway(l *Lease) {
-	r := l.entry.(*record)
-	s := m.shard(r.id)
+	s := m.shard(l.id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l.revoke()
-	if r.lease == l {
-		r.holder = holder{}
+	if s.sessions.find(l.id) == l {
 		m.len.Add(-1)
-		delete(s.sessions, r.id)
+		s.sessions.remove(l.id)
 	}
 }
 
-// Adopt implements Store. The session is taken in even if the store is full.
+// Adopt implements Store. The session is taken in even if the store is full. Clients may
+// have started it here too, before it came. Then nobody can say which count is right, and
+// the higher one stands.
 func (m *Memory) Adopt(l *Lease, state State, owner Owner) {
 	if previous := m.adopt(holder{l, owner}, state); previous != nil {
 		previous.OnTakenOver()
@@ -49,27 +49,13 @@ func (m *Memory) adopt(h holder, state State) (previous Owner) {
 	s := m.shard(state.ID)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, known := m.merge(s, state)
-	if known && r.lease == nil {
-		m.idle.remove(r)
+	l := s.sessions.find(state.ID)
+	if l == nil {
+		m.len.Add(1)
 	}
-	previous = r.grant(h)
-	h.lease.grant(max(h.lease.Count, state.Count))
+	previous, count := m.end(l)
+	h.hold(s, state.ID, max(count, state.Count))
 	return previous
-}
-
-// merge returns the record of a session that another process has given. It is
-// known if clients have started it here too, before it came. Then nobody can say
-// which count is right, and the higher one stands. Under s.mu.
-func (m *Memory) merge(s *shard, state State) (r *record, known bool) {
-	if r = s.sessions[state.ID]; r != nil {
-		r.count = max(r.count, state.Count) // a holder has its own count
-		return r, true
-	}
-	r = &record{id: state.ID, count: state.Count}
-	s.sessions[r.id] = r
-	m.len.Add(1)
-	return r, false
 }
 
 // Lend implements Store.
@@ -109,7 +95,7 @@ func (s *Redis) Adopt(l *Lease, state State, owner Owner) {
 		id: state.ID, slot: s.slotOf(state.ID), owner: owner, lease: l,
 		ownership: adoptedOwnership(state, s.config.Now()),
 	}
-	l.entry = r
+	l.id, l.entry = state.ID, r
 	l.grant(state.Count)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -271,6 +271,9 @@ func (l *Loop) onTimerFD(w Woken) {
 		l.config.OnTick(max(0, l.now-l.At(l.due)))
 	}
 	l.armed = always // so that no timer that is set meanwhile arms it
-	l.wheel.Advance(l.now)
-	l.arm(l.wheel.next())
+	if l.wheel.Advance(l.now) {
+		l.arm(l.wheel.next())
+	} else {
+		l.arm(l.wheel.tick) // at once, behind the fds that are ready
+	}
 }

@@ -483,6 +483,36 @@ func TestOnlyTimersTick(t *testing.T) {
 	})
 }
 
+// Timers that are due at once do not keep out what becomes ready meanwhile.
+func TestManyTimersShareTheLoop(t *testing.T) {
+	const timers = 10 * expireMost
+	l := newLoop(t, Config{})
+	rang, before := 0, 0
+	done := make(chan struct{})
+	var alarms [timers]*alarm
+	for i := range alarms {
+		alarms[i] = newAlarm(func() {
+			if rang++; rang == 1 {
+				l.Post(func() { before = rang })
+			}
+			if rang == timers {
+				close(done)
+			}
+		})
+	}
+	onLoop(t, l, func() {
+		for _, a := range alarms {
+			l.Schedule(&a.Timer, l.Now()+Tick)
+		}
+	})
+	wait(t, done, "the last timer")
+	onLoop(t, l, func() {
+		if before == 0 || before > 2*expireMost {
+			t.Errorf("a task ran after %d of %d timers, want %d to %d", before, timers, expireMost, 2*expireMost)
+		}
+	})
+}
+
 // Before the first timer of an idle time, the wheel is where the clock is.
 func TestWheelFollowsAfterASleep(t *testing.T) {
 	l := newLoop(t, Config{})

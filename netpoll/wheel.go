@@ -30,7 +30,7 @@ const wheelSlots = 4096
 // concurrent use.
 type Wheel struct {
 	slots [wheelSlots]*Timer
-	tick  int64 // the last tick that Advance has handled
+	tick  int64 // the last tick that Advance has begun; its slot is empty once that is done
 	count int   // how many timers are on the wheel
 }
 
@@ -80,23 +80,32 @@ func (w *Wheel) next() (tick int64) {
 	return tick
 }
 
-// Advance moves the wheel to now and expires what is due. A timer may schedule
-// and cancel any timer, itself included, while it expires.
-func (w *Wheel) Advance(now time.Duration) {
+// expireMost is how many timers one Advance looks at: a heartbeat costs some 10 µs.
+const expireMost = 128
+
+// Advance moves the wheel to now and expires what is due. It stops after expireMost
+// timers; then it returns false, and has to be called again for the others. A timer may
+// schedule and cancel any timer, itself included, while it expires.
+func (w *Wheel) Advance(now time.Duration) (done bool) {
 	target := int64(now / Tick)
 	if target-w.tick > wheelSlots {
 		w.tick = target - wheelSlots // each slot once is enough after a long sleep
 	}
-	for w.tick < target {
-		w.tick++
-		w.expire(&w.slots[w.tick%wheelSlots], now)
+	for left := expireMost; ; w.tick++ {
+		if left = w.expire(&w.slots[w.tick%wheelSlots], now, left); left == 0 {
+			return false
+		}
+		if w.tick >= target {
+			return true
+		}
 	}
 }
 
-func (w *Wheel) expire(slot **Timer, now time.Duration) {
-	// No timer can join this slot meanwhile: Schedule uses only the slots of later
-	// ticks.
-	for *slot != nil {
+// expire looks at most at so many timers of a slot, and returns how many are left of
+// that. No timer can join the slot meanwhile: Schedule uses only the slots of other
+// ticks.
+func (w *Wheel) expire(slot **Timer, now time.Duration, most int) (left int) {
+	for ; *slot != nil && most > 0; most-- {
 		t := *slot
 		w.Cancel(t)
 		if t.at > now {
@@ -105,4 +114,5 @@ func (w *Wheel) expire(slot **Timer, now time.Duration) {
 		}
 		t.Owner.OnTimer()
 	}
+	return most
 }

@@ -77,6 +77,12 @@ func Spans(t testing.TB, document string) (spans []string) {
 
 var span = regexp.MustCompile("`[^`]*`")
 
+// Text returns a document.
+func Text(t testing.TB, document string) string {
+	t.Helper()
+	return read(t, document)
+}
+
 // read returns a file of the project.
 func read(t testing.TB, name string) string {
 	t.Helper()

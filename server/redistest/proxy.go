@@ -28,11 +28,12 @@ type Proxy struct {
 type Mode int
 
 const (
-	Pass           Mode = iota
-	Swallow             // commands arrive, answers are lost
-	SwallowScripts      // answers to scripts are lost, and all behind them
-	DelayScripts        // answers to scripts wait, and all behind them
-	Delay               // commands wait until the mode is another, even if their client has gone
+	Pass            Mode = iota
+	Swallow              // commands arrive, answers are lost
+	SwallowScripts       // answers to scripts of sessions are lost, and all behind them
+	DelayScripts         // answers to scripts of sessions wait, and all behind them
+	Delay                // commands wait until the mode is another, even if their client has gone
+	SwallowMessages      // what others have published is lost
 )
 
 // StartProxy runs a proxy to s.
@@ -90,13 +91,15 @@ func (p *Proxy) join(client net.Conn) {
 	p.mu.Unlock()
 	var scripted atomic.Bool
 	go p.copy(server, client, func(mode Mode, data []byte) (wait, drop bool) {
-		if bytes.Contains(data, []byte("\r\neval")) {
+		if bytes.Contains(data, []byte("\r\neval")) && !bytes.Contains(data, []byte("}:probe")) {
 			scripted.Store(true)
 		}
 		return mode == Delay, false
 	})
-	go p.copy(client, server, func(mode Mode, _ []byte) (wait, drop bool) {
-		return mode == DelayScripts && scripted.Load(), mode == Swallow || mode == SwallowScripts && scripted.Load()
+	go p.copy(client, server, func(mode Mode, data []byte) (wait, drop bool) {
+		drop = mode == Swallow || mode == SwallowScripts && scripted.Load() ||
+			mode == SwallowMessages && bytes.Contains(data, []byte("\r\nmessage\r\n"))
+		return mode == DelayScripts && scripted.Load(), drop
 	})
 }
 

@@ -45,7 +45,6 @@ func (c *cluster) reload() {
 
 func (c *cluster) run() {
 	defer c.client.Close()
-	var told toldKinds
 	for known := false; ; {
 		ctx, cancel := context.WithTimeout(c.store.stopped, c.store.config.Timeout)
 		//lint:ignore SA1019 every Redis has CLUSTER SLOTS, before 7 and after
@@ -55,7 +54,7 @@ func (c *cluster) run() {
 			c.apply(ranges)
 			known = true
 		} else if !known && c.store.stopped.Err() == nil { // later on, the nodes tell of their own
-			c.store.tellTrouble(&told, c.unassigned.name, err)
+			c.unassigned.health.onTrouble(err)
 		}
 		if !c.wait(err) {
 			return

@@ -47,21 +47,14 @@ func TestRedisCluster(t *testing.T) {
 	}
 }
 
-// A user with no more rights than README names.
+// A user with no more rights than deploy/README.md names.
 func TestRedisClusterPassword(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3)
 	for _, node := range cluster.Nodes {
-		node.Do("ACL", "SETUSER", "counter", "on", ">pass", "~turnstile:*", "&turnstile:*",
-			"+get", "+set", "+del", "+pexpire", "+eval", "+evalsha", "+publish", "+subscribe", "+ping", "+wait", "+cluster|slots", "+asking")
-		node.Do("ACL", "SETUSER", "default", "off")
+		addUser(t, node, "counter", "pass", everyForm, "a cluster")
 	}
 	url := strings.Replace(cluster.URL, "redis://", "redis://counter:pass@", 1)
-	a, b := readyStore(t, url), readyStore(t, url)
-	for range 10 {
-		c := a.mint().count(1)
-		b.claim(c.ID(), 1, true)
-		receive(t, "the loser is told", c.taken)
-	}
+	wantAllWorks(readyStore(t, url), readyStore(t, url))
 }
 
 // One of three masters is away: its sessions wait, the others go on.

@@ -73,6 +73,9 @@ func (f *inFlight) appendOwn(ctx context.Context, pipe redis.Pipeliner, script e
 // connection.
 func (f *inFlight) answer() (answer, error) {
 	err := f.sent.Err()
+	if f.renewed != nil && f.renewed.Err() != nil {
+		err = f.renewed.Err() // also if the count is stored: the owner's key must outlive it
+	}
 	switch {
 	case errors.Is(err, redis.Nil) && f.command.phase == phaseFind:
 		return answer{kind: answerOwner}, nil
@@ -81,7 +84,7 @@ func (f *inFlight) answer() (answer, error) {
 	case err != nil:
 		return failed(err), err
 	}
-	if f.renewed != nil && f.renewed.Err() == nil && !f.renewed.Val() {
+	if f.renewed != nil && !f.renewed.Val() {
 		return answer{kind: answerMissing}, nil // the owner's key is gone: nobody else may own the session
 	}
 	switch cmd := f.sent.(type) {

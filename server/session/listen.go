@@ -1,30 +1,77 @@
 package session
 
 import (
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// listenCheck is after how long a silence the subscription's connection is tried.
+	listenCheck = 3 * time.Second
+	listenPause = 100 * time.Millisecond // before the next subscription
 )
 
 // listen receives hints from other processes: a lease of this one has lost its
 // session. What counts is what Redis says when the lease is verified. Without
 // the hint, a silent connection would only find out at its next renewal.
 //
-// A lease that came from another process keeps its token, and with it that
-// process's channel.
+// A lost connection is made again, and the store stays available: the fence does not
+// depend on hints. What Redis refuses to subscribe does not come right by itself, so
+// then the store is not available.
 func (s *Redis) listen(client redis.UniversalClient) {
-	sub := client.Subscribe(s.stopped, channel(s.instance))
+	for s.stopped.Err() == nil {
+		var refusal redis.Error
+		if err := s.receiveHints(client); errors.As(err, &refusal) {
+			s.listening.onTrouble(fmt.Errorf("SUBSCRIBE: %w", err))
+		}
+		select {
+		case <-s.stopped.Done():
+		case <-time.After(listenPause):
+		}
+	}
+}
+
+// receiveHints subscribes, and receives until something fails.
+func (s *Redis) receiveHints(client redis.UniversalClient) error {
+	subscribed := make(map[uint32]bool)
+	sub := client.Subscribe(s.stopped, s.newChannels(subscribed)...)
+	failed := make(chan struct{})
+	s.start(func() { s.subscribeMore(sub, subscribed, failed) })
+	defer close(failed)
+	for quiet := false; ; {
+		message, err := sub.ReceiveTimeout(s.stopped, listenCheck)
+		switch {
+		case err == nil:
+			quiet = false
+			s.onReceived(message)
+		case quiet || errorKindOf(err) != errorTimeout:
+			return err
+		default:
+			quiet = true
+			if err := sub.Ping(s.stopped); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// subscribeMore adds what comes to s.instances, until the subscription fails. It closes
+// the subscription, which also ends a read from it.
+func (s *Redis) subscribeMore(sub *redis.PubSub, subscribed map[uint32]bool, failed <-chan struct{}) {
 	defer sub.Close()
-	received := sub.ChannelWithSubscriptions()
 	for {
 		select {
 		case <-s.stopped.Done():
 			return
+		case <-failed:
+			return
 		case <-s.subscribe:
-			sub.Subscribe(s.stopped, s.newChannels()...) // if it fails, the client subscribes when it connects again
-		case message := <-received:
-			s.onReceived(message)
+			sub.Subscribe(s.stopped, s.newChannels(subscribed)...) // if it fails, so does the read
 		}
 	}
 }
@@ -36,27 +83,29 @@ func (s *Redis) listenTo(instance uint32) {
 		return
 	}
 	s.instances[instance] = true
-	s.unsubscribed = append(s.unsubscribed, instance)
 	select {
 	case s.subscribe <- struct{}{}:
 	default:
 	}
 }
 
-// newChannels are those that are not subscribed to yet.
-func (s *Redis) newChannels() (channels []string) {
+// newChannels are those of s.instances that are not in subscribed, to which it adds them.
+func (s *Redis) newChannels(subscribed map[uint32]bool) (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, instance := range s.unsubscribed {
-		channels = append(channels, channel(instance))
+	for instance := range s.instances {
+		if !subscribed[instance] {
+			subscribed[instance] = true
+			names = append(names, channel(instance))
+		}
 	}
-	s.unsubscribed = nil
-	return channels
+	return names
 }
 
 func (s *Redis) onReceived(message any) {
 	switch message := message.(type) {
 	case *redis.Subscription:
+		s.listening.onSuccess()
 		s.verifyAll() // hints that were published before were not received
 	case *redis.Message:
 		name := strings.TrimPrefix(message.Channel, channelPrefix)

@@ -1,11 +1,9 @@
 package session
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,9 +12,6 @@ import (
 const (
 	// batchMost is how many sessions' commands one pipeline takes at the most.
 	batchMost = 1024
-	// probeEvery is how often a node that has nothing to do is probed.
-	probeEvery = time.Second
-	probeTTL   = 10 * time.Second
 	// The pause before the next connection to a node that failed doubles from
 	// the first to the second.
 	pauseFirst, pauseMost = 10 * time.Millisecond, 500 * time.Millisecond
@@ -25,10 +20,10 @@ const (
 // A node is one Redis server that takes writes, and the goroutine that talks to
 // it: one connection, one pipeline at a time.
 type node struct {
+	health
+
 	// Fixed after newNode.
-	store  *Redis
 	client *redis.Client
-	name   string // for people
 	wake   chan struct{}
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -40,31 +35,16 @@ type node struct {
 	holdsClaims bool          // new claims go there
 	batch       []inFlight
 	hints       []leaseID // leases of other processes, which have lost their sessions
-
-	// Owned by the goroutine.
-	told toldKinds // since the node answered
-
-	// Atomic: since when it does not answer, on the store's clock, 0 if it
-	// does; and whether it ever did.
-	failing atomic.Int64
-	up      atomic.Bool
 }
 
 func newNode(s *Redis, client *redis.Client, name, probe string) *node {
-	n := &node{store: s, client: client, name: name, probeKey: probe, wake: make(chan struct{}, 1)}
-	n.failing.Store(int64(s.config.Now()))
+	n := &node{client: client, probeKey: probe, wake: make(chan struct{}, 1)}
+	n.health.begin(s, name)
 	n.ctx, n.cancel = context.WithCancel(s.stopped)
 	return n
 }
 
 func (n *node) start() { n.store.start(n.run) }
-
-// isDown reports whether the node has not answered for longer than the timeout,
-// or never has.
-func (n *node) isDown() bool {
-	since := time.Duration(n.failing.Load())
-	return since != 0 && (!n.up.Load() || n.store.config.Now()-since > n.store.config.Timeout)
-}
 
 // push puts r at the end of the queue. Under store.mu.
 func (n *node) push(r *redisLease) {
@@ -150,24 +130,6 @@ func (n *node) verifyLeases(conn *redis.Conn) error {
 	return nil
 }
 
-// probe sees whether the node takes writes.
-func (n *node) probe(conn *redis.Conn) error {
-	n.store.mu.Lock()
-	key := n.probeKey
-	n.store.mu.Unlock()
-	if key == "" {
-		return conn.Ping(n.ctx).Err()
-	}
-	pipe := conn.Pipeline()
-	set := pipe.Set(n.ctx, key, n.name, probeTTL)
-	replicated := n.appendWait(pipe)
-	_, err := pipe.Exec(n.ctx)
-	if set.Val() != "OK" { // a command does not always have the pipeline's error
-		return cmp.Or(set.Err(), err, errNoAnswer)
-	}
-	return replicated()
-}
-
 // appendWait ends a pipeline with WAIT, if replicas have to confirm what it
 // writes. The func says, once the pipeline has been carried out, whether they
 // have.
@@ -192,38 +154,16 @@ func (n *node) appendWait(pipe redis.Pipeliner) (replicated func() error) {
 
 // onTrouble notes that the node does not answer.
 func (n *node) onTrouble(err error) {
-	s := n.store
-	s.config.Metrics.Errors[errorKindOf(err)].Inc()
-	n.failing.CompareAndSwap(0, int64(s.config.Now()))
-	s.tellTrouble(&n.told, n.name, err)
-	if s.cluster != nil {
-		s.cluster.reload()
-	}
-}
-
-// toldKinds are the kinds of error that OnTrouble has been told of in one outage.
-type toldKinds [errorKinds]bool
-
-// tellTrouble tells of the first error of each kind: the first of all, a lost
-// connection say, may hide the cause.
-func (s *Redis) tellTrouble(told *toldKinds, node string, err error) {
-	if kind := errorKindOf(err); !told[kind] {
-		told[kind] = true
-		s.config.OnTrouble(node, kind, s.config.Address.withoutUser(err))
+	n.health.onTrouble(err)
+	if n.store.cluster != nil {
+		n.store.cluster.reload()
 	}
 }
 
 // onSuccess notes that the node answers.
 func (n *node) onSuccess() {
-	s := n.store
-	now := s.config.Now()
-	since := time.Duration(n.failing.Swap(0))
-	n.up.Store(true)
-	s.config.Metrics.LastSuccess.Store(int64(now))
-	if since != 0 {
-		n.told = toldKinds{}
-		s.config.OnRecovered(n.name, now-since)
-	}
+	n.store.config.Metrics.LastSuccess.Store(int64(n.store.config.Now()))
+	n.health.onSuccess()
 }
 
 // exchange sends what is in the queue, batch by batch, until it is empty.

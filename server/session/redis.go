@@ -42,7 +42,8 @@ type Redis struct {
 	stopped   context.Context
 	running   sync.WaitGroup
 	instance  uint32
-	subscribe chan struct{} // says that something is in unsubscribed
+	listening health        // of the subscription to hints
+	subscribe chan struct{} // says that instances has more
 
 	mu sync.Mutex // Guards all that follows but routes.
 
@@ -52,9 +53,8 @@ type Redis struct {
 	drained chan struct{} // closed when nothing is left to send; nil unless Close waits
 
 	// Other processes.
-	hasGiven     bool            // leases that began here may be elsewhere
-	instances    map[uint32]bool // the processes whose leases are or were here, this one among them
-	unsubscribed []uint32        // those of instances whose channels are not subscribed to yet
+	hasGiven  bool            // leases that began here may be elsewhere
+	instances map[uint32]bool // the processes whose leases are or were here, this one among them
 
 	// Where commands go.
 	nodes   []*node
@@ -103,6 +103,7 @@ func NewRedis(config RedisConfig) *Redis {
 	s.instances = map[uint32]bool{s.instance: true}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	config.Metrics.QueueLength, config.Metrics.Available = s.queueLength, s.Available
+	s.listening.begin(s, config.Address.String()+", publish/subscribe")
 	if config.Address.isCluster() {
 		s.cluster = newCluster(s)
 	} else {
@@ -122,7 +123,8 @@ var _ Store = (*Redis)(nil)
 // start runs f in a goroutine. f has to return once s.stopped is done.
 func (s *Redis) start(f func()) { s.running.Go(f) }
 
-// Available implements Store: every node has answered within the timeout.
+// Available implements Store: every node has answered within the timeout, and Redis
+// does not refuse the subscription to hints.
 func (s *Redis) Available() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -131,7 +133,7 @@ func (s *Redis) Available() bool {
 			return false
 		}
 	}
-	return len(s.nodes) > 0
+	return len(s.nodes) > 0 && !s.listening.isDown()
 }
 
 // Len implements Store.

@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
+	"turnstile/server/doctest"
 	"turnstile/server/redistest"
 )
 
@@ -34,26 +37,120 @@ func TestRedisPasswordIsChanged(t *testing.T) {
 	a.wantNoTroubleTwice()
 }
 
+// rightsOf are those that deploy/README.md names for one form of the address.
+func rightsOf(t *testing.T, form string) (rights []any) {
+	t.Helper()
+	_, list, _ := strings.Cut(doctest.Text(t, "deploy/README.md"), "A user of its own needs these rights:\n")
+	list, _, _ = strings.Cut(list, "\n\n")
+	for _, item := range strings.Split(list, "\n- ") {
+		if what, named, _ := strings.Cut(strings.TrimPrefix(item, "- "), ": `"); what == form {
+			for _, right := range strings.Fields(strings.TrimRight(named, "`;.\n")) {
+				rights = append(rights, right)
+			}
+		}
+	}
+	if len(rights) == 0 {
+		t.Fatalf("deploy/README.md names no rights for %q", form)
+	}
+	return rights
+}
+
+// addUser makes a user with the rights that deploy/README.md names for these forms of
+// the address, and with no other.
+func addUser(t *testing.T, server *redistest.Server, name, password string, forms ...string) {
+	t.Helper()
+	args := []any{"ACL", "SETUSER", name, "reset", "on", ">" + password}
+	for _, form := range forms {
+		args = append(args, rightsOf(t, form)...)
+	}
+	server.Do(args...)
+}
+
+const everyForm = "every form of the address"
+
+// wantAllWorks has sessions minted, counted, claimed, renewed and released.
+func wantAllWorks(a, b *instance) {
+	a.t.Helper()
+	for range 10 {
+		c := a.mint().count(1)
+		a.verifyAll()
+		a.settle()
+		d := b.claim(c.ID(), 1, true)
+		receive(a.t, "the loser is told", c.taken)
+		d.release()
+	}
+	b.settle()
+	if !a.Available() || !b.Available() || len(a.troubles)+len(b.troubles) > 0 {
+		a.t.Errorf("available: %v, %v; troubles %v, %v", a.Available(), b.Available(), a.troubles, b.troubles)
+	}
+}
+
 func TestRedisPassword(t *testing.T) {
 	server := redistest.Start(t)
-	server.Do("ACL", "SETUSER", "counter", "on", ">pass,word", "~turnstile:*", "&turnstile:*",
-		"+get", "+set", "+del", "+pexpire", "+eval", "+evalsha", "+publish", "+subscribe", "+ping")
+	addUser(t, server, "counter", "pass,word", everyForm)
+	addUser(t, server, "other", "word", everyForm, "a database other than 0, such as `/1`")
 	server.Do("ACL", "SETUSER", "default", "off")
-	a := readyStore(t, "redis://counter:pass%2Cword@"+server.Addr)
-	b := readyStore(t, "unix://counter:pass%2Cword@"+server.Socket)
+	server.Client.Close()
+	server.Client = redis.NewClient(&redis.Options{
+		Addr: server.Addr, Username: "counter", Password: "pass,word", Protocol: 2, DisableIdentity: true,
+	})
+	wantAllWorks(readyStore(t, "redis://counter:pass%2Cword@"+server.Addr), readyStore(t, "unix://counter:pass%2Cword@"+server.Socket))
+	wantAllWorks(readyStore(t, "redis://other:word@"+server.Addr+"/1"), readyStore(t, "unix://other:word@"+server.Socket+"?db=1"))
+}
+
+// A user that lacks one right of those that deploy/README.md names: the store is not
+// available, and says which command it is.
+func TestRedisRightIsMissing(t *testing.T) {
+	server := redistest.Start(t)
+	rights := rightsOf(t, everyForm)
+	names := 0
+	for _, right := range append(rights, "+wait", "+select") {
+		name, isCommand := strings.CutPrefix(right.(string), "+")
+		if !isCommand || name == "ping" {
+			continue
+		}
+		names++
+		server.Do(append(append([]any{"ACL", "SETUSER", name, "on", ">word", "+wait", "+select"}, rights...), "-"+name)...)
+		url, kind := "redis://"+name+":word@"+server.Addr+"/1", errorAuth
+		if name == "wait" {
+			url, kind = url+"?wait_replicas=1", errorNotReplicated
+		}
+		a := startStore(t, url)
+		a.wantTrouble(kind, name)
+		if a.Available() {
+			t.Errorf("without the right to %s the store is available", name)
+		}
+	}
+	if names < 8 {
+		t.Errorf("%d commands were tried: %v", names, rights)
+	}
+}
+
+// A right is taken away while a session is held: its owner's key is not taken for
+// renewed because the count beside it is stored.
+func TestRedisRenewalIsRefused(t *testing.T) {
+	server := redistest.Start(t)
+	addUser(t, server, "counter", "word", everyForm)
+	a := readyStore(t, "redis://counter:word@"+server.Addr)
 	c := a.mint().count(1)
-	b.claim(c.ID(), 1, true)
-	receive(t, "the loser is told", c.taken)
+	const short = int64(100_000)
+	server.Do("PEXPIRE", ownerKey(c.ID()), short)
+	server.Do("ACL", "SETUSER", "counter", "-pexpire")
+	a.verifyAll()
+	a.wantTrouble(errorAuth, "PEXPIRE")
+	server.Do("ACL", "SETUSER", "counter", "+pexpire")
+	server.Until("the owner's key is renewed", func() bool { return server.Do("PTTL", ownerKey(c.ID())).(int64) > short })
+	c.count(1)
 }
 
 func TestRedisSentinelPassword(t *testing.T) {
 	guarded := redistest.StartGuarded(t, 0)
 	for _, s := range guarded.Sentinels {
-		s.Do("ACL", "SETUSER", "watcher", "on", ">word", "~*", "&*", "+@all")
+		addUser(t, s, "watcher", "word", "Redis Sentinel, for `sentinel_username`")
 	}
-	guarded.Master.Do("ACL", "SETUSER", "counter", "on", ">pass", "~turnstile:*", "&turnstile:*", "+@all")
+	addUser(t, guarded.Master, "counter", "pass", everyForm)
 	url := strings.Replace(guarded.URL, "redis://", "redis://counter:pass@", 1) + "&sentinel_username=watcher&sentinel_password="
-	readyStore(t, url+"word").mint().count(1)
+	wantAllWorks(readyStore(t, url+"word"), readyStore(t, url+"word"))
 	b := startStore(t, url+"wrong")
 	eventually(t, "a wrong password is refused", func() bool { return b.config.Metrics.Errors[errorAuth].Load() > 0 })
 	if b.Available() {

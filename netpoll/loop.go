@@ -42,11 +42,13 @@ type Events uint32
 // callback that wants to know what is ready cannot forget Awake.
 type Woken = netpoll.EpollEvent
 
-// The readiness that callers ask for. Failed is reported always; a read or a write then
+// The readiness that callers ask for. HungUp says that the peer sends nothing any more,
+// also while what it has sent is unread. Failed is reported always; a read or a write then
 // returns the error.
 const (
 	Readable = Events(netpoll.EPOLLIN)
 	Writable = Events(netpoll.EPOLLOUT)
+	HungUp   = Events(netpoll.EPOLLRDHUP)
 	Failed   = Events(netpoll.EPOLLERR | netpoll.EPOLLHUP)
 )
 

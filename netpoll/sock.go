@@ -48,6 +48,14 @@ func Unread(fd int) int {
 	return n
 }
 
+// HasHungUp reports whether the peer of a socket sends nothing any more, also while what
+// it has sent is unread.
+func HasHungUp(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0
+}
+
 // ShutdownWrite tells the peer that nothing more comes. See shutdown(2).
 func ShutdownWrite(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }
 

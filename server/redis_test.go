@@ -418,6 +418,28 @@ func TestClientLeavesDuringItsClaim(t *testing.T) {
 	}
 }
 
+// A client's request waits for its claim, the client hangs up, and resumes at another
+// server. It keeps the session there when the first server gets an answer.
+func TestClientThatHasLeftTakesNothing(t *testing.T) {
+	redis := redistest.Start(t)
+	proxy := redistest.StartProxy(t, redis)
+	a, b := startWithRedis(t, proxy.URL), startWithRedis(t, redis.URL())
+	proxy.Set(redistest.Delay)
+	gone := newWire(t, a.dial())
+	gone.write([]byte(upgradeRequest("/ws/chat/?session_id=" + someSession)))
+	eventually(t, "the claim is on its way", func() bool { return a.metric("websocket_store_queue_sessions") >= 1 })
+	gone.shutdownWrite()
+	eventually(t, "the server has noticed", func() bool { return a.metric(`websocket_handshakes_total{result="abandoned"}`) == 1 })
+	live := b.open("/ws/chat/?session_id="+someSession, v2Header)
+	live.wantSession(0, false)
+	live.send(text("one"))
+	live.wantCount(1, "one")
+	proxy.Set(redistest.Pass)
+	eventually(t, "nothing is left of the claim", func() bool { return a.metric("websocket_store_queue_sessions") == 0 })
+	live.send(text("two"))
+	live.wantCount(2, "two")
+}
+
 func TestCredentialsAreNotTold(t *testing.T) {
 	t.Parallel()
 	const secret = "sesame-open"

@@ -25,6 +25,7 @@ type Conn struct {
 	// Its place, and how it ends.
 	fd      int32
 	index   int32            // in worker.conns
+	watched uint16           // the netpoll.Events that the loop watches for
 	code    proto.StatusCode // of the close frame that was sent, or else received
 	state   state
 	reason  CloseReason
@@ -37,12 +38,11 @@ type Conn struct {
 	v2      bool            // the client speaks proto.Subprotocol
 
 	// What it waits for.
-	watched uint8 // the netpoll.Events that the loop watches for
-	eof     bool  // the client has sent its last byte
-	paused  bool  // spill holds whole frames, which wait for the backlog or for the store
-	starved bool  // it is in worker.starved
-	storing bool  // a commit or a claim is under way
-	dirty   bool  // it is in worker.dirty
+	eof     bool // the client has sent its last byte
+	paused  bool // spill holds whole frames, which wait for the backlog or for the store
+	starved bool // it is in worker.starved
+	storing bool // a commit or a claim is under way
+	dirty   bool // it is in worker.dirty
 
 	// The application, and its session.
 	endpoint *endpoint // nil until the request is upgraded, or its session is asked for
@@ -169,6 +169,8 @@ func (c *Conn) onEvent(woken netpoll.Woken) {
 	}
 	switch {
 	case events&^netpoll.Writable == 0 || c.state == stateClosed:
+	case c.state == stateClaiming && events&netpoll.HungUp != 0:
+		c.close(closeGone) // the claim ends with its client: a later one may have the session
 	case netpoll.Events(c.watched)&netpoll.Readable != 0:
 		c.onReadable()
 	case events&netpoll.Failed != 0:
@@ -190,13 +192,16 @@ func (c *Conn) watch() {
 	if len(c.backlog.ready()) > 0 {
 		events |= netpoll.Writable
 	}
+	if c.state == stateClaiming && c.leaving == leavingNot {
+		events |= netpoll.HungUp
+	}
 	if events == 0 && c.leaving == leavingNot && c.state == stateOpen && c.backlog == nil && !c.eof {
 		c.worker.starve(c)
 	}
 	if c.state == stateClosed || events == netpoll.Events(c.watched) {
 		return
 	}
-	c.watched = uint8(events)
+	c.watched = uint16(events)
 	if err := c.worker.loop.Mod(int(c.fd), events); err != nil {
 		c.close(closeReset)
 	}

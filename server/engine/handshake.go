@@ -149,6 +149,10 @@ func (c *Conn) upgrade(e *endpoint) {
 	case handshakePending:
 		c.endpoint, c.state, c.paused = e, stateClaiming, true
 		w.keepRequestID(c, request.RequestID)
+	case handshakeAbandoned:
+		w.out = out[:start]
+		c.countHandshake(handshakeAbandoned, nil)
+		c.close(closeGone)
 	default:
 		w.out = out[:start]
 		c.refuse(result)
@@ -164,6 +168,9 @@ func (c *Conn) ask(wish Wish) (resumed bool, result handshakeResult) {
 	case wishMint:
 		err = store.Mint(&c.session, c)
 	case wishClaim:
+		if netpoll.HasHungUp(int(c.fd)) {
+			return false, handshakeAbandoned // whoever resumed the session meanwhile has come later
+		}
 		resumed, err = store.Claim(&c.session, wish.id, c)
 	}
 	switch err {

@@ -208,7 +208,7 @@ func (c *Conn) unfreeze() bool {
 		c.close(closeReset)
 		return false
 	}
-	c.watched = uint8(netpoll.Readable)
+	c.watched = uint16(netpoll.Readable)
 	c.schedule()
 	if c.session.IsRevoked() { // OnTakenOver found it frozen
 		c.takenOver()

@@ -97,7 +97,7 @@ func (w *worker) enrol(c *Conn) bool {
 		netpoll.CloseFD(int(c.fd))
 		return false
 	}
-	c.watched = uint8(netpoll.Readable)
+	c.watched = uint16(netpoll.Readable)
 	c.index = int32(len(w.conns))
 	w.conns = append(w.conns, c)
 	return true

@@ -21,6 +21,7 @@ type ownership struct {
 	mustVerify bool // somebody may have taken the session: the next command looks at the owner's key
 	hadOwner   bool // the session had an owner before this lease
 	confirmed  bool // Redis has had the token as the owner
+	late       bool // the claim is in doubt, or has waited: somebody may have come after it
 
 	stored uint64 // the count that Redis has
 	wanted uint64 // the count that Redis is to have
@@ -28,6 +29,10 @@ type ownership struct {
 	askedAt   time.Duration // when the holder asked for what it waits for; 0 if it does not wait
 	renewedAt time.Duration // when the owner's key last got its time to live
 }
+
+// lateAfter is how long a claim may wait until the clocks of two servers say which of two
+// claims came later: they differ by less.
+const lateAfter = time.Second
 
 // A phase says what the next command does.
 type phase uint8
@@ -148,6 +153,7 @@ func (o *ownership) next(now time.Duration, times *lifetimes) command {
 		c.ttl = times.released
 	}
 	o.inFlight, o.mustVerify = true, false
+	o.late = o.late || o.isClaiming() && now-o.askedAt >= lateAfter
 	return c
 }
 
@@ -181,7 +187,7 @@ func (o *ownership) onDone(c *command, a answer) effect {
 		o.renewedAt = c.at
 	}
 	e := effect{replaced: o.replaced}
-	o.phase, o.confirmed, o.replaced = phaseOwned, true, token{}
+	o.phase, o.confirmed, o.replaced, o.late = phaseOwned, true, token{}, false
 	if c.last {
 		o.phase = phaseEnded
 	}
@@ -206,6 +212,8 @@ func (o *ownership) onOwner(owner string) news {
 	switch {
 	case owner == "" || other.lease == o.token.lease:
 		// Nobody, or an attempt of this lease of which no answer came.
+	case o.isClaiming() && o.late && other.epoch >= o.token.epoch:
+		return o.yield()
 	case o.isClaiming():
 		o.hadOwner, o.replaced = true, other
 		o.token.epoch = max(o.token.epoch, other.epoch+1) // clocks differ
@@ -220,6 +228,7 @@ func (o *ownership) onOwner(owner string) news {
 // doubt follows a command without an answer. The lease goes on under a new
 // token, so that the command does no harm if Redis carries it out later.
 func (o *ownership) doubt() {
+	o.late = o.isClaiming()
 	switch o.phase {
 	case phaseFind:
 		return
@@ -241,6 +250,13 @@ func (o *ownership) lose() news {
 		return news{kind: newsTakenOver}
 	}
 	return news{kind: newsRevoked, askedAt: o.askedAt}
+}
+
+// yield ends a claim: somebody who came later has the session.
+func (o *ownership) yield() news {
+	n := o.giveUp(o.askedAt + 1)
+	o.phase = phaseEnded
+	return n
 }
 
 // commit asks for a count to be stored. It reports false if the lease has ended.

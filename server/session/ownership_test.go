@@ -13,7 +13,7 @@ import (
 
 const (
 	testNow     = 100 * time.Hour
-	testEarlier = testNow - time.Minute    // later than one renewal ago
+	testEarlier = testNow - lateAfter + 1  // later than one renewal ago; a claim of then is not late
 	testLongAgo = testNow - 20*time.Minute // earlier than that
 	testTTL     = time.Hour                // so that a renewal is 10 minutes
 	testTimeout = 2 * time.Second
@@ -63,6 +63,8 @@ func lends(o *ownership)      { o.lend() }
 func verifies(o *ownership)   { o.mustVerify = true }
 func fences(o *ownership)     { o.phase, o.expected = phaseRestore, mine.String() }
 func replaces(o *ownership)   { o.expected, o.replaced, o.hadOwner = older.String(), older, true }
+func isLate(o *ownership)     { o.late = true }
+func waitsLong(o *ownership)  { o.askedAt = testNow - lateAfter }
 func renewsLong(o *ownership) { o.renewedAt = testLongAgo }
 
 func all(changes ...func(o *ownership)) func(o *ownership) {
@@ -77,6 +79,9 @@ var situations = []situation{
 	{name: "claim", from: inPhase(phaseFind, nil), sends: "find"},
 	{name: "claim, left in flight", from: inPhase(phaseFind, nil), sends: "find", meanwhile: releases},
 	{name: "claim, given up", from: inPhase(phaseFind, givesUp), sends: "find"},
+	{name: "claim, in doubt", from: inPhase(phaseFind, isLate), sends: "find"},
+	{name: "claim, waiting for long", from: inPhase(phaseFind, waitsLong), sends: "find"},
+	{name: "take, in doubt", from: inPhase(phaseTake, all(isLate, replaces)), sends: "take from older for 80m"},
 	{name: "take", from: inPhase(phaseTake, nil), sends: "take from nobody for 80m"},
 	{name: "take from older", from: inPhase(phaseTake, replaces), sends: "take from older for 80m"},
 	{name: "take, left in flight", from: inPhase(phaseTake, nil), sends: "take from nobody for 80m", meanwhile: releases},
@@ -205,6 +210,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"claim", "older", "take, 0/0, expects older, replaces older, had owner, waits", ""},
 	{"claim", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner, waits", ""},
 	{"claim", "attempt", "take, 0/0, expects attempt, waits", ""},
+	{"claim", "unknown", "find, 0/0, late, waits", ""},
 	{"claim", "release", "ended, 0/0, released", "abandoned"},
 	{"claim", "timeout", "find, 0/0", "claim unavailable"},
 
@@ -213,14 +219,14 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"claim, left in flight", "newer", "ended, 0/0, expects newer, replaces newer, epoch 201, had owner, released", ""},
 	{"claim, left in flight", "attempt", "ended, 0/0, expects attempt, released", ""},
 	{"claim, left in flight", "refused", "ended, 0/0, released", ""},
-	{"claim, left in flight", "unknown", "ended, 0/0, released", ""},
+	{"claim, left in flight", "unknown", "ended, 0/0, late, released", ""},
 
 	{"take", "done with 7", "owned, 7/7, confirmed, renewed", "claimed with 7"},
 	{"take", "done without", "owned, 0/0, confirmed, renewed", "claimed with 0"},
 	{"take", "older", "take, 0/0, expects older, replaces older, had owner, waits", ""},
 	{"take", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner, waits", ""},
 	{"take", "attempt", "take, 0/0, expects attempt, waits", ""},
-	{"take", "unknown", "find, 0/0, attempt 1, waits", ""},
+	{"take", "unknown", "find, 0/0, attempt 1, late, waits", ""},
 	{"take", "release", "ended, 0/0, released", "abandoned"},
 	{"take", "timeout", "take, 0/0", "claim unavailable"},
 
@@ -230,9 +236,37 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"take from older", "nobody", "take, 0/0, replaces older, had owner, waits", ""},
 	{"take from older", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner, waits", ""},
 	{"take from older", "attempt", "take, 0/0, expects attempt, replaces older, had owner, waits", ""},
-	{"take from older", "unknown", "find, 0/0, expects older, replaces older, attempt 1, had owner, waits", ""},
+	{"take from older", "unknown", "find, 0/0, expects older, replaces older, attempt 1, had owner, late, waits", ""},
 	{"take from older", "release", "ended, 0/0, expects older, replaces older, had owner, released", "abandoned"},
 	{"take from older", "timeout", "take, 0/0, expects older, replaces older, had owner", "claim unavailable"},
+
+	{"claim, in doubt", "nobody", "take, 0/0, late, waits", ""},
+	{"claim, in doubt", "older", "take, 0/0, expects older, replaces older, had owner, late, waits", ""},
+	{"claim, in doubt", "newer", "ended, 0/0, expects newer, late", "claim unavailable"},
+	{"claim, in doubt", "attempt", "take, 0/0, expects attempt, late, waits", ""},
+	{"claim, in doubt", "release", "ended, 0/0, late, released", "abandoned"},
+	{"claim, in doubt", "timeout", "find, 0/0, late", "claim unavailable"},
+
+	{"claim, waiting for long", "nobody", "take, 0/0, late, waits", ""},
+	{"claim, waiting for long", "older", "take, 0/0, expects older, replaces older, had owner, late, waits", ""},
+	{"claim, waiting for long", "newer", "ended, 0/0, expects newer, late", "claim unavailable; asked at 99h59m59s"},
+	{"claim, waiting for long", "attempt", "take, 0/0, expects attempt, late, waits", ""},
+	{"claim, waiting for long", "refused", "find, 0/0, late, waits", ""},
+	{"claim, waiting for long", "unknown", "find, 0/0, late, waits", ""},
+	{"claim, waiting for long", "release", "ended, 0/0, released", "abandoned"},
+	{"claim, waiting for long", "timeout", "find, 0/0", "claim unavailable; asked at 99h59m59s"},
+	{"claim, waiting for long", "no timeout", "find, 0/0", "claim unavailable; asked at 99h59m59s"},
+
+	{"take, in doubt", "done with 7", "owned, 7/7, expects older, had owner, confirmed, renewed",
+		"claimed with 7, resumed; older has to look"},
+	{"take, in doubt", "done without", "owned, 0/0, expects older, had owner, confirmed, renewed",
+		"claimed with 0; older has to look"},
+	{"take, in doubt", "nobody", "take, 0/0, replaces older, had owner, late, waits", ""},
+	{"take, in doubt", "newer", "ended, 0/0, expects newer, replaces older, had owner, late", "claim unavailable"},
+	{"take, in doubt", "attempt", "take, 0/0, expects attempt, replaces older, had owner, late, waits", ""},
+	{"take, in doubt", "unknown", "find, 0/0, expects older, replaces older, attempt 1, had owner, late, waits", ""},
+	{"take, in doubt", "release", "ended, 0/0, expects older, replaces older, had owner, late, released", "abandoned"},
+	{"take, in doubt", "timeout", "take, 0/0, expects older, replaces older, had owner, late", "claim unavailable"},
 
 	{"take, left in flight", "done with 7", "owned, 7/7, confirmed, renewed, released", ""},
 	{"take, left in flight", "done without", "owned, 0/0, confirmed, renewed, released", ""},
@@ -241,7 +275,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"take, left in flight", "newer", "ended, 0/0, expects newer, replaces newer, epoch 201, had owner, released", ""},
 	{"take, left in flight", "attempt", "ended, 0/0, expects attempt, released", ""},
 	{"take, left in flight", "refused", "ended, 0/0, released", ""},
-	{"take, left in flight", "unknown", "ended, 0/0, attempt 1, released", ""},
+	{"take, left in flight", "unknown", "ended, 0/0, attempt 1, late, released", ""},
 
 	{"mint", "done", "owned, 0/0, confirmed, renewed", ""},
 	{"mint", "older", "ended, 0/0, expects older", "taken over"},
@@ -370,10 +404,12 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"ended", "commit 6", "ended, 4/4, confirmed", "refused"},
 	{"ended", "release", "ended, 4/4, confirmed, released", ""},
 
-	{"claim, given up", "nobody", "take, 0/0", ""},
-	{"claim, given up", "older", "take, 0/0, expects older, replaces older, had owner", ""},
-	{"claim, given up", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner", ""},
-	{"claim, given up", "attempt", "take, 0/0, expects attempt", ""},
+	{"claim, given up", "nobody", "take, 0/0, late", ""},
+	{"claim, given up", "older", "take, 0/0, expects older, replaces older, had owner, late", ""},
+	{"claim, given up", "newer", "ended, 0/0, expects newer, late", ""},
+	{"claim, given up", "attempt", "take, 0/0, expects attempt, late", ""},
+	{"claim, given up", "refused", "find, 0/0, late", ""},
+	{"claim, given up", "unknown", "find, 0/0, late", ""},
 	{"claim, given up", "release", "ended, 0/0, released", ""},
 
 	{"renewal, due this moment", "done", "owned, 4/4, confirmed, renewed", ""},
@@ -506,6 +542,7 @@ func describe(o ownership) string {
 	add(o.token.attempt != 0, "attempt %d", o.token.attempt)
 	add(o.hadOwner, "had owner")
 	add(o.confirmed, "confirmed")
+	add(o.late, "late")
 	add(o.askedAt != 0, "waits")
 	add(o.renewedAt == testNow, "renewed")
 	add(o.mustVerify, "must verify")

@@ -227,6 +227,27 @@ func TestRedisCommandsArriveLate(t *testing.T) {
 	b.claim(c.ID(), 5, true)
 }
 
+// A claim gets no answer for long. Meanwhile somebody else claims the session, and keeps
+// it: that one came later.
+func TestRedisClaimInDoubtTakesNothingBack(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server)
+	patient := func(c *RedisConfig) { c.Timeout = 4 * time.Second }
+	a, b := readyStore(t, proxy.URL, patient), readyStore(t, server.URL())
+	proxy.Set(redistest.Delay)
+	claim := a.claimNow(someID)
+	eventually(t, "it is in doubt", func() bool { return a.config.Metrics.Errors[errorTimeout].Load() > 0 })
+	later := b.claim(someID, 0, false).count(3)
+	proxy.Set(redistest.Pass)
+	if err := receive(t, "the claim ends", claim.claimed); err != ErrUnavailable {
+		t.Errorf("the claim ends with %v", err)
+	}
+	claim.release()
+	a.settle()
+	later.count(1)
+	a.claim(someID, 4, true) // a claim of its own, that comes later still
+}
+
 // Redis stands still and goes on.
 func TestRedisPaused(t *testing.T) {
 	server := redistest.Start(t)

@@ -1,0 +1,26 @@
+package engine
+
+import (
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A client hangs up before its request is looked at. Another connection has the session
+// by then, and keeps it.
+func TestClientHasHungUpBeforeItsClaim(t *testing.T) {
+	h := startEngine(t)
+	request := "GET /count?session_id=" + someSession + " HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+	front, end, _ := strings.Cut(request, "Sec-WebSocket-Key")
+	gone := h.ask(front)
+	live := h.connect("/count?session_id=" + someSession)
+	goOn := h.hold()
+	unix.Write(gone, []byte("Sec-WebSocket-Key"+end))
+	unix.Write(gone, text("more")) // which hides the end, until it is read
+	unix.Shutdown(gone, unix.SHUT_WR)
+	goOn()
+	eventually(t, "the server has noticed", func() bool { return h.metrics().Handshakes[handshakeAbandoned].Load() == 1 })
+	exchange(t, live, text("one"), []byte(`"message":"one"}`), make([]byte, 4096))
+}

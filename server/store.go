@@ -27,5 +27,8 @@ func (s *server) openRedis() {
 		OnRecovered: func(node string, after time.Duration) {
 			s.log.Info().Str("redis", node).Int64("duration_ms", after.Milliseconds()).Msg("store_available")
 		},
+		OnDamaged: func(id session.ID, err error) {
+			s.log.Error().Err(err).Stringer("session_id", id).Msg("session_damaged")
+		},
 	})
 }

@@ -36,6 +36,7 @@ const (
 	errorAsk
 	errorTryAgain
 	errorNoScript
+	errorDamaged
 	errorOther
 	errorKinds // how many there are
 )
@@ -79,6 +80,7 @@ var errorNames = [errorKinds]struct {
 	errorAsk:      {"ask", scopeSession, []string{"ASK"}},
 	errorTryAgain: {"try_again", scopeSession, []string{"TRYAGAIN"}},
 	errorNoScript: {"no_script", scopeSession, []string{"NOSCRIPT"}},
+	errorDamaged:  {"damaged", scopeSession, []string{"DAMAGED", "WRONGTYPE"}},
 	errorOther:    {"other", scopeSession, nil},
 }
 
@@ -92,6 +94,9 @@ var errNotReplicated = errors.New("fewer replicas than wait_replicas have confir
 // errNoAnswer says that a command has neither an answer nor an error.
 var errNoAnswer = errors.New("no answer")
 
+// errDamagedOwner says that a session's owner cannot be read.
+var errDamagedOwner = errors.New("the owner's key has no token")
+
 // errorKindOf sorts an error of the Redis client's.
 func errorKindOf(err error) errorKind {
 	var answer redis.Error
@@ -103,6 +108,8 @@ func errorKindOf(err error) errorKind {
 		return answeredKind(answer.Error()) // the sentinels' answers stand within another error
 	case errors.Is(err, errNotReplicated):
 		return errorNotReplicated
+	case errors.Is(err, errDamagedOwner):
+		return errorDamaged
 	case errors.As(err, &certificate):
 		return errorTLS
 	case errors.As(err, &dial) && dial.Op == "dial":

@@ -91,9 +91,7 @@ func (f *inFlight) answer() (answer, error) {
 	case *redis.Cmd:
 		return readOwn(cmd)
 	case *redis.StringCmd:
-		if cmd.Val() != "" {
-			return answer{kind: answerOwner, owner: cmd.Val()}, nil
-		}
+		return readOwner(cmd.Val())
 	case *redis.StatusCmd:
 		if cmd.Val() == "OK" {
 			return answer{kind: answerDone}, nil
@@ -110,6 +108,15 @@ func failed(err error) answer {
 	return answer{kind: answerRefused}
 }
 
+// readOwner reads what is in an owner's key. What is no token is nobody's: it can be
+// neither replaced nor fenced, and must not be taken for an older owner.
+func readOwner(text string) (answer, error) {
+	if parseToken(text) == (token{}) {
+		return failed(errDamagedOwner), errDamagedOwner
+	}
+	return answer{kind: answerOwner, owner: text}, nil
+}
+
 // readOwn reads what the script returns.
 func readOwn(cmd *redis.Cmd) (answer, error) {
 	values, err := cmd.Slice()
@@ -118,11 +125,11 @@ func readOwn(cmd *redis.Cmd) (answer, error) {
 	}
 	if done, _ := values[0].(int64); done == 0 {
 		owner, _ := values[1].(string)
-		return answer{kind: answerOwner, owner: owner}, nil
+		return readOwner(owner)
 	}
 	count, err := strconv.ParseUint(fmt.Sprint(values[1]), 10, 64)
 	if err != nil {
-		return failed(err), err
+		return failed(errNoAnswer), errNoAnswer
 	}
 	known, _ := values[2].(int64)
 	return answer{kind: answerDone, count: count, hadCount: known == 1}, nil

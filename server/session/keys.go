@@ -92,7 +92,9 @@ const channelPrefix = "turnstile:instance:"
 //	      and the two records again (the first or '')
 //
 // It returns {1, count, whether the session was known}, or {0, the owner} and
-// changes nothing.
+// changes nothing. It changes nothing either, and returns an error, if the count is to be
+// that of the expected owner, and its record has none: whoever has written that knows
+// better.
 //
 // The keys are declared as Redis Cluster wants it, but for the caller's record
 // while the slot moves to another node: a declared key that is nowhere yet would
@@ -110,6 +112,9 @@ end
 local count = ARGV[3]
 if count == '' then
 	count = stored or '0'
+	if not string.find(count, '^%d+$') or #count > 18 then
+		return redis.error_reply('DAMAGED the record of ' .. owner .. ' is not a count')
+	end
 end
 redis.call('SET', ARGV[7], count, 'PX', ARGV[4])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[5])

@@ -26,6 +26,9 @@ type RedisConfig struct {
 	// label of Metrics.Errors), since the first may hide the cause. They are called from any goroutine.
 	OnTrouble   func(node string, kind fmt.Stringer, err error)
 	OnRecovered func(node string, after time.Duration)
+	// OnDamaged is told of a session that cannot be claimed, since Redis has something else
+	// in its keys than the store writes. It is called from any goroutine.
+	OnDamaged func(id ID, err error)
 }
 
 // Redis is the Store in Redis: it outlives the process, and is shared with
@@ -73,6 +76,8 @@ type redisLease struct {
 	lease  *Lease
 	queued bool // in a node's queue, or in Redis.waiting
 	asking bool // the next command follows an ASK redirection
+
+	damageTold bool // OnDamaged has been told of the session
 	ownership
 }
 

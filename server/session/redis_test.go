@@ -56,6 +56,7 @@ type instance struct {
 
 	mu       sync.Mutex
 	troubles []trouble
+	damaged  []ID
 }
 
 // A trouble is what the store has told of.
@@ -89,6 +90,11 @@ func startStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 			i.troubles = append(i.troubles, trouble{kind.(errorKind), err})
 		},
 		OnRecovered: func(string, time.Duration) {},
+		OnDamaged: func(id ID, err error) {
+			i.mu.Lock()
+			defer i.mu.Unlock()
+			i.damaged = append(i.damaged, id)
+		},
 	}
 	for _, f := range change {
 		f(&config)

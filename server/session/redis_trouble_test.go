@@ -363,18 +363,61 @@ func TestRedisForgetsTheScriptWithinAPipeline(t *testing.T) {
 	}
 }
 
-// A key of somebody else's, of another type, where a session's should be.
-func TestRedisKeyOfAnotherType(t *testing.T) {
+// What cannot be read of one session is that session's error: nobody else's connection is
+// lost for it, and nobody is given a count that may be wrong.
+func TestRedisDamagedSession(t *testing.T) {
 	server := redistest.Start(t)
 	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 2 * time.Second })
-	server.Do("RPUSH", ownerKey(someID), "x")
-	c := a.claimNow(someID)
-	if err := receive(t, "the claim ends", c.claimed); err != ErrUnavailable {
-		t.Errorf("the claim ends with %v", err)
+	other := a.mint()
+	claims := make(map[string]*client)
+	damage := func(what string, keyOf func(*testing.T, *redistest.Server, ID) string, command string, value any) {
+		t.Helper()
+		left := a.mint().count(3)
+		left.release()
+		a.settle()
+		key := keyOf(t, server, left.ID())
+		server.Do("DEL", key)
+		server.Do(command, key, value)
+		claims[what] = left
 	}
-	a.mint().count(1)
-	if !a.Available() {
-		t.Error("one session's key makes the whole store unavailable")
+	owner := func(_ *testing.T, _ *redistest.Server, id ID) string { return ownerKey(id) }
+	damage("an empty record", recordKeyOf, "SET", "")
+	damage("a record that is no number", recordKeyOf, "SET", "x")
+	damage("a number that is too large", recordKeyOf, "SET", "9999999999999999999")
+	damage("a record of another type", recordKeyOf, "RPUSH", "x")
+	damage("an empty owner", owner, "SET", "")
+	damage("an owner that is no token", owner, "SET", "x")
+	damage("an owner of another type", owner, "RPUSH", "x")
+	for what, left := range claims {
+		claims[what] = a.claimNow(left.ID())
+	}
+	for what, claim := range claims {
+		eventually(t, what+": it was noticed", func() bool {
+			other.count(1)
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return slices.Contains(a.damaged, claim.ID())
+		})
+	}
+	for what, claim := range claims {
+		if err := receive(t, "the claim ends", claim.claimed); err != ErrUnavailable {
+			t.Errorf("%s: the claim ends with %v, at %d", what, err, claim.Count)
+		}
+	}
+	if n := a.config.Metrics.Errors[errorConnection].Load(); n > 0 {
+		t.Errorf("%d connections were given up", n)
+	}
+}
+
+// Whoever holds the session knows its count, and writes it again.
+func TestRedisDamagedSessionIsHeld(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := readyStore(t, server.URL()), readyStore(t, server.URL())
+	for _, next := range []*instance{a, b} { // in the same process, and in another one
+		holder := a.mint().count(3)
+		server.Do("SET", recordKeyOf(t, server, holder.ID()), "x")
+		next.claim(holder.ID(), 3, true).count(1)
+		receive(t, "the holder is told", holder.taken)
 	}
 }
 

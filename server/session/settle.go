@@ -4,10 +4,12 @@ package session
 // connection is of no use.
 func (s *Redis) settle(n *node, batch []inFlight, hints []leaseID) (failure error) {
 	var notes []note
+	var damaged []damage
 	s.mu.Lock()
 	for i := range batch {
 		r := batch[i].lease
 		got, err := batch[i].answer()
+		damaged = s.appendDamage(damaged, n, r, err)
 		e := r.onAnswer(&batch[i].command, got)
 		if err := s.onError(n, r, err); err != nil && failure == nil {
 			failure = err
@@ -24,7 +26,30 @@ func (s *Redis) settle(n *node, batch []inFlight, hints []leaseID) (failure erro
 	n.batch = batch[:0]
 	s.mu.Unlock()
 	s.deliver(notes)
+	for _, d := range damaged {
+		s.config.OnDamaged(d.id, d.err)
+	}
 	return failure
+}
+
+// A damage is a session of which Redis has something else than this package writes.
+type damage struct {
+	id  ID
+	err error
+}
+
+// appendDamage adds the damage that err says r's session has, once for each lease. If the
+// owner is there and knows the count, it writes that again when it looks. Under mu.
+func (s *Redis) appendDamage(all []damage, n *node, r *redisLease, err error) []damage {
+	if err == nil || errorKindOf(err) != errorDamaged {
+		return all
+	}
+	s.tellReplaced(n, parseToken(r.expected))
+	if r.damageTold {
+		return all
+	}
+	r.damageTold = true
+	return append(all, damage{r.id, err})
 }
 
 // tellReplaced has the lease that was the owner look at its session, in whatever

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"turnstile/server/redistest"
 )
@@ -60,7 +59,7 @@ func TestRedisClusterPassword(t *testing.T) {
 // One of three masters is away: its sessions wait, the others go on.
 func TestRedisClusterNodeIsAway(t *testing.T) {
 	cluster := redistest.StartCluster(t, 3, "--cluster-require-full-coverage", "no", "--appendonly", "yes", "--appendfsync", "always")
-	a := readyStore(t, cluster.URL, func(c *RedisConfig) { c.Timeout = 30 * time.Second })
+	a := readyStore(t, cluster.URL, func(c *RedisConfig) { c.Timeout = patience })
 	var clients []*client
 	for range 30 {
 		clients = append(clients, a.mint().count(1))
@@ -174,7 +173,7 @@ func TestRedisClusterMoves(t *testing.T) {
 func TestRedisSentinelFailover(t *testing.T) {
 	guarded := redistest.StartGuarded(t, 2)
 	url := guarded.URL + "&wait_replicas=1"
-	patient := func(c *RedisConfig) { c.Timeout = 30 * time.Second }
+	patient := func(c *RedisConfig) { c.Timeout = patience }
 	a, b := readyStore(t, url, patient), readyStore(t, url, patient)
 	held, left := a.mint().count(5), a.mint().count(7)
 	left.release()
@@ -190,7 +189,7 @@ func TestRedisSentinelFailover(t *testing.T) {
 // holds; one that is held is written again.
 func TestRedisFailoverToAReplicaThatLags(t *testing.T) {
 	guarded := redistest.StartGuarded(t, 1)
-	a := readyStore(t, guarded.URL, func(c *RedisConfig) { c.Timeout = 30 * time.Second })
+	a := readyStore(t, guarded.URL, func(c *RedisConfig) { c.Timeout = patience })
 	held, left := a.mint().count(5), a.mint().count(3)
 	replica := guarded.Replicas[0]
 	replica.Until("the replica has them", func() bool { return len(replica.Keys("turnstile:{*-*}:*")) == 2 })

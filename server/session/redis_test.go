@@ -67,7 +67,7 @@ type trouble struct {
 
 const (
 	redisTTL     = time.Hour
-	redisTimeout = 2 * time.Second
+	redisTimeout = 20 * time.Second
 	redisMax     = 100_000
 )
 
@@ -417,7 +417,7 @@ func TestRedisLoserIsToldAfterADoubt(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := redistest.StartProxy(t, server)
 	a := readyStore(t, server.URL())
-	b := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = 4 * time.Second })
+	b := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = 8 * time.Second })
 	first := a.mint().count(2)
 	owner := server.Do("GET", ownerKey(first.ID()))
 	proxy.Set(redistest.SwallowScripts)

@@ -241,7 +241,9 @@ func TestVersion(t *testing.T) {
 // set, without credentials.
 func TestStartSaysWhatItIs(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "redis.sock") // where nobody listens
-	p := startServer(t, "-workers", "3", "-redis", "unix://user:secret@"+socket, "-heartbeat", "30s")
+	p := startProcess(t, nil, "-listen", testHost+":0", "-log-format", "json",
+		"-workers", "3", "-redis", "unix://user:secret@"+socket, "-heartbeat", "30s")
+	p.waitListening()
 	line := p.waitLog("server_started")
 	want := map[string]any{
 		"url":      "http://" + p.addr + "/",

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -175,7 +174,7 @@ func TestControlSocketsPlace(t *testing.T) {
 func tellAs(flags ...string) (stdout, stderr string, code int) {
 	cmd := exec.Command(os.Args[0], flags...)
 	cmd.Env = append(os.Environ(), asServer+"=1")
-	var out, complaint bytes.Buffer
+	var out, complaint output
 	cmd.Stdout, cmd.Stderr = &out, &complaint
 	cmd.Run()
 	return out.String(), complaint.String(), cmd.ProcessState.ExitCode()

@@ -351,7 +351,9 @@ func TestTenThousand(t *testing.T) {
 	for _, line := range p.logged("log_lines_dropped") {
 		dropped += int(line["dropped"].(float64))
 	}
-	if connected > 2*clients || ended > 2*clients || connected+ended+dropped < 4*clients {
+	// The exit waits for a reader of the log only for a while: then its last line is missing, too.
+	isWhole := len(p.logged("server_stopped")) == 1
+	if connected > 2*clients || ended > 2*clients || isWhole && connected+ended+dropped < 4*clients {
 		t.Errorf("%d connections are logged as opened, %d as closed, %d lines as dropped, want %d of each kind",
 			connected, ended, dropped, 2*clients)
 	}

@@ -63,7 +63,7 @@ func newChain(t *testing.T, flags ...string) *serverChain {
 	}
 	t.Cleanup(release)
 	chain := &serverChain{t: t, addr: addr, control: filepath.Join(t.TempDir(), "control")}
-	chain.flags = append([]string{"-listen", chain.addr, "-control", chain.control, "-workers", "2", "-log-format", "json"}, flags...)
+	chain.flags = append(append(patientFlags(), "-listen", chain.addr, "-control", chain.control, "-workers", "2"), flags...)
 	return chain
 }
 
@@ -476,6 +476,7 @@ func TestSignalToTheSuccessor(t *testing.T) {
 // TestHandoverBreaksWhileBothLive: the new server stands still for longer than the old one
 // waits, and goes on then. It finds that the old one serves, and ends.
 func TestHandoverBreaksWhileBothLive(t *testing.T) {
+	t.Parallel()
 	stores(t, func(t *testing.T, flags ...string) {
 		chain := startChain(t, flags...)
 		c := oracle.StartCrowd(t, chain.addr, brokenCrowd, 0)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -90,8 +91,12 @@ func (o *output) Write(p []byte) (int, error) {
 func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.text.String()
+	return slowStart.ReplaceAllString(o.text.String(), "")
 }
+
+// slowStart is what a library prints before main begins, when the machine is so busy that
+// a file of the kernel's takes longer than a second.
+var slowStart = regexp.MustCompile(`(?m)^.* INFO: metrics: disable exposing PSI metrics .*\n`)
 
 // startServer starts a server on a free port and waits until it is ready.
 func startServer(t testing.TB, flags ...string) *process {
@@ -101,10 +106,16 @@ func startServer(t testing.TB, flags ...string) *process {
 
 func startServerAt(t testing.TB, addr string, flags ...string) *process {
 	t.Helper()
-	p := startProcess(t, nil, append([]string{"-listen", addr, "-log-format", "json"}, flags...)...)
+	p := startProcess(t, nil, append(append(patientFlags(), "-listen", addr), flags...)...)
 	p.flags = flags
 	p.waitListening()
 	return p
+}
+
+// patientFlags are of a server that logs to a test, and gives a slow machine its time:
+// clients for their requests, and the test until it would come to a heartbeat.
+func patientFlags() []string {
+	return []string{"-log-format", "json", "-handshake-timeout", "1m", "-heartbeat", "1h"}
 }
 
 // startAgain starts a server of startServer's that has exited, at the address that

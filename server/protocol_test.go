@@ -144,7 +144,8 @@ func TestTakeover(t *testing.T) {
 }
 
 func TestHeartbeat(t *testing.T) {
-	p := startServer(t, "-heartbeat", "200ms")
+	t.Parallel() // most of it is waiting
+	p := startServer(t, "-heartbeat", "600ms")
 	w := p.open("/ws/chat/")
 	for range 3 {
 		r := w.reply()

@@ -29,7 +29,8 @@ func (p *process) stop() (goOn func()) {
 // deadlines closes nobody who is there when it goes on. A client that is gone is found
 // out later, as ever.
 func TestStandstillIsNotTheClients(t *testing.T) {
-	const heartbeat, timeout = 2 * time.Second, 4 * time.Second
+	t.Parallel() // most of it is waiting
+	const heartbeat, timeout = 2 * time.Second, 5500 * time.Millisecond
 	p := startServer(t, "-workers", "1",
 		"-heartbeat", heartbeat.String(), "-handshake-timeout", timeout.String(), "-write-timeout", timeout.String())
 	var ended, answers atomic.Int64

@@ -35,7 +35,8 @@ const (
 // leaves nothing open.
 type attack struct {
 	name   string
-	sides  int // how many do it at once
+	sides  int  // how many do it at once
+	isLast bool // it goes on until all others have ended
 	round  func(*attackers)
 	rounds atomic.Int64
 }
@@ -56,7 +57,7 @@ func allAttacks() []*attack {
 		{name: "messages that are too big", sides: 2, round: (*attackers).sendTooMuch},
 		{name: "resets within a frame", sides: 1, round: (*attackers).resetWithinFrames},
 		{name: "clients that come and go", sides: 1, round: (*attackers).comeAndGo},
-		{name: "takeovers of one session", sides: 2, round: (*attackers).takeOver},
+		{name: "takeovers of one session", sides: 2, isLast: true, round: (*attackers).takeOver},
 	}
 }
 
@@ -84,13 +85,7 @@ func attackUntilEOF(addr string) (code int) {
 		close(a.over)
 	}()
 	attacks := allAttacks()
-	var running sync.WaitGroup
-	for _, what := range attacks {
-		for range what.sides {
-			running.Go(func() { a.repeat(what) })
-		}
-	}
-	running.Wait()
+	a.attack(attacks)
 	a.endDuel()
 	for _, what := range attacks {
 		fmt.Printf("%8d × %s\n", what.rounds.Load(), what.name)
@@ -102,8 +97,27 @@ func attackUntilEOF(addr string) (code int) {
 	return min(len(complaints), 1)
 }
 
-func (a *attackers) repeat(what *attack) {
-	for done := false; !done; done = isClosed(a.over) {
+// attack does all attacks until the end. Those that are the last go on until then, so that
+// no session of theirs is forgotten.
+func (a *attackers) attack(attacks []*attack) {
+	othersOver := make(chan struct{})
+	var others, last sync.WaitGroup
+	for _, what := range attacks {
+		running, over := &others, a.over
+		if what.isLast {
+			running, over = &last, othersOver
+		}
+		for range what.sides {
+			running.Go(func() { a.repeat(what, over) })
+		}
+	}
+	others.Wait()
+	close(othersOver)
+	last.Wait()
+}
+
+func (a *attackers) repeat(what *attack, over chan struct{}) {
+	for done := false; !done; done = isClosed(over) {
 		what.round(a)
 		what.rounds.Add(1)
 	}
@@ -344,7 +358,7 @@ func (a *attackers) takeOver() {
 
 // endDuel holds the session that was fought for to the count at which it ends.
 func (a *attackers) endDuel() {
-	for deadline := time.Now().Add(attackPatience); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		conn, err := a.duel.Dial(a.addr, attackPatience)
 		if err == nil {
 			a.duel.CheckEnd(conn.Start)

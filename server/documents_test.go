@@ -176,6 +176,7 @@ func TestHandOverCommands(t *testing.T) {
 // Each address of Redis in deploy/README.md, with a real Redis of that kind in
 // place of the hosts.
 func TestRedisCommands(t *testing.T) {
+	t.Parallel()
 	address := regexp.MustCompile(`(\w+)://(\w+:\w+@)?(/[^'? ]+|[^'?/ ]+)`)
 	for _, block := range doctest.Blocks(t, "deploy/README.md") {
 		for _, line := range block.Commands() {
@@ -248,6 +249,9 @@ func certificateOf(t *testing.T, address string) (path string) {
 // The recipe of DESIGN.md for a further application: its files and its line are
 // laid over the package, and its command runs its test.
 func TestDesignRecipe(t *testing.T) {
+	if raceEnabled {
+		t.Skip("only the plain run has it: go test runs without the race detector there, too")
+	}
 	blocks := doctest.Blocks(t, "DESIGN.md")
 	if len(blocks) != 4 {
 		t.Fatalf("the document has %v: this test knows what to do with the application, its line, its test and the command", blocks)

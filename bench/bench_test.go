@@ -142,6 +142,10 @@ func checkAllScenarios(t *testing.T, server, processes string) {
 	r.want(t, "heartbeat", "heartbeats", 200, 1000)
 	r.want(t, "heartbeat", "between two of a client, p50", 0.1, 5)
 	r.want(t, "resume", "resumed", 200, 200)
+	r.want(t, "storm", "came back", 180, 180)
+	r.want(t, "storm", "time until all are served", 0.001, 60)
+	r.want(t, "storm", "answer p99", 0.01, 60_000)
+	r.want(t, "storm", "answer p99 of the others, before", 0.01, 60_000)
 	r.want(t, "churn", "connections", 50, 1000)
 	i := slices.IndexFunc(r.Parts, func(p *part) bool { return p.Name == "echo" })
 	if !slices.ContainsFunc(r.Parts[i].Series, func(s sample) bool { return s.BenchCPU > 0.01 }) {

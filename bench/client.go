@@ -14,7 +14,8 @@ import (
 // A client is one WebSocket connection. It belongs to one lane's loop.
 type client struct {
 	lane    *lane
-	index   int // among all clients of all processes: it picks the local address
+	index   int  // among all clients of all processes: it picks the local address
+	stays   bool // a storm does not cut it
 	fd      int
 	state   clientState
 	parser  proto.Parser
@@ -26,6 +27,7 @@ type client struct {
 	session  string
 	count    uint64 // of the last answer
 	lastBeat time.Duration
+	answered bool // since it connected
 }
 
 type clientState uint8
@@ -50,7 +52,7 @@ func (c *client) connect(resume bool) {
 	if !resume {
 		c.session, c.count = "", 0
 	}
-	c.began = netpoll.Monotonic()
+	c.began, c.answered = netpoll.Monotonic(), false
 	c.parser, c.due = proto.Parser{Rules: &clientRules}, c.due[:0]
 	fd, err := c.lane.generator.target.dial(c.index)
 	if err != nil {
@@ -179,7 +181,13 @@ func (c *client) onAnswer(payload []byte) {
 		return
 	}
 	now := netpoll.Monotonic()
-	l.seen.Latency.record(now - c.due[0])
+	if l.isServing(c) {
+		l.seen.Served.record(now - l.stormBegan)
+		l.unserved.Add(-1)
+	} else {
+		l.seen.Latency.record(now - c.due[0])
+	}
+	c.answered = true
 	l.answers.Add(1)
 	c.due = c.due[:copy(c.due, c.due[1:])]
 	if len(c.due) == 0 {

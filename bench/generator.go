@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"turnstile/netpoll"
 	"turnstile/proto"
@@ -29,29 +30,35 @@ type lane struct {
 	share     float64        // where its turn is between two turns of the first lane of all, 0 to 1
 
 	// Owned by the loop.
-	clients  []*client
-	in, out  []byte
-	seen     Seen
-	pace     *pace     // what it does now at a rate, or nil
-	refill   bool      // each answer is followed by another message
-	toOpen   []*client // wait for their turn to connect
-	opening  int       // connections that are being opened
-	resuming bool
-	churning bool // each answer is followed by the connection's end
-	turn     int  // of the client that acts next
+	clients     []*client
+	in, out     []byte
+	seen        Seen
+	pace        *pace     // what it does now at a rate, or nil
+	refill      bool      // each answer is followed by another message
+	toOpen      []*client // wait for their turn to connect
+	opening     int       // connections that are being opened
+	resuming    bool
+	churning    bool          // each answer is followed by the connection's end
+	stayersOnly bool          // only clients that stay act at a rate
+	stormBegan  time.Duration // on Monotonic; 0 while there is no storm
+	turn        int           // of the client that acts next
 
 	// Atomic.
-	open    atomic.Int64 // connections
-	answers atomic.Int64
-	beats   atomic.Int64
-	failed  atomic.Int64 // faults
-	pending atomic.Int64 // connections that are being opened, or wait to be
-	settled atomic.Int64 // open connections without a message that waits
+	open     atomic.Int64 // connections
+	answers  atomic.Int64
+	beats    atomic.Int64
+	failed   atomic.Int64 // faults
+	pending  atomic.Int64 // connections that are being opened, or wait to be
+	settled  atomic.Int64 // open connections without a message that waits
+	unserved atomic.Int64 // clients that a storm has cut, and that have no answer since
 }
 
 // connectWindow is how many connections a lane opens at once when no rate is
 // asked for: fewer than any accept queue.
 const connectWindow = 64
+
+// stayEvery is of how many clients one stays in a storm.
+const stayEvery = 10
 
 // newGenerator makes this process's share of the clients.
 func newGenerator(o *options, s Share) (*generator, error) {
@@ -77,7 +84,7 @@ func newGenerator(o *options, s Share) (*generator, error) {
 			return nil, err
 		}
 		for n := i; n < s.Count; n += lanes {
-			l.clients = append(l.clients, &client{lane: l, index: s.First + n})
+			l.clients = append(l.clients, &client{lane: l, index: s.First + n, stays: len(l.clients)%stayEvery == 0})
 		}
 		g.lanes = append(g.lanes, l)
 	}
@@ -99,14 +106,23 @@ func (l *lane) opened(c *client) {
 	l.seen.Upgrade.record(netpoll.Monotonic() - c.began)
 	l.open.Add(1)
 	l.settled.Add(1)
-	if l.churning {
+	if l.churning || l.isServing(c) {
 		c.ask(netpoll.Monotonic())
 	}
 	l.onOpening()
 }
 
+// isServing reports whether a client has been cut by the storm under way, and has no
+// answer since.
+func (l *lane) isServing(c *client) bool {
+	return l.stormBegan > 0 && c.began > l.stormBegan && !c.answered
+}
+
 func (l *lane) failedToOpen(reason string) {
 	l.fault(reason)
+	if l.stormBegan > 0 {
+		l.unserved.Add(-1)
+	}
 	l.onOpening()
 }
 
@@ -132,7 +148,7 @@ func (l *lane) next(state clientState) *client {
 	for range l.clients {
 		c := l.clients[l.turn%len(l.clients)]
 		l.turn++
-		if c.state == state {
+		if c.state == state && (c.stays || !l.stayersOnly) {
 			return c
 		}
 	}
@@ -140,6 +156,9 @@ func (l *lane) next(state clientState) *client {
 }
 
 func (l *lane) closed(c *client) {
+	if l.isServing(c) {
+		l.unserved.Add(-1)
+	}
 	l.open.Add(-1)
 	if len(c.due) == 0 {
 		l.settled.Add(-1)

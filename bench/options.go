@@ -76,7 +76,7 @@ func parseOptions(args []string, out io.Writer) (*options, error) {
 	f.IntVar(&o.Conns, "conns", 100, "connections")
 	f.Float64Var(&o.ConnectRate, "connect-rate", 0, "connections opened a second; 0 is as fast as it goes (churn: 500)")
 	f.IntVar(&o.InFlight, "in-flight", 1, "messages of each connection in echo that wait for their answer")
-	f.Float64Var(&o.Rate, "rate", 2000, "messages a second in rate, over all connections")
+	f.Float64Var(&o.Rate, "rate", 2000, "messages a second in rate and storm, over all connections")
 	f.IntVar(&o.Size, "size", 32, "bytes of a message's text")
 	f.DurationVar(&o.Duration, "duration", 10*time.Second, "how long echo, rate, heartbeat and churn take, each")
 	f.IntVar(&o.Processes, "processes", 0, "processes of the generator; 0 is as many as file descriptors need")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 	"time"
 )
 
@@ -27,6 +28,7 @@ func init() { // breaks the circle between the table and the options
 		{"rate", "open loop: a fixed number of messages a second, latency from when each was due", (*run).rate},
 		{"heartbeat", "say nothing, and watch what the server sends", (*run).heartbeat},
 		{"resume", "cut all connections; all come back with their sessions at once", (*run).resume},
+		{"storm", "nine tenths are cut and come back at once, with a message each; the others send at -rate meanwhile", (*run).storm},
 		{"churn", "connect, send, leave, again and again: memory has to come back", (*run).churn},
 	}
 }
@@ -94,7 +96,7 @@ func (r *run) step(p *part, s Step) (Outcome, usage, error) {
 		return o, usage{}, r.gone(usageErr)
 	}
 	used := after.since(before)
-	if o.At >= time.Second && (s.Kind == stepEcho || s.Kind == stepRate) {
+	if o.At >= time.Second && slices.Contains([]StepKind{stepEcho, stepRate, stepStorm}, s.Kind) {
 		p.Limits = append(p.Limits, r.limits(s, &o, used, machineCPU()-machine)...)
 	}
 	return o, used, err
@@ -271,23 +273,17 @@ func (r *run) heartbeat(p *part) error {
 		p.add("server CPU", "%", "less", 100*u.CPU.Seconds()/o.At.Seconds())
 	}
 	if o.Beat.TotalCount() > 0 {
-		seconds := func(percentile float64) float64 { return float64(o.Beat.ValueAtPercentile(percentile)) / 1e6 }
-		p.add("between two of a client, p1", "s", "", seconds(1))
-		p.add("between two of a client, p50", "s", "", seconds(50))
-		p.add("between two of a client, p99", "s", "", seconds(99))
+		p.add("between two of a client, p1", "s", "", seconds(o.Beat, 1))
+		p.add("between two of a client, p50", "s", "", seconds(o.Beat, 50))
+		p.add("between two of a client, p99", "s", "", seconds(o.Beat, 99))
 	}
 	p.addErrors()
 	return err
 }
 
 func (r *run) resume(p *part) error {
-	if err := r.opened(p); err != nil {
+	if err := r.openedSessions(p); err != nil {
 		return err
-	}
-	if r.options.Check == checkCounter { // sessions are known by their first answer
-		if _, _, err := r.step(p, Step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond}); err != nil {
-			return err
-		}
 	}
 	if _, _, err := r.step(p, Step{Kind: stepCut}); err != nil {
 		return err
@@ -305,6 +301,48 @@ func (r *run) resume(p *part) error {
 	o, _, err = r.step(p, Step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond})
 	p.addErrors()
 	return err
+}
+
+// openedSessions makes sure that all connections are open, and their sessions known:
+// their first answer tells those.
+func (r *run) openedSessions(p *part) error {
+	err := r.opened(p)
+	if err == nil && r.options.Check == checkCounter {
+		_, _, err = r.step(p, Step{Kind: stepEcho, InFlight: 1, Duration: time.Millisecond})
+	}
+	return err
+}
+
+// quietTime is how long the clients that stay send before a storm.
+const quietTime = 2 * time.Second
+
+func (r *run) storm(p *part) error {
+	if err := r.openedSessions(p); err != nil {
+		return err
+	}
+	quiet, _, err := r.step(p, Step{Kind: stepRate, Stayers: true, Rate: r.options.Rate, Duration: quietTime})
+	if err != nil {
+		return err
+	}
+	o, u, err := r.step(p, Step{Kind: stepStorm, Stayers: true, Rate: r.options.Rate})
+	n := o.Served.TotalCount()
+	if n == 0 && err == nil {
+		return fmt.Errorf("storm has cut nobody: -conns must be more than -loops, got %d", r.options.Conns)
+	}
+	p.add("came back", "", "more", float64(n)).Least = &o.Cut
+	p.add("time until all are served", "s", "less", seconds(o.Served, 100))
+	p.add("from the cut to its answer, p50", "s", "less", seconds(o.Served, 50))
+	p.add("from the cut to its answer, p99", "s", "less", seconds(o.Served, 99))
+	r.addServerCPU(p, "a reconnection", u, max(n, 1))
+	p.add("answer p99 of the others, before", "ms", "", float64(quiet.Latency.ValueAtPercentile(99))/1000)
+	p.addLatency("answer", o.Latency)
+	p.add("generator's own lateness p99", "ms", "", float64(o.Late.ValueAtPercentile(99))/1000)
+	p.addErrors()
+	return err
+}
+
+func seconds(h *Histogram, percentile float64) float64 {
+	return float64(h.ValueAtPercentile(percentile)) / 1e6
 }
 
 const churnRate = 500

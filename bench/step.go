@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -15,10 +16,11 @@ import (
 // A Step is one thing that all clients do at the same time.
 type Step struct {
 	Kind     StepKind
-	Rate     float64       // a second: connections of stepConnect (0: as fast as it goes) and stepChurn, messages of stepRate
+	Rate     float64       // a second: connections of stepConnect (0: as fast as it goes) and stepChurn, messages of stepRate and stepStorm
 	InFlight int           // messages of each client, in stepEcho
-	Duration time.Duration // of all but stepConnect and stepCut
+	Duration time.Duration // of all but stepConnect, stepCut and stepStorm
 	Resume   bool          // stepConnect comes back with the sessions
+	Stayers  bool          // only clients that stay in a storm send at Rate
 }
 
 // A StepKind is a step's name.
@@ -31,6 +33,7 @@ const (
 	stepWatch   StepKind = "watch"   // say nothing
 	stepChurn   StepKind = "churn"   // connect, send, leave, again and again
 	stepCut     StepKind = "cut"     // close all without a word
+	stepStorm   StepKind = "storm"   // cut all but the stayers, who send at a fixed rate until the others are back and served
 )
 
 // Counters are how far a step is.
@@ -74,11 +77,16 @@ type Seen struct {
 	Latency *Histogram // from when a message was due to its answer
 	Beat    *Histogram // between a client's heartbeats
 	Late    *Histogram // by how much a message was sent after it was due
+	Served  *Histogram // from the cut of a storm to the client's first answer after it
+	Cut     float64    // how many clients a storm has cut
 	Errors  map[string]int64
 }
 
 func newSeen() Seen {
-	return Seen{Upgrade: newHistogram(), Latency: newHistogram(), Beat: newHistogram(), Late: newHistogram(), Errors: make(map[string]int64)}
+	return Seen{
+		Upgrade: newHistogram(), Latency: newHistogram(), Beat: newHistogram(), Late: newHistogram(), Served: newHistogram(),
+		Errors: make(map[string]int64),
+	}
 }
 
 func (s *Seen) merge(other Seen) {
@@ -86,6 +94,8 @@ func (s *Seen) merge(other Seen) {
 	s.Latency.Merge(other.Latency.Histogram)
 	s.Beat.Merge(other.Beat.Histogram)
 	s.Late.Merge(other.Late.Histogram)
+	s.Served.Merge(other.Served.Histogram)
+	s.Cut += other.Cut
 	for what, n := range other.Errors {
 		s.Errors[what] += n
 	}
@@ -145,6 +155,7 @@ func until(ctx context.Context, patience time.Duration, condition func() bool) b
 }
 
 func (g *generator) carryOut(ctx context.Context, s Step) error {
+	g.each(func(l *lane) { l.stayersOnly = s.Stayers })
 	switch s.Kind {
 	case stepConnect:
 		g.connect(ctx, s)
@@ -158,6 +169,8 @@ func (g *generator) carryOut(ctx context.Context, s Step) error {
 		g.churn(ctx, s)
 	case stepCut:
 		g.each((*lane).cut)
+	case stepStorm:
+		g.storm(ctx, s)
 	default:
 		return fmt.Errorf("unknown step %q", s.Kind)
 	}
@@ -236,17 +249,53 @@ func (g *generator) echo(ctx context.Context, s Step) {
 // that cannot be sent in time counts from when it was due.
 func (g *generator) rate(ctx context.Context, s Step) {
 	g.pace(ctx, s.Rate, s.Duration, func(l *lane, due time.Duration) bool {
-		c := l.next(clientOpen)
-		if c == nil {
-			l.fault("a message that no connection was open for")
-			return true
-		}
-		l.seen.Late.record(netpoll.Monotonic() - due)
-		c.ask(due)
-		c.send()
+		l.sendNext(due)
 		return true
 	})
 	g.settle(ctx)
+}
+
+// sendNext sends a message that was due, on the connection whose turn it is.
+func (l *lane) sendNext(due time.Duration) {
+	c := l.next(clientOpen)
+	if c == nil {
+		l.fault("a message that no connection was open for")
+		return
+	}
+	l.seen.Late.record(netpoll.Monotonic() - due)
+	c.ask(due)
+	c.send()
+}
+
+// storm cuts the clients that do not stay. They come back at once, and each sends a
+// message. The others send at the step's rate until all of these are answered.
+func (g *generator) storm(ctx context.Context, s Step) {
+	g.each((*lane).beginStorm)
+	g.pace(ctx, s.Rate, openTime, func(l *lane, due time.Duration) bool {
+		l.sendNext(due)
+		return g.sum(func(l *lane) *atomic.Int64 { return &l.unserved }) > 0
+	})
+	g.each((*lane).giveUpOpening)
+	g.settle(ctx)
+	g.each(func(l *lane) { l.stormBegan = 0 })
+}
+
+func (l *lane) beginStorm() {
+	l.resuming, l.stormBegan = true, netpoll.Monotonic()
+	for _, c := range l.clients {
+		if c.stays {
+			continue
+		}
+		c.close()
+		if c.state == clientIdle {
+			l.toOpen = append(l.toOpen, c)
+		}
+	}
+	n := len(l.toOpen)
+	l.seen.Cut = float64(n)
+	l.unserved.Store(int64(n))
+	l.pending.Store(int64(n))
+	l.openMore(connectWindow)
 }
 
 // settle waits for the answers that are missing; those that do not come are

@@ -197,6 +197,7 @@ func TestEachMetricHasItsHelp(t *testing.T) {
 		Commits: []string{"committed"}, Claims: []string{"resumed"}, Takeovers: []string{"told"}, Errors: []string{"timeout"}},
 		func() time.Duration { return time.Hour })
 	store.QueueLength, store.Available = func() int { return 0 }, func() bool { return available }
+	store.Parts = func() []StorePart { return []StorePart{{"redis://host:6379", available, "timeout"}} }
 	write(t, m).want(t, "websocket_store_available", 0)
 	available = true
 	p := write(t, m)

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"fmt"
 	"io"
 	"sync/atomic"
 	"time"
@@ -22,8 +23,16 @@ type Store struct {
 	// Fixed before the first scrape.
 	QueueLength func() int
 	Available   func() bool
+	Parts       func() []StorePart
 	Now         func() time.Duration
 	labels      StoreLabels
+}
+
+// A StorePart is a node of Redis, or another part that the store needs.
+type StorePart struct {
+	Name      string // its address, from the configuration or from the cluster
+	Available bool
+	Error     string // the kind of error, one of StoreLabels.Errors; "" while it answers
 }
 
 // StoreLabels are the values of the labels of a Store's metrics.
@@ -55,6 +64,10 @@ func (s *Store) write(out io.Writer) {
 	writeStrings(out, "websocket_store_takeovers_total", "result", s.labels.Takeovers, s.Takeovers)
 	metrics.WriteGaugeUint64(out, "websocket_store_queue_sessions", uint64(s.QueueLength()))
 	metrics.WriteGaugeUint64(out, "websocket_store_available", oneIf(s.Available()))
+	metrics.WriteMetadataIfNeeded(out, "websocket_store_node_available", "gauge")
+	for _, p := range s.Parts() {
+		fmt.Fprintf(out, "websocket_store_node_available{node=%q,kind=%q} %d\n", p.Name, p.Error, oneIf(p.Available))
+	}
 	since := s.Now() - time.Duration(s.LastSuccess.Load())
 	metrics.WriteGaugeFloat64(out, "websocket_store_last_success_seconds", max(since, 0).Seconds())
 }

@@ -295,6 +295,13 @@ func TestStartWithoutRedis(t *testing.T) {
 	if line["level"] != "ERROR" || !strings.Contains(line["redis"].(string), redis.Socket) {
 		t.Errorf("the line is %v", line)
 	}
+	if _, body, _ := p.get("/readyz/"); !strings.Contains(body, "unix://"+redis.Socket+": unreachable") {
+		t.Errorf("readyz does not say which node and why: %s", body)
+	}
+	sample := `websocket_store_node_available{node="unix://` + redis.Socket + `",kind="unreachable"} 0`
+	if _, page, _ := p.get("/metrics/"); !strings.Contains(page, sample) {
+		t.Error("the metrics do not say which node and why")
+	}
 	if p.isReady() || p.metric("websocket_ready") != 0 {
 		t.Error("it is ready without its store")
 	}

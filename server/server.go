@@ -350,13 +350,14 @@ func (s *server) isReady() bool { return s.notReady() == "" }
 
 // notReady is why new connections are not served; empty if they are.
 func (s *server) notReady() string {
+	trouble := s.store.Trouble()
 	switch {
 	case s.drainSince.Load() != 0:
 		return "draining"
 	case !s.ready.Load():
 		return "starting"
-	case !s.store.Available():
-		return "session store out of reach"
+	case trouble != "":
+		return "session store out of reach: " + trouble
 	}
 	return ""
 }

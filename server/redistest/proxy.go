@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -35,6 +36,9 @@ const (
 	Delay                // commands wait until the mode is another, even if their client has gone
 	SwallowMessages      // what others have published is lost
 )
+
+// session is in the keys of sessions, and not in those of probes.
+var session = regexp.MustCompile(`turnstile:\{[0-9a-f]{8}-`)
 
 // StartProxy runs a proxy to s.
 func StartProxy(t testing.TB, s *Server) *Proxy {
@@ -91,7 +95,7 @@ func (p *Proxy) join(client net.Conn) {
 	p.mu.Unlock()
 	var scripted atomic.Bool
 	go p.copy(server, client, func(mode Mode, data []byte) (wait, drop bool) {
-		if bytes.Contains(data, []byte("\r\neval")) && !bytes.Contains(data, []byte("}:probe")) {
+		if bytes.Contains(data, []byte("\r\neval")) && session.Match(data) {
 			scripted.Store(true)
 		}
 		return mode == Delay, false

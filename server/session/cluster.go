@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -54,12 +55,20 @@ func (c *cluster) run() {
 			c.apply(ranges)
 			known = true
 		} else if !known && c.store.stopped.Err() == nil { // later on, the nodes tell of their own
-			c.unassigned.health.onTrouble(err)
+			c.unassigned.health.onTrouble(withAdvice(err))
 		}
 		if !c.wait(err) {
 			return
 		}
 	}
+}
+
+// withAdvice adds to an error of CLUSTER SLOTS what to write instead.
+func withAdvice(err error) error {
+	if strings.Contains(err.Error(), "cluster support disabled") {
+		return fmt.Errorf("%w: several addresses are a Redis Cluster; write one address, or those of sentinels with ?master_name=", err)
+	}
+	return err
 }
 
 // wait waits until it is time to ask for the slots again. It reports false when
@@ -86,6 +95,10 @@ func (c *cluster) wait(err error) (goOn bool) {
 // apply makes the nodes and the routes what ranges say.
 func (c *cluster) apply(ranges []redis.ClusterSlot) {
 	s := c.store
+	probes := make([]string, len(ranges)) // made before the lock is taken: a key of a given slot has to be searched for
+	for i, r := range ranges {
+		probes[i] = probeKey(uint16(r.Start))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	routes := make([]*node, slots)
@@ -94,11 +107,11 @@ func (c *cluster) apply(ranges []redis.ClusterSlot) {
 	}
 	old := s.nodes
 	s.nodes = nil
-	for _, r := range ranges {
+	for i, r := range ranges {
 		if len(r.Nodes) == 0 {
 			continue
 		}
-		n := c.keep(old, c.addressOf(r.Nodes[0].Addr), uint16(r.Start))
+		n := c.keep(old, c.addressOf(r.Nodes[0].Addr), probes[i])
 		for slot := r.Start; slot <= r.End; slot++ {
 			routes[slot] = n
 		}
@@ -109,14 +122,15 @@ func (c *cluster) apply(ranges []redis.ClusterSlot) {
 			c.unassigned.failing.Store(int64(s.config.Now()))
 		}
 	}
+	haveChanged := !slices.Equal(routes, *s.routes.Load())
 	s.routes.Store(&routes)
 	c.unassigned.up.Store(true) // from now on, a slot without a node may get one at any moment
-	c.retire(old)
+	c.retire(old, haveChanged)
 }
 
-// keep returns the node at addr, which has the given slot: the one there was,
+// keep returns the node at addr, which has the slot of the key probe: the one there was,
 // or a new one.
-func (c *cluster) keep(old []*node, addr string, slot uint16) *node {
+func (c *cluster) keep(old []*node, addr, probe string) *node {
 	s := c.store
 	for _, n := range s.nodes {
 		if n.name == addr {
@@ -125,24 +139,26 @@ func (c *cluster) keep(old []*node, addr string, slot uint16) *node {
 	}
 	for _, n := range old {
 		if n.name == addr {
-			n.probeKey = probeKey(slot)
+			n.probeKey = probe
 			s.nodes = append(s.nodes, n)
 			return n
 		}
 	}
-	return c.add(addr, probeKey(slot))
+	return c.add(addr, probe)
 }
 
-// retire ends the nodes that have no slots any more, and puts every queued lease
-// into the queue where it belongs now.
-func (c *cluster) retire(old []*node) {
+// retire ends the nodes that have no slots any more. If the routes have changed, it puts
+// every queued lease into the queue where it belongs now.
+func (c *cluster) retire(old []*node, haveChanged bool) {
 	for _, n := range old {
-		if n != c.unassigned && !slices.Contains(c.store.nodes, n) {
+		hasEnded := n != c.unassigned && !slices.Contains(c.store.nodes, n)
+		if hasEnded {
 			n.cancel()
 		}
-		queue := append(n.queue, n.claims...)
-		n.queue, n.claims = nil, nil
-		c.store.requeue(queue)
+		if !hasEnded && !haveChanged {
+			continue
+		}
+		n.requeueAll()
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 	errorConnection
 	errorTLS
 	errorNotReplicated
+	errorDataLost
 	errorReadOnly
 	errorLoading
 	errorMasterDown
@@ -65,6 +66,7 @@ var errorNames = [errorKinds]struct {
 	errorConnection:    {"connection", scopeConnection, nil},
 	errorTLS:           {"tls", scopeConnection, nil},
 	errorNotReplicated: {"not_replicated", scopeConnection, nil},
+	errorDataLost:      {"data_lost", scopeConnection, nil},
 	errorReadOnly:      {"readonly", scopeNode, []string{"READONLY"}},
 	errorLoading:       {"loading", scopeNode, []string{"LOADING"}},
 	errorMasterDown:    {"master_down", scopeNode, []string{"MASTERDOWN"}},
@@ -108,6 +110,10 @@ func errorKindOf(err error) errorKind {
 		return answeredKind(answer.Error()) // the sentinels' answers stand within another error
 	case errors.Is(err, errNotReplicated):
 		return errorNotReplicated
+	case errors.Is(err, errDataLost):
+		return errorDataLost
+	case errors.Is(err, errClusterNode):
+		return errorMoved
 	case errors.Is(err, errDamagedOwner):
 		return errorDamaged
 	case errors.As(err, &certificate):

@@ -15,10 +15,11 @@ type health struct {
 	// Owned by the goroutine that talks to the part.
 	told toldKinds // since it answered
 
-	// Atomic: since when it does not answer, on the store's clock, 0 if it does; and
-	// whether it ever did.
-	failing atomic.Int64
-	up      atomic.Bool
+	// Atomic: since when it does not answer, on the store's clock, 0 if it does; whether it
+	// ever did; and what the last error of this outage was.
+	failing   atomic.Int64
+	up        atomic.Bool
+	lastError atomic.Pointer[string]
 }
 
 // toldKinds are the kinds of error that OnTrouble has been told of in one outage.
@@ -42,6 +43,7 @@ func (h *health) isDown() bool {
 func (h *health) onTrouble(err error) {
 	s, kind := h.store, errorKindOf(err)
 	s.config.Metrics.Errors[kind].Inc()
+	h.lastError.Store(&errorNames[kind].name)
 	h.failing.CompareAndSwap(0, int64(s.config.Now()))
 	if !h.told[kind] {
 		h.told[kind] = true
@@ -54,8 +56,17 @@ func (h *health) onSuccess() {
 	s := h.store
 	since := time.Duration(h.failing.Swap(0))
 	h.up.Store(true)
+	h.lastError.Store(nil)
 	if since != 0 {
 		h.told = toldKinds{}
 		s.config.OnRecovered(h.name, s.config.Now()-since)
 	}
+}
+
+// trouble is the kind of error of this outage, "" without one.
+func (h *health) trouble() string {
+	if kind := h.lastError.Load(); kind != nil {
+		return *kind
+	}
+	return ""
 }

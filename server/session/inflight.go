@@ -124,7 +124,10 @@ func readOwn(cmd *redis.Cmd) (answer, error) {
 		return failed(errNoAnswer), errNoAnswer
 	}
 	if done, _ := values[0].(int64); done == 0 {
-		owner, _ := values[1].(string)
+		owner, isThere := values[1].(string)
+		if !isThere {
+			return answer{kind: answerOwner}, nil
+		}
 		return readOwner(owner)
 	}
 	count, err := strconv.ParseUint(fmt.Sprint(values[1]), 10, 64)

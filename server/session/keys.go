@@ -92,9 +92,9 @@ const channelPrefix = "turnstile:instance:"
 //	      and the two records again (the first or '')
 //
 // It returns {1, count, whether the session was known}, or {0, the owner} and
-// changes nothing. It changes nothing either, and returns an error, if the count is to be
-// that of the expected owner, and its record has none: whoever has written that knows
-// better.
+// changes nothing, also if the owner whose count it is to take over is gone. It
+// changes nothing either, and returns an error, if that owner's record has no
+// count: whoever has written it knows better.
 //
 // The keys are declared as Redis Cluster wants it, but for the caller's record
 // while the slot moves to another node: a declared key that is nowhere yet would
@@ -104,6 +104,9 @@ const own = `
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[2] then
 	return {0, owner}
+end
+if not owner and ARGV[2] ~= '' and ARGV[3] == '' then
+	return {0, false}
 end
 local stored = false
 if owner then

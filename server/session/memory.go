@@ -79,6 +79,9 @@ func (m *Memory) Len() int { return int(m.len.Load()) }
 // Available implements Store.
 func (m *Memory) Available() bool { return true }
 
+// Trouble implements Store.
+func (m *Memory) Trouble() string { return "" }
+
 // Close implements Store.
 func (m *Memory) Close(context.Context) error { return nil }
 

@@ -633,12 +633,16 @@ func TestShrink(t *testing.T) {
 		clock.advance(ttl)
 		m.Expire()
 	}, m.Shrink)
-	r := &Redis{leases: make(map[leaseID]*redisLease)}
+	r := &Redis{leases: leaseTable{byID: make(map[leaseID]*redisLease)}}
 	f("Redis", 16, func(n int) {
 		for i := range n {
-			r.leases[leaseID{serial: uint32(i)}] = nil
+			r.leases.add(&redisLease{ownership: ownership{token: token{lease: leaseID{serial: uint32(i)}}}})
 		}
-	}, func(int) { clear(r.leases) }, r.Shrink)
+	}, func(n int) {
+		for range n {
+			r.leases.remove(r.leases.all[0])
+		}
+	}, r.Shrink)
 	runtime.KeepAlive(m)
 	runtime.KeepAlive(r)
 }

@@ -2,16 +2,22 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
 const (
-	// batchMost is how many sessions' commands one pipeline takes at the most.
-	batchMost = 1024
+	// commitsMost, claimsMost and looksMost are how many sessions' commands one pipeline takes
+	// at the most. There are few looks in each, since a commit waits for the pipeline before
+	// it; and there are some in each, since commits never end.
+	commitsMost = 1024
+	claimsMost  = 256
+	looksMost   = 128
 	// The pause before the next connection to a node that failed doubles from
 	// the first to the second.
 	pauseFirst, pauseMost = 10 * time.Millisecond, 500 * time.Millisecond
@@ -30,11 +36,20 @@ type node struct {
 
 	// Guarded by store.mu.
 	probeKey    string // a key that can always be written, "" while it has no slots
-	queue       []*redisLease
-	claims      []*redisLease // claims that wait until every lease has been verified
-	holdsClaims bool          // new claims go there
+	commits     queue  // what somebody waits for, or what is not stored yet
+	claims      queue
+	looks       queue // at leases of which all is known and nobody waits
+	holdsClaims bool  // claims wait until every lease has been verified
 	batch       []inFlight
 	hints       []leaseID // leases of other processes, which have lost their sessions
+
+	// Owned by the goroutine.
+	canary   canary
+	probes   uint64        // how many there were
+	probedAt time.Duration // when the last one was
+
+	// Atomic.
+	isOfCluster atomic.Bool // though its address is the only one
 }
 
 func newNode(s *Redis, client *redis.Client, name, probe string) *node {
@@ -46,17 +61,35 @@ func newNode(s *Redis, client *redis.Client, name, probe string) *node {
 
 func (n *node) start() { n.store.start(n.run) }
 
-// push puts r at the end of the queue. Under store.mu.
+// push puts r at the end of the queue where its next command belongs. Under store.mu.
 func (n *node) push(r *redisLease) {
-	r.queued = true
-	if n.holdsClaims && r.isClaiming() {
-		n.claims = append(n.claims, r)
-		return
+	switch {
+	case r.isClaiming():
+		r.queued = true
+		n.claims.push(r)
+	case r.isLook():
+		r.inLooks = true
+		n.looks.push(r)
+	default:
+		r.queued = true
+		n.commits.push(r)
 	}
-	n.queue = append(n.queue, r)
 	select {
 	case n.wake <- struct{}{}:
 	default:
+	}
+}
+
+// requeueAll puts every queued lease into the queue where it belongs now. Under store.mu.
+func (n *node) requeueAll() {
+	looks := n.looks.takeAll()
+	for _, r := range looks {
+		r.inLooks = false
+	}
+	s := n.store
+	s.requeue(append(n.commits.takeAll(), n.claims.takeAll()...))
+	for _, r := range looks {
+		s.enqueue(r)
 	}
 }
 
@@ -87,6 +120,10 @@ func (n *node) run() {
 func (n *node) connect() (worked bool, err error) {
 	conn := n.client.EphemeralConn()
 	defer conn.Close()
+	n.canary = canary{}
+	if err := n.checkMode(conn); err != nil {
+		return false, err
+	}
 	if err := n.probe(conn); err != nil {
 		return false, err
 	}
@@ -95,14 +132,19 @@ func (n *node) connect() (worked bool, err error) {
 	}
 	n.onSuccess()
 	for {
-		if err := n.exchange(conn); err != nil {
+		more, err := n.exchange(conn)
+		if err != nil {
 			return true, err
 		}
-		select {
-		case <-n.ctx.Done():
-			return true, n.ctx.Err()
-		case <-n.wake:
-		case <-time.After(probeEvery):
+		untilProbe := n.probedAt + probeEvery - n.store.config.Now()
+		if !more && untilProbe > 0 {
+			select {
+			case <-n.ctx.Done():
+				return true, n.ctx.Err()
+			case <-n.wake:
+			case <-time.After(untilProbe):
+			}
+		} else if untilProbe <= 0 {
 			if err := n.probe(conn); err != nil {
 				return true, err
 			}
@@ -113,16 +155,17 @@ func (n *node) connect() (worked bool, err error) {
 
 // verifyLeases verifies every lease of the node's before any claim is sent: the
 // server may have lost what it had stored, and what this process knows has to be
-// there again. The first round finds what is missing, two more restore it.
+// there again. The first round finds what is missing, two more restore it. Commits
+// go on meanwhile.
 func (n *node) verifyLeases(conn *redis.Conn) error {
 	n.store.holdClaims(n)
 	defer n.store.admitClaims(n)
 	for range 3 {
 		n.store.mu.Lock()
-		rounds := (len(n.queue) + batchMost - 1) / batchMost
+		rounds := max((n.looks.len()+looksMost-1)/looksMost, (n.commits.len()+commitsMost-1)/commitsMost)
 		n.store.mu.Unlock()
 		for range rounds {
-			if _, err := n.exchangeOnce(conn); err != nil {
+			if _, err := n.exchange(conn); err != nil {
 				return err
 			}
 		}
@@ -166,17 +209,8 @@ func (n *node) onSuccess() {
 	n.health.onSuccess()
 }
 
-// exchange sends what is in the queue, batch by batch, until it is empty.
-func (n *node) exchange(conn *redis.Conn) error {
-	for {
-		if more, err := n.exchangeOnce(conn); !more || err != nil {
-			return err
-		}
-	}
-}
-
-// exchangeOnce sends one batch; more is false if the queue was empty.
-func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
+// exchange sends one batch; more is false if nothing was queued.
+func (n *node) exchange(conn *redis.Conn) (more bool, err error) {
 	batch, hints, more := n.take()
 	if len(batch)+len(hints) == 0 {
 		return more, nil
@@ -189,24 +223,39 @@ func (n *node) exchangeOnce(conn *redis.Conn) (more bool, err error) {
 	return true, nil
 }
 
-// take makes a batch of the front of the queue; more is false if the queue was
-// empty.
+// take makes a batch of the fronts of the queues: commits, claims, looks. more is false
+// if all were empty.
 func (n *node) take() (batch []inFlight, hints []leaseID, more bool) {
 	s := n.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.config.Now()
-	count := min(len(n.queue), batchMost)
-	for _, r := range n.queue[:count] {
-		r.queued = false
+	more = n.takeFrom(&n.commits, commitsMost)
+	if !n.holdsClaims {
+		more = n.takeFrom(&n.claims, claimsMost) || more
+	}
+	more = n.takeFrom(&n.looks, looksMost) || more
+	hints, n.hints = n.hints, nil
+	return n.batch, hints, more
+}
+
+// takeFrom adds the front of a queue to the batch. It reports false if the queue was
+// empty. Under store.mu.
+func (n *node) takeFrom(q *queue, most int) bool {
+	s := n.store
+	now, count := s.config.Now(), min(q.len(), most)
+	for range count {
+		r := q.pop()
+		if q == &n.looks {
+			r.inLooks = false
+		} else {
+			r.queued = false
+		}
 		if r.isDue(now, &s.times) {
 			n.batch = append(n.batch, inFlight{lease: r, command: r.next(now, &s.times), asking: r.asking})
 			r.asking = false
 		}
 	}
-	n.queue = n.queue[:copy(n.queue, n.queue[count:])]
-	hints, n.hints = n.hints, nil
-	return n.batch, hints, count > 0
+	return count > 0
 }
 
 // send sends a batch in one pipeline. The replies are in the commands.
@@ -222,14 +271,31 @@ func (n *node) send(conn *redis.Conn, batch []inFlight, hints []leaseID) {
 	for _, h := range hints {
 		pipe.Publish(n.ctx, channel(h.instance), h.serial)
 	}
+	isLost := n.appendCanary(pipe) // behind the claims: what they have not found was there
 	replicated := n.appendWait(pipe)
 	pipe.Exec(n.ctx)
-	if err := replicated(); err != nil {
-		for i := range batch {
-			if batch[i].sent.Err() == nil {
-				batch[i].sent.SetErr(err)
-			}
-		}
+	switch err := replicated(); {
+	case err != nil:
+		overrule(batch, err, func(*inFlight) bool { return true })
+	case isLost():
+		overrule(batch, errDataLost, func(f *inFlight) bool { return f.command.isClaim() })
 	}
 	s.config.Metrics.BatchSize.Update(float64(len(batch)))
+}
+
+// sending is the leases whose commands are on their way. Under store.mu.
+func (n *node) sending() (leases []*redisLease) {
+	for i := range n.batch {
+		leases = append(leases, n.batch[i].lease)
+	}
+	return leases
+}
+
+// overrule gives those of a batch that which chooses an error in place of their reply.
+func overrule(batch []inFlight, err error, which func(*inFlight) bool) {
+	for i := range batch {
+		if f := &batch[i]; which(f) && (f.sent.Err() == nil || errors.Is(f.sent.Err(), redis.Nil)) {
+			f.sent.SetErr(err)
+		}
+	}
 }

@@ -57,6 +57,9 @@ type command struct {
 	at       time.Duration // when the command was made
 }
 
+// isClaim reports whether the command is a claim's.
+func (c *command) isClaim() bool { return c.phase == phaseFind || c.phase == phaseTake }
+
 // An answer is what Redis has answered to a command, as plain values.
 type answer struct {
 	kind     answerKind
@@ -125,6 +128,10 @@ func adoptedOwnership(state State, now time.Duration) ownership {
 
 // isClaiming reports whether the count is not known yet.
 func (o *ownership) isClaiming() bool { return o.phase == phaseFind || o.phase == phaseTake }
+
+// isLook reports whether nobody waits for the next command: all that is known of the
+// session has been stored once, and is only looked at.
+func (o *ownership) isLook() bool { return o.confirmed && !o.released && o.askedAt == 0 }
 
 // isDue reports whether there is a command to send now.
 func (o *ownership) isDue(now time.Duration, times *lifetimes) bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,26 +13,42 @@ import (
 )
 
 const (
-	// probeEvery is how often a node is probed that has nothing else to do.
+	// probeEvery is how often a node is probed.
 	probeEvery = time.Second
-	probeTTL   = 10 * time.Second
+	probeTTL   = time.Minute
 	// probeChannel is one to which nobody listens.
 	probeChannel = channelPrefix + "probe"
 )
 
-// probe sees whether the node takes writes. It sends every kind of command that the
-// store may need, on keys of its own: that the user lacks the right to one of them must
-// not be found out when a session depends on it.
+// errDataLost says that the server behind a connection has not what it had: it was
+// flushed, or another one has its place.
+var errDataLost = errors.New("Redis no longer has what the last probe wrote: it was flushed, or another server has its place")
+
+// A canary is what the last probe of a connection has written. Whoever finds it gone
+// knows that sessions are gone too.
+type canary struct {
+	key, value string // "" for none
+	at         time.Duration
+}
+
+// probe sees whether the node takes writes, and whether it still has what the probe
+// before has written. It sends every kind of command that the store may need, on keys of
+// its own: that the user lacks the right to one of them must not be found out when a
+// session depends on it.
 func (n *node) probe(conn *redis.Conn) error {
 	n.store.mu.Lock()
 	key := n.probeKey
 	n.store.mu.Unlock()
+	n.probedAt = n.store.config.Now()
 	if key == "" {
 		return conn.Ping(n.ctx).Err()
 	}
+	n.probes++
+	next := canary{fmt.Sprintf("%s:%x", key, n.store.instance), strconv.FormatUint(n.probes, 10), n.probedAt}
 	pipe := conn.Pipeline()
-	set := pipe.Set(n.ctx, key, n.name, probeTTL)
-	n.appendRest(pipe, key)
+	isLost := n.appendCanary(pipe)
+	set := pipe.Set(n.ctx, next.key, next.value, probeTTL)
+	n.appendRest(pipe, next)
 	sent := slices.Clone(pipe.Cmds())
 	replicated := n.appendWait(pipe)
 	_, err := pipe.Exec(n.ctx)
@@ -41,21 +58,38 @@ func (n *node) probe(conn *redis.Conn) error {
 	if set.Err() == nil && set.Val() != "OK" { // a command does not always have the pipeline's error
 		return cmp.Or(err, errNoAnswer)
 	}
+	if isLost() {
+		return errDataLost
+	}
+	n.canary = next
 	return replicated()
 }
 
-// appendRest adds the commands of a probe that come behind its first SET.
-func (n *node) appendRest(pipe redis.Pipeliner, key string) {
-	const theirs, mine = ":old", ":new"
-	ttl := probeTTL.Milliseconds()
+// appendCanary adds the look at the canary to a pipeline. The func says, once the pipeline
+// has been carried out, whether the canary is gone. It does not say so of one that may have
+// ended by itself.
+func (n *node) appendCanary(pipe redis.Pipeliner) (isLost func() bool) {
+	c := n.canary
+	if c.key == "" || n.store.config.Now()-c.at > probeTTL/2 {
+		return func() bool { return false }
+	}
+	get := pipe.Get(n.ctx, c.key)
+	return func() bool {
+		return errors.Is(get.Err(), redis.Nil) || get.Err() == nil && get.Val() != c.value
+	}
+}
+
+// appendRest adds the commands of a probe that come behind its SET.
+func (n *node) appendRest(pipe redis.Pipeliner, c canary) {
+	theirs, mine, ttl := c.key+":old", c.key+":new", probeTTL.Milliseconds()
 	if n.store.cluster != nil {
 		pipe.Do(n.ctx, "ASKING")
 	}
-	pipe.Get(n.ctx, key)
-	pipe.PExpire(n.ctx, key, probeTTL)
-	pipe.Del(n.ctx, key+theirs) // the script does it too, but its error does not name the command
+	pipe.Get(n.ctx, c.key)
+	pipe.PExpire(n.ctx, c.key, probeTTL)
+	pipe.Del(n.ctx, theirs) // the script does it too, but its error does not name the command
 	for _, script := range []evaluate{ownScript.Eval, ownScript.EvalSha} {
-		script(n.ctx, pipe, []string{key, key + theirs, key + mine}, n.name, n.name, 0, ttl, ttl, key+theirs, key+mine)
+		script(n.ctx, pipe, []string{c.key, theirs, mine}, c.value, c.value, 0, ttl, ttl, theirs, mine)
 	}
 	pipe.Publish(n.ctx, probeChannel, "")
 }
@@ -88,4 +122,26 @@ func (n *node) refusalOf(sent []redis.Cmder) error {
 func (n *node) isOnTheMove(err error) bool {
 	kind := errorKindOf(err)
 	return n.store.cluster != nil && (kind == errorAsk || kind == errorTryAgain)
+}
+
+// errClusterNode says that the one address is that of a cluster's node.
+var errClusterNode = errors.New("it is a node of a Redis Cluster: write the addresses of several of its nodes, with commas between, " +
+	"such as redis://10.0.0.5,10.0.0.6 (if it is the only one, write it twice)")
+
+// checkMode sees that a node that is alone is not one of a cluster's: most sessions would
+// belong elsewhere. Redis 5 does not say what it is; MOVED does, with the first session.
+func (n *node) checkMode(conn *redis.Conn) error {
+	if n.store.cluster != nil {
+		return nil
+	}
+	hello, _ := conn.Do(n.ctx, "HELLO").Slice() // if the connection is lost, the probe says so
+	for i := 0; i+1 < len(hello); i += 2 {
+		if hello[i] == "mode" && hello[i+1] == "cluster" {
+			n.isOfCluster.Store(true)
+		}
+	}
+	if n.isOfCluster.Load() {
+		return errClusterNode
+	}
+	return nil
 }

@@ -1,10 +1,12 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,7 +53,7 @@ type Redis struct {
 	mu sync.Mutex // Guards all that follows but routes.
 
 	// What this process has.
-	leases  map[leaseID]*redisLease
+	leases  leaseTable
 	serial  uint32        // of the latest lease
 	drained chan struct{} // closed when nothing is left to send; nil unless Close waits
 
@@ -74,9 +76,11 @@ type redisLease struct {
 	// Guarded by Redis.mu.
 	owner  Owner // nil once it is released
 	lease  *Lease
-	queued bool // in a node's queue, or in Redis.waiting
+	place  int  // in Redis.leases.all
+	queued bool // in a node's commits or claims, or in Redis.waiting
 	asking bool // the next command follows an ASK redirection
 
+	inLooks    bool // in a node's looks: perhaps in another queue as well
 	damageTold bool // OnDamaged has been told of the session
 	ownership
 }
@@ -103,11 +107,12 @@ func newLifetimes(ttl, timeout time.Duration) lifetimes {
 func NewRedis(config RedisConfig) *Redis {
 	s := &Redis{
 		config: config, times: newLifetimes(config.TTL, config.Timeout),
-		instance: rand.Uint32(), leases: make(map[leaseID]*redisLease), subscribe: make(chan struct{}, 1),
+		instance: rand.Uint32(), subscribe: make(chan struct{}, 1),
 	}
+	s.leases.byID = make(map[leaseID]*redisLease)
 	s.instances = map[uint32]bool{s.instance: true}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	config.Metrics.QueueLength, config.Metrics.Available = s.queueLength, s.Available
+	config.Metrics.QueueLength, config.Metrics.Available, config.Metrics.Parts = s.queueLength, s.Available, s.states
 	s.listening.begin(s, config.Address.String()+", publish/subscribe")
 	if config.Address.isCluster() {
 		s.cluster = newCluster(s)
@@ -131,37 +136,60 @@ func (s *Redis) start(f func()) { s.running.Go(f) }
 // Available implements Store: every node has answered within the timeout, and Redis
 // does not refuse the subscription to hints.
 func (s *Redis) Available() bool {
+	return s.Trouble() == ""
+}
+
+// Trouble implements Store: the first part that is down, and the kind of its last error.
+func (s *Redis) Trouble() string {
+	for _, h := range s.parts() {
+		if h.isDown() {
+			return h.name + ": " + cmp.Or(h.trouble(), "no answer yet")
+		}
+	}
+	return ""
+}
+
+// parts are the nodes and the subscription.
+func (s *Redis) parts() (all []*health) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
-		if n.isDown() {
-			return false
-		}
+		all = append(all, &n.health)
 	}
-	return len(s.nodes) > 0 && !s.listening.isDown()
+	return append(all, &s.listening)
+}
+
+// states are the parts as the metrics tell of them.
+func (s *Redis) states() (states []metrics.StorePart) {
+	for _, h := range s.parts() {
+		states = append(states, metrics.StorePart{Name: h.name, Available: !h.isDown(), Error: h.trouble()})
+	}
+	return states
 }
 
 // Len implements Store.
 func (s *Redis) Len() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.leases)
+	return s.leases.len()
 }
 
 // Shrink implements Store.
 func (s *Redis) Shrink() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.leases = maps.Collect(maps.All(s.leases))
+	s.leases.byID = maps.Collect(maps.All(s.leases.byID))
+	s.leases.all = slices.Clone(s.leases.all)
 }
 
+// queueLength is how many leases have a command to send or on its way.
 func (s *Redis) queueLength() (length int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for range s.unsettled {
-		length++
+	for _, n := range s.nodes {
+		length += len(n.batch) + n.commits.len() + n.claims.len() + n.looks.len()
 	}
-	return length
+	return length + len(s.waiting)
 }
 
 // Mint implements Store. It does not wait for Redis: nobody else knows the ID.
@@ -193,13 +221,13 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	switch {
 	case s.route(r).isDown():
 		return ErrUnavailable
-	case len(s.leases) >= s.config.Max:
+	case s.leases.len() >= s.config.Max:
 		return ErrFull // Redis is slower than clients come and go
 	}
 	s.serial++
 	token.lease = leaseID{s.instance, s.serial}
 	r.ownership = newOwnership(token, first, now)
-	s.leases[token.lease] = r
+	s.leases.add(r)
 	l.id, l.entry = id, r
 	s.enqueue(r)
 	return nil
@@ -261,7 +289,7 @@ func (s *Redis) Close(ctx context.Context) error {
 // checkDrained tells Close when every lease has been released, which is when
 // nothing is left to send. Under mu.
 func (s *Redis) checkDrained() {
-	if s.drained != nil && len(s.leases) == 0 {
+	if s.drained != nil && s.leases.len() == 0 {
 		close(s.drained)
 		s.drained = nil
 	}
@@ -282,7 +310,8 @@ func (s *Redis) route(r *redisLease) *node {
 
 // enqueue has r's next command sent, if one is due. Under mu.
 func (s *Redis) enqueue(r *redisLease) {
-	if !r.queued && r.isDue(s.config.Now(), &s.times) {
+	isQueued := r.queued || r.isLook() && r.inLooks
+	if !isQueued && r.isDue(s.config.Now(), &s.times) {
 		s.route(r).push(r)
 	}
 }
@@ -298,8 +327,7 @@ func (s *Redis) requeue(leases []*redisLease) {
 
 // dropEnded forgets r if it has ended. Under mu.
 func (s *Redis) dropEnded(r *redisLease) {
-	if r.phase == phaseEnded && s.leases[r.token.lease] == r {
-		delete(s.leases, r.token.lease)
+	if r.phase == phaseEnded && s.leases.remove(r) {
 		s.checkDrained()
 	}
 }
@@ -316,16 +344,10 @@ func (s *Redis) verify(r *redisLease) {
 func (s *Redis) onHint(lease leaseID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.leases[lease]; r != nil {
+	if r := s.leases.get(lease); r != nil {
 		s.verify(r)
 	}
 }
 
 // verifyAll looks at every lease that is held, in case a hint was missed.
-func (s *Redis) verifyAll() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range s.leases {
-		s.verify(r)
-	}
-}
+func (s *Redis) verifyAll() { s.visitAll(s.verify) }

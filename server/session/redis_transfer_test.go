@@ -43,7 +43,7 @@ func (c *client) handOver(to *instance) *client {
 func (s *Redis) leaseOf(state State) *redisLease {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.leases[parseToken(state.Token).lease]
+	return s.leases.get(parseToken(state.Token).lease)
 }
 
 // wantNotTaken checks that c was not told of a takeover.
@@ -135,7 +135,7 @@ func TestRedisGiverIsSilent(t *testing.T) {
 	silent("when all are looked at", a.verifyAll)
 	silent("when it is time to renew", func() {
 		a.Redis.mu.Lock()
-		a.leases[parseToken(state.Token).lease].renewedAt = now - ttl
+		a.leases.get(parseToken(state.Token).lease).renewedAt = now - ttl
 		a.Redis.mu.Unlock()
 		a.renew()
 	})
@@ -355,7 +355,7 @@ func TestRedisLendsWhatIsQueued(t *testing.T) {
 	a.onHint(idle.entry.(*redisLease).token.lease)
 	_, ok := a.Lend(&idle.Lease)
 	a.Redis.mu.Lock()
-	queued := idle.entry.(*redisLease).queued
+	queued := idle.entry.(*redisLease).inLooks
 	a.Redis.mu.Unlock()
 	if !ok || !queued {
 		t.Errorf("lent: %v, queued: %v", ok, queued)

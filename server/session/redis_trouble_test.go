@@ -349,7 +349,7 @@ func TestRedisForgetsTheScriptWithinAPipeline(t *testing.T) {
 	})
 	for n := uint64(0); a.config.Metrics.Errors[errorNoScript].Load() == 0 && n < 100; n++ {
 		var claims []*client
-		for range 2 * batchMost {
+		for range 2 * commitsMost {
 			claims = append(claims, a.claimNow(NewID()))
 		}
 		for _, claim := range claims {
@@ -483,4 +483,53 @@ func TestRedisCloseKeepsItsTime(t *testing.T) {
 		t.Errorf("it takes %v, as long as a read and longer than it was given", took)
 	}
 	server.Continue()
+}
+
+// Redis is flushed, and no connection is lost for it: what this process holds is there
+// again soon, and a claim on this process gets its count at once.
+func TestRedisFlushed(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL())
+	silent, claimed := a.mint().count(3), a.mint().count(4)
+	server.Do("FLUSHALL")
+	a.claim(claimed.ID(), 4, true)
+	server.Until("the silent one is there again", func() bool { return len(server.Keys(ownerKey(silent.ID())+":*")) == 1 })
+	server.Do("FLUSHALL")
+	server.Until("it is there again", func() bool { return len(server.Keys(ownerKey(silent.ID())+":*")) == 1 })
+	if got := server.Do("GET", recordKeyOf(t, server, silent.ID())); got != "3" {
+		t.Errorf("it is there with a count of %v, want 3", got)
+	}
+	a.wantTrouble(errorDataLost, "flushed")
+	eventually(t, "the store is available", a.Available)
+}
+
+// The address is one node of a cluster: the store says what to write, and is never
+// available.
+func TestRedisOneNodeOfACluster(t *testing.T) {
+	cluster := redistest.StartCluster(t, 2)
+	for _, node := range cluster.Nodes { // the first has the slot of the probe
+		a := startStore(t, "redis://"+node.Addr)
+		a.wantTrouble(errorMoved, "write the addresses of several of its nodes")
+		if a.Available() {
+			t.Error("the store is available")
+		}
+	}
+	alone := redistest.Start(t)
+	b := startStore(t, "redis://"+alone.Addr+",redis://"+alone.Addr)
+	b.wantTrouble(errorOther, "write one address")
+	if b.Available() {
+		t.Error("the store is available")
+	}
+}
+
+// Before Redis 6 a server does not say that it is a cluster's; the first session does.
+func TestRedisMovedAlone(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL())
+	a.mu.Lock()
+	err := a.onError(a.nodes[0], new(redisLease), redisError("MOVED 3999 127.0.0.1:6381"))
+	a.mu.Unlock()
+	if err != errClusterNode || a.nodes[0].checkMode(a.nodes[0].client.Conn()) != errClusterNode {
+		t.Errorf("MOVED without a cluster: %v", err)
+	}
 }

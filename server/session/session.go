@@ -153,6 +153,9 @@ type Store interface {
 
 	// Available reports whether new sessions can be had.
 	Available() bool
+	// Trouble says, for people, which part of the store keeps it from being available, and
+	// why: "" if none does.
+	Trouble() string
 
 	// Len is how many sessions the process holds.
 	Len() int

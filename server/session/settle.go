@@ -58,8 +58,8 @@ func (s *Redis) appendDamage(all []damage, n *node, r *redisLease, err error) []
 func (s *Redis) tellReplaced(n *node, replaced token) {
 	switch {
 	case replaced.epoch == 0:
-	case s.leases[replaced.lease] != nil:
-		s.verify(s.leases[replaced.lease])
+	case s.leases.get(replaced.lease) != nil:
+		s.verify(s.leases.get(replaced.lease))
 	case replaced.lease.instance != s.instance || s.hasGiven:
 		n.hints = append(n.hints, replaced.lease)
 	}
@@ -75,6 +75,10 @@ func (s *Redis) onError(n *node, r *redisLease, err error) error {
 	kind := errorKindOf(err)
 	if kind.scope() != scopeSession {
 		return err
+	}
+	if kind == errorMoved && s.cluster == nil {
+		n.isOfCluster.Store(true)
+		return errClusterNode
 	}
 	s.config.Metrics.Errors[kind].Inc()
 	if kind == errorAsk && s.cluster != nil {
@@ -93,18 +97,13 @@ func (s *Redis) onError(n *node, r *redisLease, err error) error {
 // holdClaims has every lease of the node verified before any claim is sent.
 func (s *Redis) holdClaims(n *node) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	n.holdsClaims = true
-	queue := n.queue
-	n.queue = nil
-	for _, r := range queue {
-		n.push(r)
-	}
-	for _, r := range s.leases {
+	s.mu.Unlock()
+	s.visitAll(func(r *redisLease) {
 		if s.route(r) == n && !r.isClaiming() {
 			s.verify(r)
 		}
-	}
+	})
 }
 
 // admitClaims ends what holdClaims began.
@@ -112,7 +111,4 @@ func (s *Redis) admitClaims(n *node) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n.holdsClaims = false
-	claims := n.claims
-	n.claims = nil
-	s.requeue(claims)
 }

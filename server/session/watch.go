@@ -24,57 +24,48 @@ func (s *Redis) watch() {
 }
 
 // renew sends the times to live of every held session again before they end.
-func (s *Redis) renew() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range s.leases {
-		s.enqueue(r)
-	}
-}
+func (s *Redis) renew() { s.visitAll(s.enqueue) }
 
 // sendWaiting sends the commands that Redis refused a while ago.
 func (s *Redis) sendWaiting() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	waiting := s.waiting
-	s.waiting = nil
-	s.requeue(waiting)
+	for left := len(s.waiting); left > 0; {
+		count := min(left, len(s.waiting), visitMost)
+		some := s.waiting[:count]
+		s.waiting = s.waiting[count:]
+		s.requeue(some)
+		left -= max(count, 1)
+		s.mu.Unlock()
+		s.mu.Lock()
+	}
 }
 
 // expire answers the holders that have waited for longer than the timeout, and
 // ends the leases that nobody holds and Redis no longer has.
 func (s *Redis) expire(now time.Duration) {
 	var notes []note
-	s.mu.Lock()
-	for r := range s.unsettled {
+	look := func(r *redisLease) {
 		r.expire(now, &s.times)
 		s.dropEnded(r)
 		notes = s.appendNote(notes, r, r.giveUp(now-s.config.Timeout))
 	}
-	s.mu.Unlock()
-	s.deliver(notes)
+	tell := func() {
+		s.deliver(notes)
+		notes = nil
+	}
+	for _, list := range s.unsettled() {
+		s.visit(list, look, tell)
+	}
 }
 
-// unsettled is every lease of which a command is to be sent or on its way.
-// Under mu.
-func (s *Redis) unsettled(yield func(*redisLease) bool) {
+// unsettled is every lease that somebody may wait for, in lists for visit: those of which
+// a command is to be sent or on its way, but for mere looks.
+func (s *Redis) unsettled() (lists []func() []*redisLease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, n := range s.nodes {
-		for i := range n.batch {
-			if !yield(n.batch[i].lease) {
-				return
-			}
-		}
-		for _, queue := range [...][]*redisLease{n.queue, n.claims} {
-			for _, r := range queue {
-				if !yield(r) {
-					return
-				}
-			}
-		}
+		lists = append(lists, n.sending, n.commits.waiting, n.claims.waiting)
 	}
-	for _, r := range s.waiting {
-		if !yield(r) {
-			return
-		}
-	}
+	return append(lists, func() []*redisLease { return s.waiting })
 }

@@ -1,0 +1,150 @@
+package session
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"turnstile/server/redistest"
+)
+
+// A queue does what a slice does.
+func TestQueue(t *testing.T) {
+	var q queue
+	var model []*redisLease
+	random := rand.New(rand.NewPCG(1, 0))
+	for n := range 10_000 {
+		if random.IntN(100+n/50) < 60 || len(model) == 0 {
+			r := new(redisLease)
+			q.push(r)
+			model = append(model, r)
+		} else {
+			if got := q.pop(); got != model[0] {
+				t.Fatalf("after %d steps another lease is the first one", n)
+			}
+			model = model[1:]
+		}
+		if n%100 == 0 && !slices.Equal(q.waiting(), model) || q.len() != len(model) {
+			t.Fatalf("after %d steps there are %d leases, want %d", n, q.len(), len(model))
+		}
+	}
+	if all := q.takeAll(); !slices.Equal(all, model) || q.len() != 0 {
+		t.Errorf("all are %d, want %d; %d are left", len(all), len(model), q.len())
+	}
+}
+
+// While leases come and go, each of those that were there from the beginning to the end is
+// visited.
+func TestVisitWhileLeasesComeAndGo(t *testing.T) {
+	s := &Redis{leases: leaseTable{byID: make(map[leaseID]*redisLease)}}
+	serial := uint32(0)
+	add := func() {
+		serial++
+		s.leases.add(&redisLease{ownership: ownership{token: token{lease: leaseID{serial: serial}}}})
+	}
+	for range 10 * visitMost {
+		add()
+	}
+	before := slices.Clone(s.leases.all)
+	random := rand.New(rand.NewPCG(1, 0))
+	visited, rounds := make(map[*redisLease]bool), 0
+	s.visit(func() []*redisLease { return s.leases.all }, func(r *redisLease) { visited[r] = true }, func() {
+		if !s.mu.TryLock() {
+			t.Fatal("the lock is held between two rounds")
+		}
+		defer s.mu.Unlock()
+		rounds++
+		for range visitMost / 2 {
+			s.leases.remove(s.leases.all[random.IntN(s.leases.len())])
+			add()
+		}
+	})
+	for _, r := range before {
+		if s.leases.get(r.token.lease) == r && !visited[r] {
+			t.Fatalf("lease %v was not visited", r.token.lease)
+		}
+	}
+	if rounds < 10 {
+		t.Errorf("%d rounds: too much at once", rounds)
+	}
+}
+
+// lookingStore is a store that cannot reach Redis, with n leases of another process, which
+// it has to look at.
+func lookingStore(t testing.TB, n int) (i *instance, clients []*client) {
+	i = startStore(t, "unix:///nonexistent/redis.sock", func(c *RedisConfig) { c.Timeout, c.Max = time.Hour, 2*n })
+	for serial := range n {
+		c := i.client()
+		c.on(func() {
+			i.Adopt(&c.Lease, State{ID: NewID(), Count: 1, Token: token{1, leaseID{7, uint32(serial)}, 0}.String(), Held: true, Owned: true}, c)
+		})
+		clients = append(clients, c)
+	}
+	return i, clients
+}
+
+// What somebody waits for is sent before what is only looked at, of which each pipeline
+// has a part.
+func TestCommitsGoBeforeLooks(t *testing.T) {
+	const n = 3 * looksMost
+	s, clients := lookingStore(t, n)
+	claim := s.client()
+	busy := clients[n-1] // the last one that is to be looked at
+	busy.countNow(1)
+	s.mu.Lock()
+	node := s.nodes[0]
+	token := token{lease: leaseID{s.instance, 1}}
+	r := &redisLease{id: NewID(), owner: claim, lease: &claim.Lease, ownership: newOwnership(token, phaseFind, s.config.Now())}
+	s.leases.add(r)
+	s.enqueue(r)
+	s.mu.Unlock()
+	want := []*redisLease{busy.entry.(*redisLease), r}
+	for range 3 {
+		batch, _, more := node.take()
+		if len(batch) < len(want)+looksMost-1 || len(batch) > len(want)+looksMost || !more {
+			t.Fatalf("a pipeline has %d commands, want %d and %d looks", len(batch), len(want), looksMost)
+		}
+		for i, r := range want {
+			if batch[i].lease != r {
+				t.Errorf("command %d is not that for which somebody waits", i)
+			}
+		}
+		want, node.batch = nil, nil
+	}
+	if _, _, more := node.take(); more {
+		t.Error("more is queued than there are leases")
+	}
+}
+
+// BenchmarkCommitBehindLooks is a commit right after all leases have to be looked at, and
+// the longest time for which the lock is held meanwhile.
+func BenchmarkCommitBehindLooks(b *testing.B) {
+	server := redistest.Start(b, "--appendonly", "yes")
+	a := readyStore(b, server.URL(), func(c *RedisConfig) { c.Timeout = 10 * time.Second })
+	c := a.mint().count(1)
+	for range 50_000 {
+		a.mint()
+	}
+	a.settle()
+	var slowest, longestWait time.Duration
+	for b.Loop() {
+		looked := make(chan struct{})
+		go func() { a.verifyAll(); close(looked) }()
+		for isOver := false; !isOver; {
+			began := time.Now()
+			a.mu.Lock()
+			longestWait = max(longestWait, time.Since(began))
+			a.mu.Unlock()
+			c.count(1)
+			slowest = max(slowest, time.Since(began))
+			select {
+			case <-looked:
+				isOver = a.queueLength() == 0
+			default:
+			}
+		}
+	}
+	b.ReportMetric(slowest.Seconds()*1e3, "ms/slowest-commit")
+	b.ReportMetric(longestWait.Seconds()*1e3, "ms/longest-lock")
+}

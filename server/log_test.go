@@ -74,14 +74,24 @@ func TestLogOfRefusals(t *testing.T) {
 	}
 }
 
-// What a client sends never breaks a line of the log in two.
+// What a client sends never breaks a line of the log in two, and does not make it long.
 func TestLogIsNotInjected(t *testing.T) {
-	p := startServer(t)
-	p.open("/ws/chat/", "X-Request-ID: \"}{\"event\":\"forged\"\t"+strings.Repeat("x", 500))
-	line := p.waitLog("websocket_connected")
-	if id := line["request_id"].(string); len(id) > 64 || !strings.HasPrefix(id, `"}{"event":"forged"`) {
-		t.Errorf("request_id %q", id)
+	p := startServer(t, "-log-level", "debug")
+	const forged = "}{\"event\":\"forged\"\t"
+	long := forged + strings.Repeat("x", 2000)
+	f := func(event, field, shown string) {
+		t.Helper()
+		if text := p.waitLog(event)[field].(string); len(text) != 200 || !strings.HasPrefix(text, shown) {
+			t.Errorf("%s of %s: %q, want the first 200 bytes", field, event, text)
+		}
 	}
+	p.open("/ws/chat/", "X-Request-ID: "+long)
+	f("websocket_connected", "request_id", forged)
+	request := upgradeRequest("/ws/chat/", "Origin: "+long)
+	host := strings.Repeat("h", 2000)
+	newWire(t, p.dial()).request(strings.Replace(request, "Host: ", "Host: "+host, 1))
+	f("origin_not_allowed", "origin", forged)
+	f("origin_not_allowed", "host", "hhh")
 	if len(p.logged("forged"))+len(p.logged("not_json")) > 0 {
 		t.Error("the log was injected")
 	}

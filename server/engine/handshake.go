@@ -204,7 +204,8 @@ func (c *Conn) admit(r *proto.Request) handshakeResult {
 	case c.isBeyondLimit():
 		return c.beyond
 	case !originAllowed(r.Origin, r.Host, e.origins):
-		e.config.Log.Debug().Bytes("origin", r.Origin).Bytes("host", r.Host).Strs("origins", e.config.Origins).Msg("origin_not_allowed")
+		e.config.Log.Debug().Bytes("origin", fromClient(r.Origin)).Bytes("host", fromClient(r.Host)).
+			Strs("origins", e.config.Origins).Msg("origin_not_allowed")
 		return handshakeBadOrigin
 	}
 	if !c.chargeClient(r) {

@@ -15,13 +15,17 @@ func (c *Conn) reportOpened(requestID []byte) {
 	c.countHandshake(handshakeUpgraded, nil)
 	e := c.event(w.engine.config.Log.Info())
 	if len(requestID) > 0 {
-		e = e.Bytes("request_id", requestID[:min(len(requestID), longestRequestID)])
+		e = e.Bytes("request_id", fromClient(requestID))
 	}
 	e.Msg("websocket_connected")
 }
 
-// longestRequestID is how many bytes of an X-Request-ID header are logged at the most.
-const longestRequestID = 64
+// longestFromClient is how many bytes a field of the log has at the most whose text a
+// client has chosen: a request may be 8 KiB long, and a client may send many.
+const longestFromClient = 200
+
+// fromClient is what the log shows of a text that a client has chosen.
+func fromClient(text []byte) []byte { return text[:min(len(text), longestFromClient)] }
 
 // reportClosed counts and logs the end of an upgraded connection.
 func (c *Conn) reportClosed(reason CloseReason) {
@@ -94,7 +98,7 @@ func (c *Conn) countHandshake(result handshakeResult, answer *proto.Refusal) {
 // session.
 func (w *worker) keepRequestID(c *Conn, id []byte) {
 	if len(id) > 0 {
-		w.requestIDs[c] = string(id[:min(len(id), longestRequestID)])
+		w.requestIDs[c] = string(fromClient(id))
 	}
 }
 

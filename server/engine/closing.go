@@ -15,10 +15,14 @@ const (
 	// byte that it sends prolongs it.
 	lingerTime = 2 * time.Second
 	// skipMost is how many bytes of a client the worker reads and drops at the most,
-	// after its own close frame. It does not read what comes behind them: so a client
-	// that floods costs some milliseconds, and not two seconds, of CPU. An honest one
-	// has at most one long message on its way; see -max-message.
-	skipMost = 64 << 20
+	// after its own close frame, or -max-message if that is more. It does not read what
+	// comes behind them. So much can be on its way, in the buffers of both kernels and in
+	// one long message: a client that writes all of that before it reads would get a RST
+	// otherwise, and not the close frame.
+	skipMost = 16 << 20
+	// skipFlood is the same for a client that has sent too many messages or frames. It
+	// costs a millisecond of CPU then, and not as much as it likes.
+	skipFlood = 1 << 20
 )
 
 // fail ends the connection because the client broke the protocol.
@@ -93,7 +97,13 @@ func (c *Conn) skip(p []byte) {
 	}
 }
 
-func (c *Conn) hasSkippedEnough() bool { return c.input != nil && c.input.skipped >= skipMost }
+func (c *Conn) hasSkippedEnough() bool {
+	most := skipMost
+	if c.reason == closeRate {
+		most = skipFlood
+	}
+	return c.input != nil && c.input.skipped >= max(most, c.worker.rules.MaxMessage)
+}
 
 // onReset is called when the socket has an error.
 func (c *Conn) onReset() {

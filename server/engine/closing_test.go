@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"bytes"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,36 +84,54 @@ func TestCloseFrameThatWaitedInTheSpill(t *testing.T) {
 
 // A client that sends on and on does not stay, and costs no more than a bound.
 func TestFloodWhileLingering(t *testing.T) {
+	f := func(name string, reason CloseReason, most int) {
+		t.Run(name, func(t *testing.T) {
+			h := startEngine(t)
+			fd := h.lingering()
+			h.onLoop(func(w *worker) { w.conns[0].reason = reason })
+			unix.SetNonblock(fd, true)
+			flood := bytes.Repeat([]byte{0x81}, 1<<20) // messages of a byte
+			eventually(t, "it is not read any more", func() (deaf bool) {
+				for {
+					if _, err := unix.Write(fd, flood); err != nil {
+						break
+					}
+				}
+				h.onLoop(func(w *worker) {
+					c := w.conns[0]
+					deaf = netpoll.Events(c.watched)&netpoll.Readable == 0
+					if c.input != nil && (c.input.skipped > most+readBufferBytes || cap(c.input.spill) > 0) {
+						t.Errorf("%d bytes are read, %d kept", c.input.skipped, cap(c.input.spill))
+					}
+				})
+				return deaf
+			})
+			h.onLoop(func(w *worker) {
+				c := w.conns[0]
+				c.deadline = w.loop.Now()
+				if c.OnTimer(); c.state != stateClosed {
+					t.Errorf("at the deadline it is in state %d", c.state)
+				}
+			})
+		})
+	}
+	f("goodbye", CloseGoodbye, skipMost)
+	f("too many messages", closeRate, skipFlood)
+}
+
+// A long message that is under way is read to its end, and so is the client's close.
+func TestCloseFrameBehindALongMessage(t *testing.T) {
 	h := startEngine(t)
 	fd := h.lingering()
-	h.onLoop(func(w *worker) { w.conns[0].needInput().skipped = skipMost - 2<<20 }) // it has sent so much
-	flood := make([]byte, 1<<20)
-	for i := range flood {
-		flood[i] = 0x81 // frames of a byte, not masked
+	var sent []byte
+	for i, fragment := range []int{skipMost / 2, 60_000, skipMost / 4} {
+		sent = append(sent, frame([]proto.OpCode{proto.OpText, 0, 0}[i], i == 2, strings.Repeat("x", fragment))...)
 	}
-	unix.SetNonblock(fd, true)
-	eventually(t, "it is not read any more", func() (deaf bool) {
-		for {
-			if _, err := unix.Write(fd, flood); err != nil {
-				break
-			}
-		}
-		h.onLoop(func(w *worker) {
-			c := w.conns[0]
-			deaf = netpoll.Events(c.watched)&netpoll.Readable == 0
-			if c.input.skipped > skipMost+1<<20 || cap(c.input.spill) > 0 {
-				t.Errorf("%d bytes are read, %d kept", c.input.skipped, cap(c.input.spill))
-			}
-		})
-		return deaf
-	})
-	h.onLoop(func(w *worker) {
-		c := w.conns[0]
-		c.deadline = w.loop.Now()
-		if c.OnTimer(); c.state != stateClosed {
-			t.Errorf("at the deadline it is in state %d", c.state)
-		}
-	})
+	go writeAll(fd, append(sent, frame(proto.OpClose, true, "\x03\xe8")...))
+	readToEnd(t, fd)
+	if closed := h.metrics().Closes[CloseGoodbye].Load(); closed != 1 {
+		t.Errorf("%d are closed for their reason", closed)
+	}
 }
 
 // Its last word is said: nobody else has to go on with it.

@@ -6,6 +6,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"turnstile/server/admin"
@@ -16,17 +17,25 @@ import (
 type plainHTTP struct {
 	http   *http.Server
 	probes func(out []byte, method, path string) []byte
-	queue  chan net.Conn
+	queue  chan func() (net.Conn, error)
+	turns  chan struct{} // full while pageTurns goroutines work
 	closed chan struct{}
 }
+
+// pageTurns is how many goroutines work on pages at once: beside the loops, Go has one
+// processor for them. The others wait for their turn, or for their clients: hundreds would
+// take the loops' processors, at the moment when their clients come, or go, together.
+const pageTurns = 1
 
 // newPlainHTTP makes the server of these pages. net/http has no more than places
 // connections at once.
 func newPlainHTTP(pages admin.Config, places int, timeout time.Duration) *plainHTTP {
-	p := &plainHTTP{probes: admin.Probes(pages), queue: make(chan net.Conn, places), closed: make(chan struct{})}
+	p := &plainHTTP{
+		probes: admin.Probes(pages),
+		queue:  make(chan func() (net.Conn, error), places), turns: make(chan struct{}, pageTurns), closed: make(chan struct{}),
+	}
 	p.http = &http.Server{
 		Handler:      admin.Handler(pages),
-		ReadTimeout:  timeout,
 		WriteTimeout: 2 * timeout,
 		ErrorLog:     log.New(io.Discard, "", 0), // a client's failure is the client's
 	}
@@ -42,7 +51,7 @@ func (p *plainHTTP) AppendAnswer(out []byte, method, path string) []byte {
 
 // Serve implements engine.PlainServer. The queue never makes it wait: it holds as
 // many as there are places.
-func (p *plainHTTP) Serve(conn net.Conn) { p.queue <- conn }
+func (p *plainHTTP) Serve(open func() (net.Conn, error)) { p.queue <- open }
 
 // stop lets the requests that run end, for as long as ctx allows.
 func (p *plainHTTP) stop(ctx context.Context) {
@@ -51,14 +60,28 @@ func (p *plainHTTP) stop(ctx context.Context) {
 	}
 }
 
-// Accept implements net.Listener.
+// Accept implements net.Listener. It returns when there is a turn for the connection.
 func (p *plainHTTP) Accept() (net.Conn, error) {
-	select {
-	case conn := <-p.queue:
-		return conn, nil
-	case <-p.closed:
-		return nil, net.ErrClosed
+	for {
+		select {
+		case open := <-p.queue:
+			if conn, err := p.openInTurn(open); err == nil {
+				return conn, nil
+			}
+		case <-p.closed:
+			return nil, net.ErrClosed
+		}
 	}
+}
+
+func (p *plainHTTP) openInTurn(open func() (net.Conn, error)) (net.Conn, error) {
+	c := &pageConn{turns: p.turns}
+	c.takeTurn()
+	var err error
+	if c.Conn, err = open(); err != nil {
+		c.giveTurnBack()
+	}
+	return c, err
 }
 
 // Close implements net.Listener.
@@ -69,3 +92,36 @@ func (p *plainHTTP) Close() error {
 
 // Addr implements net.Listener.
 func (p *plainHTTP) Addr() net.Addr { return &net.TCPAddr{} }
+
+// A pageConn is a connection whose goroutine has a turn from Accept to Close, but not
+// while it waits for the client.
+type pageConn struct {
+	net.Conn
+	turns   chan struct{}
+	hasTurn atomic.Bool
+}
+
+func (c *pageConn) takeTurn() {
+	c.turns <- struct{}{}
+	c.hasTurn.Store(true)
+}
+
+func (c *pageConn) giveTurnBack() {
+	if c.hasTurn.CompareAndSwap(true, false) {
+		<-c.turns
+	}
+}
+
+// Write implements net.Conn.
+func (c *pageConn) Write(p []byte) (int, error) {
+	c.giveTurnBack()
+	defer c.takeTurn()
+	return c.Conn.Write(p)
+}
+
+// Close implements net.Conn. The goroutine's own call comes last, and gives back what it
+// has taken since another one's.
+func (c *pageConn) Close() error {
+	defer c.giveTurnBack()
+	return c.Conn.Close()
+}

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"turnstile/server/admin"
 )
 
 // slowDialer connects clients whose kernel takes little, and makes the server's keep
@@ -109,4 +113,43 @@ func TestOneAddressTakesNotAllPlaces(t *testing.T) {
 	}
 	f(mostPlainHTTP/2, http.StatusServiceUnavailable)
 	f(5, http.StatusTooManyRequests, "-max-connections-per-ip", "5")
+}
+
+// However many pages are asked for, few goroutines work on them at once; one that waits for
+// its client leaves its turn to others.
+func TestPagesTakeTurns(t *testing.T) {
+	const pages = 20
+	p := newPlainHTTP(admin.Config{}, pages, patience)
+	var working atomic.Int64
+	goOn := make(chan struct{})
+	p.http.Handler = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		working.Add(1)
+		<-goOn
+		w.Write(make([]byte, 1<<20))
+	})
+	var clients []net.Conn
+	for range pages {
+		client, server := net.Pipe() // it takes nothing that is not read
+		clients = append(clients, client)
+		go io.WriteString(client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		p.Serve(func() (net.Conn, error) { return server, nil })
+	}
+	const accepted = 1 // waits for its turn
+	eventually(t, "all turns are taken", func() bool {
+		return len(p.queue) <= pages-pageTurns-accepted && working.Load() >= pageTurns
+	})
+	if n := working.Load(); n > pageTurns {
+		t.Errorf("%d goroutines work at once, want %d", n, pageTurns)
+	}
+	close(goOn)
+	eventually(t, "all wait for their clients", func() bool { return working.Load() == pages })
+	for _, client := range clients {
+		if response, err := io.ReadAll(client); len(response) < 1<<20 {
+			t.Errorf("%d bytes, %v", len(response), err)
+		}
+	}
+	p.stop(t.Context())
+	if n := len(p.turns); n != 0 {
+		t.Errorf("%d turns are not given back", n)
+	}
 }

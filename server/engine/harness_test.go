@@ -64,7 +64,11 @@ func (aPlain) AppendAnswer(out []byte, method, path string) []byte {
 	return out
 }
 
-func (p aPlain) Serve(conn net.Conn) { p <- conn }
+func (p aPlain) Serve(open func() (net.Conn, error)) {
+	if conn, err := open(); err == nil {
+		p <- conn
+	}
+}
 
 // A harness is an engine with one worker, whose insides the tests look at.
 type harness struct {

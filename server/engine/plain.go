@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -16,9 +17,10 @@ type PlainServer interface {
 	// such an answer needs no place, and comes when all places are taken. It returns out
 	// as it was if the request is for Serve.
 	AppendAnswer(out []byte, method, path string) []byte
-	// Serve serves the request at the start of conn, and closes conn. No more than
-	// Config.PlainPlaces are open at once.
-	Serve(conn net.Conn)
+	// Serve serves the one request on a connection, and closes that. It calls open, on
+	// another goroutine, to get the connection. No more than Config.PlainPlaces are there
+	// at once.
+	Serve(open func() (net.Conn, error))
 }
 
 // A plainPlaces shares out the places of plain HTTP. It is safe for concurrent use.
@@ -80,16 +82,11 @@ func (c *Conn) handOff(read []byte) {
 	c.charged = false // conn is, from now on
 	c.state = stateClosed
 	w.remove(c)
-	var err error
-	if conn.Conn, err = netpoll.NetConn(int(c.fd)); err != nil {
-		conn.giveBack()
-		return
-	}
-	e.config.Plain.Serve(conn)
+	e.config.Plain.Serve(func() (net.Conn, error) { return conn.open(int(c.fd)) })
 }
 
-// A plainConn is a connection that the plain server has. It returns first the bytes that
-// were read from it before.
+// A plainConn is a connection that the plain server has. It reads the bytes that were read
+// from it before: the whole request, which has no body and is the only one.
 type plainConn struct {
 	net.Conn
 	read []byte
@@ -100,10 +97,20 @@ type plainConn struct {
 	once    sync.Once
 }
 
-// Read implements net.Conn.
+// open gives the file descriptor to Go's own poller, which takes a dozen system calls.
+func (c *plainConn) open(fd int) (_ net.Conn, err error) {
+	if c.Conn, err = netpoll.NetConn(fd); err != nil {
+		c.giveBack()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Read implements net.Conn. Its end saves net/http a goroutine that waits for the client
+// to say more.
 func (c *plainConn) Read(p []byte) (int, error) {
 	if len(c.read) == 0 {
-		return c.Conn.Read(p)
+		return 0, io.EOF
 	}
 	n := copy(p, c.read)
 	c.read = c.read[n:]

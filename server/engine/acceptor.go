@@ -9,8 +9,9 @@ import (
 
 const (
 	// acceptBatch is how many sockets the acceptor takes from one listener before it
-	// looks at the others. The event is level-triggered, so the rest comes next.
-	acceptBatch = 128
+	// looks at the others, and at the clients beyond a limit. The event is
+	// level-triggered, so the rest comes next.
+	acceptBatch = 16
 	// acceptPause is how long the acceptor pauses when no file descriptors are
 	// left.
 	acceptPause = 250 * time.Millisecond

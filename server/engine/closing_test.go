@@ -127,7 +127,7 @@ func TestCloseFrameBehindALongMessage(t *testing.T) {
 	for i, fragment := range []int{skipMost / 2, 60_000, skipMost / 4} {
 		sent = append(sent, frame([]proto.OpCode{proto.OpText, 0, 0}[i], i == 2, strings.Repeat("x", fragment))...)
 	}
-	go writeAll(fd, append(sent, frame(proto.OpClose, true, "\x03\xe8")...))
+	go writeAll(t, fd, append(sent, frame(proto.OpClose, true, "\x03\xe8")...))
 	readToEnd(t, fd)
 	if closed := h.metrics().Closes[CloseGoodbye].Load(); closed != 1 {
 		t.Errorf("%d are closed for their reason", closed)

@@ -44,6 +44,8 @@ type Conn struct {
 	storing bool // a commit or a claim is under way
 	dirty   bool // it is in worker.dirty
 
+	sendsLong bool // its messages are long: see shortRead
+
 	// The application, and its session.
 	endpoint *endpoint // nil until the request is upgraded, or its session is asked for
 	session  session.Lease

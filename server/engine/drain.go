@@ -98,6 +98,7 @@ func (c *Conn) finishDrain() {
 // cut closes all connections that are left, and returns how many were upgraded; it
 // runs on the loop.
 func (w *worker) cut() (upgraded int) {
+	w.inbox.welcomeAll()
 	upgraded = w.upgraded
 	for _, c := range slices.Clone(w.conns) {
 		if c.leaving != leavingAway { // it may be another process's

@@ -57,8 +57,9 @@ func TestSystemCallsOfAMessage(t *testing.T) {
 func TestStreamIsReadInFullBuffers(t *testing.T) {
 	h := startEngine(t)
 	fd := h.connect("/count")
-	stream := bytes.Repeat(text("x"), 5000)
+	stream := bytes.Repeat(text(strings.Repeat("x", 2*longMessage)), 30)
 	stream = append(stream, text("last")...)
+	h.onLoop(func(w *worker) { w.conns[0].sendsLong = true })
 	unix.Write(fd, stream[:3])
 	eventually(t, "a part of a frame is kept", func() (kept bool) {
 		h.onLoop(func(w *worker) { kept = len(w.conns[0].spill()) == 3 })

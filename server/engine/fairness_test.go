@@ -22,7 +22,7 @@ func (o order) OnMessage(c *Conn, _ proto.Message, out []byte) []byte {
 }
 
 // TestManyMessagesLeaveOthersTheirTurn: of a client that has sent several buffers of
-// short messages, one buffer is handled before a client that has sent one message.
+// short messages, one short read is handled before a client that has sent one message.
 func TestManyMessagesLeaveOthersTheirTurn(t *testing.T) {
 	var messages []*Conn
 	h := startEngine(t, func(c *Config) {
@@ -43,7 +43,7 @@ func TestManyMessagesLeaveOthersTheirTurn(t *testing.T) {
 	writeAll(t, other, short)
 	eventually(t, "the message has come", func() bool { return netpoll.Unread(int(others.fd)) == len(short) })
 	goOn()
-	perBuffer := readBufferBytes/len(short) + 1
+	perRead := shortRead/len(short) + 1
 	var before int
 	eventually(t, "the other's message is handled", func() (done bool) {
 		h.onLoop(func(*worker) {
@@ -55,11 +55,55 @@ func TestManyMessagesLeaveOthersTheirTurn(t *testing.T) {
 		})
 		return done
 	})
-	if before == 0 || before > perBuffer {
-		t.Errorf("%d messages of one client were handled before another's, want one buffer's: %d", before, perBuffer)
+	if before == 0 || before > perRead {
+		t.Errorf("%d messages of one client were handled before another's, want one read's: %d", before, perRead)
 	}
 	eventually(t, "all is handled", func() (done bool) {
 		h.onLoop(func(*worker) { done = len(messages) == len(flood)/len(short)+1 })
 		return done
 	})
+}
+
+// roll is an application that notes how many connections its worker has at a message.
+type roll struct {
+	Silent
+	conns *int
+}
+
+func (r roll) OnMessage(c *Conn, _ proto.Message, out []byte) []byte {
+	*r.conns = len(c.worker.conns)
+	return out
+}
+
+// Of a crowd that comes at once, the worker welcomes some before it handles the message of
+// a client that is there; and in the end all.
+func TestCrowdsLeaveOthersTheirTurn(t *testing.T) {
+	var conns int
+	h := startEngine(t, func(c *Config) {
+		c.Endpoints = []Endpoint{{"/roll", func() Handler { return roll{conns: &conns} }}}
+	})
+	fd := h.connect("/roll")
+	var there *Conn
+	h.onLoop(func(w *worker) { there = w.conns[0] })
+	goOn := h.hold()
+	const crowd = 4 * welcomeMost
+	for range crowd {
+		h.ask("")
+	}
+	b := h.engine.workers[0].inbox
+	eventually(t, "the crowd has come", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return len(b.arrivals) == crowd
+	})
+	writeAll(t, fd, text("x"))
+	eventually(t, "the message has come", func() bool { return netpoll.Unread(int(there.fd)) == len(text("x")) })
+	goOn()
+	eventually(t, "all are welcome", func() (all bool) {
+		h.onLoop(func(w *worker) { all = len(w.conns) == 1+crowd && conns > 0 })
+		return all
+	})
+	if conns > 1+welcomeMost {
+		t.Errorf("%d connections came before the message", conns-1)
+	}
 }

@@ -11,6 +11,13 @@ const (
 	// readBufferBytes is how much one read returns at the most. Each worker has one
 	// such buffer.
 	readBufferBytes = 64 << 10
+	// shortRead is how much one read returns of a client that sends short messages, or has
+	// not sent much yet. They take some microseconds a KiB, and the others wait: 64 KiB of
+	// messages of one byte would take 4 ms. Long messages take little, and more reads of
+	// them would cost much.
+	shortRead = 8 << 10
+	// longMessage is the length in bytes from which on messages are long, on average.
+	longMessage = 512
 	// spillSmall is the longest spill that is copied into the worker's buffer before
 	// a read. A longer one grows in its own memory, since copying it would cost more.
 	spillSmall = 16 << 10
@@ -27,6 +34,7 @@ func (c *Conn) onReadable() {
 	}
 	buf, seen := c.readInto()
 	n, err := netpoll.Read(int(c.fd), buf[seen:])
+	frames := c.worker.frames
 	c.worker.metrics.ReadCalls.Inc()
 	switch {
 	case err == netpoll.ErrAgain:
@@ -39,6 +47,9 @@ func (c *Conn) onReadable() {
 		c.lastRead = c.worker.loop.Now()
 		c.worker.noteEarly(c, n)
 		c.consume(buf[:seen+n], seen)
+		if n == len(buf)-seen && c.state == stateOpen && !c.paused {
+			c.sendsLong = (c.worker.frames-frames)*longMessage <= n
+		}
 	}
 }
 
@@ -49,8 +60,11 @@ func (c *Conn) readInto() (buf []byte, seen int) {
 	spill := c.spill()
 	seen = len(spill)
 	if seen < spillSmall {
-		copy(c.worker.readBuffer, spill)
 		buf = c.worker.readBuffer
+		if !c.sendsLong && c.state <= stateOpen {
+			buf = buf[:seen+shortRead]
+		}
+		copy(buf, spill)
 	} else {
 		buf = c.growSpill()
 	}
@@ -89,6 +103,7 @@ func (c *Conn) onFrames(buf []byte) (used int) {
 			c.fail(err.(*proto.Error))
 			return used
 		}
+		c.worker.frames += 1 + m.Fragments
 		if c.overFrameRate(m) {
 			c.sendClose(closeRate, proto.StatusPolicyViolation, "too many frames")
 			return used

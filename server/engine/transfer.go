@@ -105,6 +105,7 @@ func (e *Engine) Adopt(fds []int, records []handover.Record) {
 
 // freeze is Engine.Freeze, into b.
 func (w *worker) freeze(b *Batch, n int, takes func(*handover.Record) bool) (waiting int) {
+	w.inbox.welcomeAll() // they go too
 	bytes := 0
 	for i := len(w.conns) - 1; i >= 0 && len(b.conns) < n && bytes < batchBytes && w.holdRequests; i-- {
 		c := w.conns[i]

@@ -262,6 +262,7 @@ func (a *Address) client(timeout time.Duration) *redis.Client {
 	return redis.NewFailoverClient(&redis.FailoverOptions{
 		MasterName: a.master, SentinelAddrs: a.addrs, SentinelUsername: a.sentinelUsername, SentinelPassword: a.sentinelPassword,
 		Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLSConfig,
+		Dialer:   o.Dialer,
 		Protocol: o.Protocol, MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries, DisableIdentity: o.DisableIdentity, PoolSize: o.PoolSize,
 		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 	})
@@ -277,6 +278,7 @@ func (a *Address) cluster(timeout time.Duration) *redis.ClusterClient {
 	o := a.options("", timeout)
 	return redis.NewClusterClient(&redis.ClusterOptions{
 		Addrs: a.addrs, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig,
+		Dialer:   o.Dialer,
 		Protocol: o.Protocol, MaxRetries: o.MaxRetries, DialerRetries: o.DialerRetries, DisableIdentity: o.DisableIdentity, PoolSize: o.PoolSize,
 		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 		MaintNotificationsConfig: o.MaintNotificationsConfig,
@@ -299,8 +301,48 @@ func (a *Address) options(addr string, timeout time.Duration) *redis.Options {
 	case "rediss":
 		host, _, _ := net.SplitHostPort(addr)
 		o.TLSConfig = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, InsecureSkipVerify: a.skipVerify}
+		o.Dialer = dialTLS(o.TLSConfig, call)
 	}
 	return o
+}
+
+// dialTLS returns a dialer whose errors say that it was the handshake that failed. A plain
+// Redis often answers nothing to it.
+func dialTLS(config *tls.Config, timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	dialer := net.Dialer{Timeout: timeout}
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		plain, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		own := config.Clone()
+		if own.ServerName == "" { // of a node that sentinels or a cluster name
+			own.ServerName, _, _ = net.SplitHostPort(addr)
+		}
+		conn := tls.Client(plain, own)
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		if err := conn.HandshakeContext(ctx); err != nil {
+			plain.Close()
+			return nil, &handshakeError{addr, err}
+		}
+		return conn, nil
+	}
+}
+
+// A handshakeError is that of a TLS handshake.
+type handshakeError struct {
+	addr  string
+	cause error
+}
+
+func (e *handshakeError) Error() string {
+	var certificate *tls.CertificateVerificationError
+	text := "TLS handshake with " + e.addr + ": " + e.cause.Error()
+	if !errors.As(e.cause, &certificate) {
+		text += "; if that port speaks no TLS, write redis://"
+	}
+	return text
 }
 
 // quiet keeps the client library from writing to standard error: what goes

@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"net"
 	"os"
@@ -104,7 +103,7 @@ func errorKindOf(err error) errorKind {
 	var answer redis.Error
 	var dial *net.OpError
 	var timeout net.Error
-	var certificate *tls.CertificateVerificationError
+	var handshake *handshakeError
 	switch {
 	case errors.As(err, &answer):
 		return answeredKind(answer.Error()) // the sentinels' answers stand within another error
@@ -116,7 +115,7 @@ func errorKindOf(err error) errorKind {
 		return errorMoved
 	case errors.Is(err, errDamagedOwner):
 		return errorDamaged
-	case errors.As(err, &certificate):
+	case errors.As(err, &handshake):
 		return errorTLS
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return errorUnreachable

@@ -134,7 +134,10 @@ func (n *node) checkMode(conn *redis.Conn) error {
 	if n.store.cluster != nil {
 		return nil
 	}
-	hello, _ := conn.Do(n.ctx, "HELLO").Slice() // if the connection is lost, the probe says so
+	hello, err := conn.Do(n.ctx, "HELLO").Slice()
+	if err != nil && errorKindOf(err).scope() == scopeConnection {
+		return err
+	}
 	for i := 0; i+1 < len(hello); i += 2 {
 		if hello[i] == "mode" && hello[i+1] == "cluster" {
 			n.isOfCluster.Store(true)

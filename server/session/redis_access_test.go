@@ -24,6 +24,17 @@ func TestRedisOverTLS(t *testing.T) {
 	}
 }
 
+// The port of a plain Redis: the store says that it is the TLS handshake which fails, and
+// what to write.
+func TestRedisTLSToAPlainPort(t *testing.T) {
+	server := redistest.Start(t)
+	a := startStore(t, "rediss://"+server.Addr, func(c *RedisConfig) { c.Timeout = 400 * time.Millisecond })
+	a.wantTrouble(errorTLS, "if that port speaks no TLS, write redis://")
+	if a.Available() {
+		t.Error("the store is available")
+	}
+}
+
 // The lost connection comes first, and hides why there is no new one.
 func TestRedisPasswordIsChanged(t *testing.T) {
 	server := redistest.Start(t)

@@ -49,3 +49,23 @@ func TestTableOfChosenIDs(t *testing.T) {
 		}
 	}
 }
+
+// TestMemoryOfAnIdleSession: a session that nobody holds is 80 bytes and its place in the
+// table.
+func TestMemoryOfAnIdleSession(t *testing.T) {
+	const n = 100_000
+	m, _ := newMemory(n)
+	before := heapInUse()
+	for range n {
+		var l Lease
+		if err := m.Mint(&l, nobody); err != nil {
+			t.Fatal(err)
+		}
+		m.Release(&l)
+	}
+	each := (heapInUse() - before) / n
+	t.Logf("%d bytes", each)
+	if m.Len() != n || each > 100 {
+		t.Errorf("%d sessions take %d bytes each, want 100 at most", m.Len(), each)
+	}
+}

@@ -82,6 +82,9 @@ func TestReadmeFrames(t *testing.T) {
 // The first commands of README.md, on a clone of what is committed. Each line
 // that starts a server goes on until it is interrupted.
 func TestReadmeStart(t *testing.T) {
+	if raceEnabled {
+		t.Skip("only the plain run has it: make builds the server without the race detector there, too")
+	}
 	clone, flags := t.TempDir(), regexp.MustCompile(`-workers 4 -echo`)
 	for _, block := range doctest.Blocks(t, "README.md") {
 		for _, line := range block.Commands() {

@@ -88,6 +88,7 @@ const gcPercent = 50
 
 func serve(config *Config) int {
 	signals := notifyStop()
+	unblockStderr()
 	// Without a reader of the log the server goes on: a write fails with EPIPE instead.
 	signal.Ignore(syscall.SIGPIPE)
 	log, queue := newLogger(config, descriptor(unix.Stdout))
@@ -104,6 +105,22 @@ func serve(config *Config) int {
 		return exitFailure
 	}
 	return exitOK
+}
+
+// unblockStderr lets the text of a panic be lost rather than wait for somebody who does not
+// read it: Go writes that by itself. Only a pipe is opened anew, so that nobody who shares
+// it sees it change; where that is not allowed, all stays as it was.
+func unblockStderr() {
+	var stat unix.Stat_t
+	if unix.Fstat(unix.Stderr, &stat) != nil || stat.Mode&unix.S_IFMT != unix.S_IFIFO {
+		return
+	}
+	fd, err := unix.Open("/proc/self/fd/2", unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	unix.Dup3(fd, unix.Stderr, 0)
+	unix.Close(fd)
 }
 
 // notifyStop returns the signals that ask the server to stop. SIGHUP says that the

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -212,4 +214,37 @@ func openTerminal(t testing.TB) (terminal *os.File, screen *output) {
 	screen = &output{}
 	go io.Copy(screen, other) // until the terminal is closed
 	return terminal, screen
+}
+
+// A death has much to say. It does not wait for somebody who does not read that.
+func TestDeathWithAFullStandardError(t *testing.T) {
+	unread, stderr, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unread.Close()
+	defer stderr.Close()
+	if _, err := unix.FcntlInt(stderr.Fd(), unix.F_SETPIPE_SZ, 1); err != nil { // a page: the report is longer
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-listen", testHost+":0", "-log-format", "json")
+	cmd.Env = append(os.Environ(), asServer+"=1")
+	cmd.Stderr = stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill() })
+	bufio.NewReader(stdout).ReadBytes('\n') // it has started
+	cmd.Process.Signal(syscall.SIGQUIT)     // a panic writes in the same way
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(patience / 4):
+		t.Error("it does not end")
+	}
 }

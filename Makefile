@@ -164,7 +164,7 @@ chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each
 	TURNSTILE_CHAOS_SECONDS=$(CHAOS) $(GO) test -count=1 -timeout 0 -run TestChaos -v ./server
 
 .PHONY: abuse
-abuse: ## Attack one server in all ways at once for ABUSE seconds (60): its honest clients may wait twice as long as before
+abuse: ## Attack one server in all ways at once for ABUSE seconds (60): its honest clients may wait twice as long as those of one beside
 	TURNSTILE_ABUSE_SECONDS=$(ABUSE) $(GO) test -count=1 -timeout 0 -run 'TestAbuse$$' -v ./server
 
 .PHONY: handover-10k

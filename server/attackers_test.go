@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,10 @@ import (
 // process of their own, so that they can have the lowest priority: they stand for
 // other machines, and shall take no processor from the server and its honest clients.
 const asAttackers = "TURNSTILE_TEST_AS_ATTACKERS"
+
+// abuseOnly, in the environment, is a part of the names of those attacks that are done
+// without the others: to find out what each costs.
+const abuseOnly = "TURNSTILE_ABUSE_ONLY"
 
 const (
 	attackPatience  = 10 * time.Second // bounds every wait of an attacker
@@ -84,7 +89,7 @@ func attackUntilEOF(addr string) (code int) {
 		io.Copy(io.Discard, os.Stdin)
 		close(a.over)
 	}()
-	attacks := allAttacks()
+	attacks := slices.DeleteFunc(allAttacks(), func(what *attack) bool { return !strings.Contains(what.name, os.Getenv(abuseOnly)) })
 	a.attack(attacks)
 	a.endDuel()
 	for _, what := range attacks {

@@ -32,7 +32,7 @@ const (
 var probePaths = []string{"/healthz/", "/readyz/"}
 
 // abuseSetting, in the environment, makes TestAbuse longer, and has it hold the waits of
-// honest clients to those with a quiet server: on a machine that has nothing else to do.
+// honest clients to those of a server that nobody attacks: on a machine that has nothing else to do.
 const abuseSetting = "TURNSTILE_ABUSE_SECONDS"
 
 // TestAbuse: whatever others do, an honest client stays connected and is answered, its
@@ -44,17 +44,27 @@ func TestAbuse(t *testing.T) {
 	}
 	p := startServer(t, abusedFlags()...)
 	h := startHonest(p)
+	var beside *honest
+	if os.Getenv(abuseSetting) != "" {
+		beside = startHonest(startServer(t, abusedFlags()...))
+	}
 	length := secondsOf(t, abuseSetting, 25*time.Second)
 	time.Sleep(length / 5)
 	quiet := h.figures()
 	before := p.footprint()
 	t.Logf("quiet:        %v\n%v", quiet, before)
+	if beside != nil {
+		t.Logf("beside:       %v", beside.figures())
+	}
 
 	abused := h.attack(length)
 	t.Logf("under attack: %v\nmost memory %d MiB", abused, p.peakMemory()>>20)
 	h.wantAllAnswered()
 	p.wantBack(before)
-	h.wantBounds(quiet, abused)
+	h.wantBounds(abused)
+	if beside != nil {
+		h.wantFewWaits(max(quiet.p99, beside.figures().p99), abused.p99)
+	}
 }
 
 // abusedFlags are such that attackers reach the limits soon. Without a -message-rate
@@ -69,7 +79,18 @@ func abusedFlags() []string {
 	return flags
 }
 
-func (h *honest) wantBounds(quiet, abused figures) {
+// wantFewWaits holds the waits of honest clients to those at a server beside, which nobody
+// attacks and which has as many clients: the attackers are on the same machine, and what
+// they take of its processors and of its kernel is not the attacked server's doing.
+func (h *honest) wantFewWaits(others, abused time.Duration) {
+	h.p.t.Helper()
+	h.p.t.Logf("p99 %v under attack, %v of a server that nobody attacks", abused, others)
+	if abused > 2*others {
+		h.p.t.Errorf("honest clients wait %v (p99) under attack, more than twice the %v of a server that nobody attacks", abused, others)
+	}
+}
+
+func (h *honest) wantBounds(abused figures) {
 	t := h.p.t
 	t.Helper()
 	if abused.worst > longestWait {
@@ -77,9 +98,6 @@ func (h *honest) wantBounds(quiet, abused figures) {
 	}
 	if most := h.p.peakMemory(); most > mostMemory {
 		t.Errorf("%d bytes in RAM, want at most %d", most, mostMemory)
-	}
-	if os.Getenv(abuseSetting) != "" && abused.p99 > 2*quiet.p99 {
-		t.Errorf("honest clients wait %v (p99) under attack, more than twice the %v of a quiet server", abused.p99, quiet.p99)
 	}
 }
 

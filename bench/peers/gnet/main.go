@@ -11,9 +11,7 @@ import (
 	"errors"
 	"io"
 	"log"
-	"net/http"
 	"runtime"
-	"strings"
 
 	"github.com/gobwas/ws"
 	"github.com/panjf2000/gnet/v2"
@@ -68,33 +66,17 @@ func upgrade(c gnet.Conn) error {
 	case end < 0:
 		return nil
 	}
-	var s *counter.Session
-	upgrader := ws.Upgrader{OnRequest: func(uri []byte) (err error) {
-		s, err = open(string(uri))
-		return err
-	}}
 	request := struct {
 		io.Reader
 		io.Writer
 	}{bytes.NewReader(buf[:end+4]), c}
-	if _, err := upgrader.Upgrade(request); err != nil {
-		return err // The upgrader has answered.
+	s, err := counter.Upgrade(request)
+	if err != nil {
+		return err
 	}
 	c.SetContext(s)
-	_, err := c.Discard(end + 4)
+	_, err = c.Discard(end + 4)
 	return err
-}
-
-func open(uri string) (*counter.Session, error) {
-	path, query, _ := strings.Cut(uri, "?")
-	if path != counter.Path {
-		return nil, ws.RejectConnectionError(ws.RejectionStatus(http.StatusNotFound))
-	}
-	s, err := counter.Open(query)
-	if err != nil {
-		return nil, ws.RejectConnectionError(ws.RejectionStatus(http.StatusBadRequest), ws.RejectionReason(err.Error()))
-	}
-	return s, nil
 }
 
 // answer handles the frames that are there as a whole, and writes once.

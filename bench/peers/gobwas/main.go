@@ -10,8 +10,6 @@ import (
 	"bufio"
 	"log"
 	"net"
-	"net/http"
-	"strings"
 
 	"github.com/gobwas/ws"
 	"github.com/gobwas/ws/wsutil"
@@ -34,9 +32,9 @@ func main() {
 
 func serve(conn net.Conn) {
 	defer conn.Close()
-	s, err := upgrade(conn)
+	s, err := counter.Upgrade(conn)
 	if err != nil {
-		return // The upgrader has answered.
+		return
 	}
 	control := wsutil.ControlFrameHandler(conn, ws.StateServerSide)
 	r := &wsutil.Reader{
@@ -47,27 +45,6 @@ func serve(conn net.Conn) {
 	}
 	for answer(conn, r, control, s) == nil {
 	}
-}
-
-func upgrade(conn net.Conn) (s *counter.Session, err error) {
-	upgrader := ws.Upgrader{OnRequest: func(uri []byte) (err error) {
-		s, err = open(string(uri))
-		return err
-	}}
-	_, err = upgrader.Upgrade(conn)
-	return s, err
-}
-
-func open(uri string) (*counter.Session, error) {
-	path, query, _ := strings.Cut(uri, "?")
-	if path != counter.Path {
-		return nil, ws.RejectConnectionError(ws.RejectionStatus(http.StatusNotFound))
-	}
-	s, err := counter.Open(query)
-	if err != nil {
-		return nil, ws.RejectConnectionError(ws.RejectionStatus(http.StatusBadRequest), ws.RejectionReason(err.Error()))
-	}
-	return s, nil
 }
 
 // answer reads one frame: a control frame is handled, a message replied to. It

@@ -25,16 +25,16 @@ func buildFirstVersion(t *testing.T) string {
 		t.Skipf("the repository's history has no commit %s: clone all of it", firstVersion)
 	}
 	dir := t.TempDir()
-	path := filepath.Join(dir, "server")
+	path := filepath.Join(dir, "first-version")
 	const script = `git archive --format=tar "$3" go.mod go.sum server netpoll proto metrics | tar -x -C "$1"
 		cd "$1" && go build -trimpath -o "$2" ./server`
-	cmd := exec.Command("sh", "-ec", script, "sh", dir, path+".bin", firstVersion)
+	cmd := exec.Command("sh", "-ec", script, "sh", dir, path, firstVersion)
 	cmd.Dir = ".." // an archive of a folder below the top has only that
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	return path + ".bin"
+	return path
 }
 
 // startOther starts a server of another version, which takes over if somebody is there.

@@ -95,7 +95,7 @@ type Go struct{ Listeners []string }
 // the metrics.
 type Refusal string
 
-// The reasons.
+// The reasons. For subprotocols and -max-message only a process of version 1 refuses.
 const (
 	RefusedVersion         Refusal = "record_version"
 	RefusedStore           Refusal = "store"

@@ -228,24 +228,39 @@ func TestPromotionThatNobodyReads(t *testing.T) {
 // the program that is called with an argument in that step waits for it.
 func readUntilGone(t *testing.T, s *stack, listen func(*testing.T, *exec.Cmd) io.ReadCloser, step, argument string) {
 	t.Helper()
-	called, gone := filepath.Join(t.TempDir(), "called"), filepath.Join(t.TempDir(), "gone")
-	waiting := func(program string) string {
-		return fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *%s*) >%s; until [ -e %s ]; do sleep 0.05; done ;; esac\nexec %s/%s \"$@\"\n",
-			argument, called, gone, binaries, program)
-	}
-	bin := programs(t, map[string]string{"bench": waiting("bench"), "server": waiting("server")})
+	bin, called, goOn := waitingPrograms(t, argument)
 	cmd := s.script("promote.sh", "TURNSTILE_BIN="+bin)
 	cmd.SysProcAttr = nil // a terminal has its own wishes
 	out := listen(t, cmd)
 	lines := bufio.NewScanner(out)
 	for lines.Scan() && !strings.HasPrefix(lines.Text(), step) {
 	}
-	eventually(t, "the program is called", func() bool { _, err := os.Stat(called); return err == nil })
+	eventually(t, "the program is called", called)
 	out.Close()
-	if err := os.WriteFile(gone, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	goOn()
 	cmd.Wait()
+}
+
+// waitingPrograms is a folder with the server and bench. The one that is called
+// with an argument waits for goOn, so that what is done to a promotion then is
+// done in that very step; called tells whether it waits.
+func waitingPrograms(t *testing.T, argument string) (bin string, called func() bool, goOn func()) {
+	t.Helper()
+	waits, may := filepath.Join(t.TempDir(), "waits"), filepath.Join(t.TempDir(), "may")
+	script := func(program string) string {
+		return fmt.Sprintf("#!/bin/sh\ncase \"$*\" in *'%s'*) >%s; until [ -e %s ]; do sleep 0.05; done ;; esac\nexec %s/%s \"$@\"\n",
+			argument, waits, may, binaries, program)
+	}
+	bin = programs(t, map[string]string{"bench": script("bench"), "server": script("server")})
+	called = func() bool {
+		_, err := os.Stat(waits)
+		return err == nil
+	}
+	return bin, called, func() {
+		if err := os.WriteFile(may, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func startOnPipe(t *testing.T, cmd *exec.Cmd) io.ReadCloser {
@@ -278,9 +293,9 @@ func TestPromotionIsKilled(t *testing.T) {
 	c := newCrowd(t, s.site, 100)
 	next, last := "green", "blue"
 	for step := 1; step <= 8; step++ {
-		killAtStep(t, s, step)
-		// At the last step, the kill may come when even the note is gone.
-		if _, err := os.Stat(s.run + "/promotion"); err == nil || step < 8 {
+		ended := killAtStep(t, s, step)
+		// The kill may come when even the note of it is gone.
+		if _, err := os.Stat(s.run + "/promotion"); err == nil || (step < 8 && !ended) {
 			out := s.must("promote.sh")
 			if step == 8 && !strings.Contains(out, "nothing to do") {
 				t.Errorf("killed when all was done, it does not say so:\n%s", out)
@@ -297,23 +312,16 @@ func TestPromotionIsKilled(t *testing.T) {
 }
 
 // killAtStep starts a promotion and kills it, with all of its children that are
-// not to outlive it, as soon as it says that it is at a step.
-func killAtStep(t *testing.T, s *stack, step int) {
+// not to outlive it, as soon as it says that it is at a step. It reports whether
+// the promotion was faster, and has ended well.
+func killAtStep(t *testing.T, s *stack, step int) (ended bool) {
 	t.Helper()
-	lines, cmd := startPromotion(t, s)
+	cmd := s.script("promote.sh")
+	lines := bufio.NewScanner(startOnPipe(t, cmd))
 	for lines.Scan() && !strings.HasPrefix(lines.Text(), fmt.Sprintf("step %d", step)) {
 	}
 	syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-	if cmd.Wait() == nil && step < 8 {
-		t.Fatalf("it ended by itself before step %d", step)
-	}
-}
-
-// startPromotion starts promote.sh, whose lines are to be read.
-func startPromotion(t *testing.T, s *stack) (*bufio.Scanner, *exec.Cmd) {
-	t.Helper()
-	cmd := s.script("promote.sh")
-	return bufio.NewScanner(startOnPipe(t, cmd)), cmd
+	return cmd.Wait() == nil
 }
 
 func TestOnePromotionAtATime(t *testing.T) {
@@ -363,18 +371,16 @@ func TestPromotionIsInterrupted(t *testing.T) {
 	t.Parallel()
 	s := newStack(t)
 	c := newCrowd(t, s.site, 50)
-	for _, step := range []int{3, 4, 6} {
-		lines, cmd := startPromotion(t, s)
-		for lines.Scan() && !strings.HasPrefix(lines.Text(), fmt.Sprintf("step %d", step)) {
-		}
+	for step, argument := range map[int]string{3: "green.sock:/healthz/", 4: "smoke unix:", 6: "-reaches"} {
+		bin, called, _ := waitingPrograms(t, argument)
+		cmd := s.script("promote.sh", "TURNSTILE_BIN="+bin)
+		out := startOnPipe(t, cmd)
+		eventually(t, "the program is called", called)
 		syscall.Kill(-cmd.Process.Pid, syscall.SIGINT)
-		var rest strings.Builder
-		for lines.Scan() {
-			rest.WriteString(lines.Text() + "\n")
-		}
+		said, _ := io.ReadAll(out)
 		want := fmt.Sprintf("promote.sh: step %d failed: it was interrupted; putting everything back", step)
-		if cmd.Wait(); cmd.ProcessState.ExitCode() != 130 || !strings.Contains(rest.String(), want) {
-			t.Errorf("interrupted at step %d: exit code %d:\n%s", step, cmd.ProcessState.ExitCode(), rest.String())
+		if cmd.Wait(); cmd.ProcessState.ExitCode() != 130 || !strings.Contains(string(said), want) {
+			t.Errorf("interrupted at step %d: exit code %d:\n%s", step, cmd.ProcessState.ExitCode(), said)
 		}
 		s.wantServing("blue")
 		c.WantUndisturbed()

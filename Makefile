@@ -168,8 +168,8 @@ abuse: ## Attack one server in all ways at once for ABUSE seconds (60): its hone
 	TURNSTILE_ABUSE_SECONDS=$(ABUSE) $(GO) test -count=1 -timeout 0 -run 'TestAbuse$$' -v ./server
 
 .PHONY: handover-10k
-handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice
-	cd deploy && TURNSTILE_HANDOVER_CLIENTS=10000 TURNSTILE_HANDOVER_TIMES=10 $(GO) test -count=1 -timeout 20m -run 'TestHandover$$' -v .
+handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice (FROM=COMMIT: over a server of it)
+	cd deploy && TURNSTILE_HANDOVER_CLIENTS=10000 TURNSTILE_HANDOVER_TIMES=10 TURNSTILE_HANDOVER_FROM=$(FROM) $(GO) test -count=1 -timeout 20m -run 'TestHandover$$' -v .
 
 .PHONY: test-peers
 test-peers: ## Build the servers of bench/peers and see that they do the same job

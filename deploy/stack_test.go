@@ -131,7 +131,8 @@ func (s *stack) environment() []string {
 		return append(s.engine.env(), s.env...)
 	}
 	return []string{"TURNSTILE_BACKEND=processes", "TURNSTILE_RUN_DIR=" + s.run,
-		"TURNSTILE_HOST=" + s.host, "TURNSTILE_BIN=" + binaries, "TURNSTILE_MONITORING=off"}
+		"TURNSTILE_HOST=" + s.host, "TURNSTILE_BIN=" + binaries, "TURNSTILE_MONITORING=off",
+		fmt.Sprintf("TURNSTILE_PATIENCE=%d", int(patience.Seconds()))}
 }
 
 // try runs a script, and returns what it says and its exit code.

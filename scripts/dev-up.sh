@@ -24,7 +24,7 @@ if part_runs "$colour"; then
 	echo "  $colour runs already"
 else
 	start_colour "$colour"
-	await_colour "$colour" /readyz/ 15 || die "$colour does not start"
+	await_colour "$colour" /readyz/ "${SETTING[PATIENCE]}" || die "$colour does not start"
 	echo "  $colour runs"
 fi
 activate "$colour"

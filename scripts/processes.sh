@@ -48,7 +48,13 @@ start() {
 		echo "$pid $(since "$pid") $(stat -c %s "$RUN/log/$name.log")" >"$RUN/pid/$name"
 		exec setsid "$@"
 	) &
-	await 5 test -s "$RUN/pid/$name"
+	until [[ -s $RUN/pid/$name ]]; do
+		if ! kill -0 $! 2>/dev/null && [[ ! -s $RUN/pid/$name ]]; then
+			complain "$name cannot be started: $RUN/pid or $RUN/log cannot be written, see above"
+			return 1
+		fi
+		sleep 0.02
+	done
 }
 
 # stop NAME SECONDS ends what start has started: SIGTERM, and SIGKILL to it and
@@ -132,13 +138,15 @@ start_part() {
 	redis | nginx) "start_$1" ;;
 	*) start_watcher "$1" ;;
 	esac
-	if ! await 10 answers "$1"; then
+	if ! await "${SETTING[PATIENCE]}" answers_or_has_ended "$1" || ! answers "$1" &>/dev/null; then
 		log_end "$1" >&2
 		complain "$1 does not start; the last of $RUN/log/$1.log is above"
 		return 1
 	fi
 	echo "  $1 runs"
 }
+
+answers_or_has_ended() { answers "$1" || has_ended "$1"; }
 
 answers() {
 	case $1 in

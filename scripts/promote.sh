@@ -14,7 +14,6 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=stack.sh
 source "$(dirname "$0")/stack.sh"
 
-readonly PATIENCE=${SETTING[PATIENCE]}
 readonly DRAIN=10 # seconds at most, of a handover's rest too
 readonly GONE="its terminal, or the pipe that it writes to, has gone"
 
@@ -106,8 +105,8 @@ bring_up() {
 	start_colour "$next" || fail "$next cannot be started"
 
 	step 3 "wait until $next lives and is ready"
-	await_colour "$next" /healthz/ "$PATIENCE" || fail "$next does not live"
-	await_colour "$next" /readyz/ "$PATIENCE" || fail "$next is not ready"
+	await_colour "$next" /healthz/ "${SETTING[PATIENCE]}" || fail "$next does not live"
+	await_colour "$next" /readyz/ "${SETTING[PATIENCE]}" || fail "$next is not ready"
 
 	step 4 "smoke test of $next itself"
 	smoke "$next" "unix:$SOCKETS/$next.sock" || fail "$next is not fit to serve"

@@ -33,7 +33,7 @@ setting LOKI_PORT 3100 port 'logs, of containers'
 setting GRAFANA_PORT 3000 port 'dashboards, of containers'
 setting BIN '' programs 'a folder with server and bench, instead of building them'
 setting MONITORING on switch 'off: without what watches the stack'
-setting PATIENCE 15 seconds 'seconds that a promotion gives a colour to get ready'
+setting PATIENCE 15 seconds 'seconds that a part of the stack is given to get ready'
 setting NOFILE 65536 number 'files that a container may open, where the engine can give so many'
 setting BACKEND '' backend \
 	'processes, compose or units (units where turnstile@.service is installed, compose where a Docker engine with the compose plugin runs)'

@@ -3,9 +3,7 @@ package main
 import (
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,29 +11,8 @@ import (
 	"turnstile/netpoll"
 	"turnstile/proto"
 	"turnstile/server/oracle"
+	"turnstile/server/revisiontest"
 )
-
-// firstVersion is the last commit of the first version of the handover.
-const firstVersion = "2ac8bf3e411950742bd7f7412c66208aee8fe766"
-
-// buildFirstVersion builds the server of that commit, and returns its path.
-func buildFirstVersion(t *testing.T) string {
-	t.Helper()
-	if exec.Command("git", "cat-file", "-e", firstVersion).Run() != nil {
-		t.Skipf("the repository's history has no commit %s: clone all of it", firstVersion)
-	}
-	dir := t.TempDir()
-	path := filepath.Join(dir, "first-version")
-	const script = `git archive --format=tar "$3" go.mod go.sum server netpoll proto metrics | tar -x -C "$1"
-		cd "$1" && go build -trimpath -o "$2" ./server`
-	cmd := exec.Command("sh", "-ec", script, "sh", dir, path, firstVersion)
-	cmd.Dir = ".." // an archive of a folder below the top has only that
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return path
-}
 
 // startOther starts a server of another version, which takes over if somebody is there.
 func (s *serverChain) startOther(binary string) *process {
@@ -51,7 +28,7 @@ func TestHandoverBetweenVersions(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the other version is built without the race detector: once is enough")
 	}
-	old := buildFirstVersion(t)
+	old := revisiontest.Build(t, revisiontest.HandoverVersion1)
 	stores(t, func(t *testing.T, flags ...string) {
 		chain := newChain(t, flags...)
 		chain.current = chain.startOther(old)

@@ -197,7 +197,7 @@ func (c *Conn) watch() {
 	if c.state == stateClaiming && c.leaving == leavingNot {
 		events |= netpoll.HungUp
 	}
-	if events == 0 && c.leaving == leavingNot && c.state == stateOpen && c.backlog == nil && !c.eof {
+	if events == 0 && c.leaving == leavingNot && c.state == stateOpen && c.backlog == nil && !c.eof && !c.isWaiting() {
 		c.worker.starve(c)
 	}
 	if c.state == stateClosed || events == netpoll.Events(c.watched) {
@@ -214,8 +214,12 @@ func (c *Conn) wantsInput() bool {
 	if c.state >= stateClosing {
 		return !c.hasSkippedEnough()
 	}
-	return !c.paused && !c.backedUp()
+	return !c.paused && !c.backedUp() && !c.isWaiting()
 }
+
+// isWaiting reports whether the client is not read because too much of others' messages is
+// under way.
+func (c *Conn) isWaiting() bool { return c.input != nil && c.input.isWaiting }
 
 // close ends the connection now, and drops what is unsent. A second call does
 // nothing. A connection ends otherwise only by handOff, to net/http, or by release, to

@@ -57,7 +57,7 @@ func (c *Conn) OnTimer() {
 
 // onDue does what is due on an open connection.
 func (c *Conn) onDue(now time.Duration) {
-	if c.paused || c.backedUp() || c.leaving != leavingNot {
+	if !c.isRead() {
 		c.lastRead = now // the client is not silent: the worker does not read it
 	}
 	if now >= c.idleAt() {

@@ -120,16 +120,20 @@ func startEngine(t testing.TB, change ...func(*Config)) *harness {
 func (h *harness) connect(target string) (fd int) {
 	h.t.Helper()
 	fd = h.dial(target)
-	var answer []byte
-	for one := make([]byte, 1); !bytes.HasSuffix(answer, []byte("\r\n\r\n")); answer = append(answer, one[0]) {
-		if n, err := read(fd, one); err != nil || n == 0 {
-			h.t.Fatalf("%s, %v", answer, err)
+	buf, end := make([]byte, 1000), []byte("\r\n\r\n")
+	for {
+		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_PEEK)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 || !bytes.HasPrefix(buf[:n], []byte("HTTP/1.1 101")) {
+			h.t.Fatalf("%s, %v", buf[:max(n, 0)], err)
+		}
+		if i := bytes.Index(buf[:n], end); i >= 0 {
+			read(fd, buf[:i+len(end)])
+			return fd
 		}
 	}
-	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 101")) {
-		h.t.Fatalf("%s", answer)
-	}
-	return fd
 }
 
 // dial opens a client socket and asks for an upgrade.

@@ -18,7 +18,9 @@ type input struct {
 	older, younger *input
 	began          time.Duration // when its first byte was read
 	bytes          int           // the memory that counts
+	wanted         int           // how much it will be, if isWaiting
 	isBegun        bool
+	isWaiting      bool // its client is not read: see waitForRoom
 
 	// What came behind the server's close frame: see Conn.skip.
 	skipper proto.Skipper
@@ -78,18 +80,31 @@ func (c *Conn) dropInput() {
 	}
 }
 
-// growSpill makes room in a spill for what comes next of its frame: for all of it, or
-// for as much as is there already. So a header that announces a long frame costs nothing,
-// and a frame that comes needs no more than its own length, and as much garbage.
-func (c *Conn) growSpill() []byte {
-	spill := c.input.spill
-	room := 2 * len(spill)
+// needsOwnMemory reports whether the client's next bytes go behind a spill, and not into
+// the worker's buffer, of which size bytes would be used: if copying the spill would cost
+// more, or if they are no more than a part of a long frame.
+func (c *Conn) needsOwnMemory(spill []byte, size int) bool {
+	return len(spill) >= spillSmall || len(spill) >= spillLeast && c.parser.FrameEnd(spill) > int64(size)
+}
+
+// spillSize is how much memory a spill needs for what comes next of its frame: as much as a
+// read brings, or as much as is there already, but not more than the frame. So a header
+// that announces a long frame costs little, and a frame that comes takes no more than its
+// own length, and as much garbage.
+func (c *Conn) spillSize(spill []byte) int {
+	room := max(spillAtOnce, 2*len(spill))
 	if end := c.parser.FrameEnd(spill); end > 0 {
 		room = int(min(int64(room), max(end, int64(len(spill)))+spillSlack))
 	}
-	if room > cap(spill) {
-		spill = append(make([]byte, 0, room), spill...)
+	return max(room, cap(spill))
+}
+
+// growSpill makes room for size bytes in a spill.
+func (c *Conn) growSpill(size int) []byte {
+	spill := c.input.spill
+	if size > cap(spill) {
+		spill = append(make([]byte, 0, size), spill...)
 		c.input.spill = spill
 	}
-	return spill[:cap(spill)]
+	return spill[:size]
 }

@@ -21,6 +21,12 @@ const (
 	// spillSmall is the longest spill that is copied into the worker's buffer before
 	// a read. A longer one grows in its own memory, since copying it would cost more.
 	spillSmall = 16 << 10
+	// spillLeast is the shortest spill of a frame that gets memory of its own because the
+	// frame is long.
+	spillLeast = 1 << 10
+	// spillAtOnce is how much memory a long frame gets at once: as much as one of the default
+	// -max-message needs.
+	spillAtOnce = 64<<10 + 2*spillSlack
 	// spillSlack is the room behind a long frame. The last read of it takes the next
 	// frame's front as well, and shows that the socket is empty.
 	spillSlack = 512
@@ -33,6 +39,9 @@ func (c *Conn) onReadable() {
 		return
 	}
 	buf, seen := c.readInto()
+	if len(buf) == seen {
+		return // it waits for room
+	}
 	n, err := netpoll.Read(int(c.fd), buf[seen:])
 	frames := c.worker.frames
 	c.worker.metrics.ReadCalls.Inc()
@@ -55,20 +64,39 @@ func (c *Conn) onReadable() {
 
 // readInto is the memory for the next read, with the spill at its front. It is the
 // worker's buffer, so that an idle connection holds none, or the memory of a long
-// spill itself.
+// spill itself. Without room for more it is the spill alone: the client waits.
 func (c *Conn) readInto() (buf []byte, seen int) {
 	spill := c.spill()
 	seen = len(spill)
-	if seen < spillSmall {
-		buf = c.worker.readBuffer
-		if !c.sendsLong && c.state <= stateOpen {
-			buf = buf[:seen+shortRead]
+	size, isOwn := c.sizeOfRead(spill)
+	if c.state == stateOpen {
+		if held := c.mayHold(size, seen); held < size {
+			size, isOwn = held, false
 		}
-		copy(buf, spill)
-	} else {
-		buf = c.growSpill()
 	}
-	return buf[:seen+c.worker.mayRead(c, len(buf)-seen)], seen
+	switch {
+	case size == seen:
+		return spill, seen
+	case isOwn:
+		buf = c.growSpill(size)
+	default:
+		buf = c.worker.readBuffer[:size]
+		copy(buf, spill)
+	}
+	return buf[:seen+c.worker.mayRead(c, size-seen)], seen
+}
+
+// sizeOfRead is how long the spill and the next read together may be, and whether they
+// belong into the spill's own memory.
+func (c *Conn) sizeOfRead(spill []byte) (size int, isOwn bool) {
+	size = readBufferBytes
+	if !c.sendsLong && c.state <= stateOpen {
+		size = min(size, len(spill)+shortRead)
+	}
+	if c.state == stateOpen && c.needsOwnMemory(spill, size) {
+		return c.spillSize(spill), true
+	}
+	return size, false
 }
 
 // consume handles buf, whose first seen bytes are the spill. What it cannot handle

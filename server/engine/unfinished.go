@@ -1,36 +1,38 @@
 package engine
 
 import (
+	"time"
+
 	"turnstile/netpoll"
 	"turnstile/proto"
 )
 
 // unfinished are the messages that a worker's clients have begun and not ended, the
-// oldest first. They have a deadline, and a budget in bytes: who begins messages and does
-// not end them would hold memory for ever. It is used on the loop only.
+// oldest first. They have a deadline, and a budget in bytes (see admits): who begins
+// messages and does not end them would hold memory for ever. It is used on the loop only.
 //
 // A message begins with its first byte, and ends with its last; a control frame that
 // stands alone is one too. The time in which the worker does not read the client does not
 // count.
 type unfinished struct {
-	worker      *worker
+	// Fixed after newWorker.
+	worker     *worker
+	standstill time.Duration // for how long nothing may come of a body while others wait
+
+	// Owned by the worker's loop.
 	first, last *input
-	bytes       int // the memory of all
+	bytes       int     // the memory of all
+	fronts      int     // the memory of those that hold no more than a short read
+	bodies      int     // the memory of the others; favourite does not count
+	favourite   *input  // the one that may grow beyond the budget; nil if none has to
+	waiting     []*Conn // clients that are not read until others have ended, the first first; some no longer wait
 	timer       netpoll.Timer
 	isDue       bool // the timer is scheduled
 	isShedding  bool // shed is posted
+	isServing   bool // serve is posted
 }
 
-// unfinishedBudget is how many bytes of unfinished messages a worker holds. With a
-// -max-message above a half of it, the budget is twice that: a message of which a frame
-// comes behind others needs memory for both.
-const unfinishedBudget = 32 << 20
-
-func (u *unfinished) budget() int {
-	return max(unfinishedBudget, 2*u.worker.rules.MaxMessage)
-}
-
-// isOver reports whether the messages hold more than the budget. The worker reads no
+// isOver reports whether the messages hold more than they may. The worker reads no
 // client before shed has run.
 func (u *unfinished) isOver() bool { return u.isShedding }
 
@@ -53,23 +55,32 @@ func (c *Conn) trackMessage() {
 // begin makes a message the youngest.
 func (u *unfinished) begin(in *input, c *Conn) {
 	u.remove(in)
-	in.conn, in.began, in.isBegun = c, u.worker.loop.Now(), true
-	in.older = u.last
-	if u.last != nil {
-		u.last.younger = in
-	} else {
-		u.first = in
-	}
-	u.last = in
+	in.conn, in.isBegun = c, true
+	u.append(in)
 	u.schedule()
 }
 
 // hold notes how much memory a message has now.
 func (u *unfinished) hold(in *input, bytes int) {
-	u.bytes += bytes - in.bytes
+	u.weigh(in, -1)
+	if bytes < in.bytes {
+		u.serveSoon()
+	}
 	in.bytes = bytes
-	if u.bytes > u.budget() && !u.isShedding {
+	u.weigh(in, 1)
+	if u.bytes > u.most() && !u.isShedding {
 		u.isShedding = u.worker.loop.Post(u.shed) // not now: worker.out may hold another connection's answers
+	}
+}
+
+// weigh adds the memory of a message to the sums, or takes it away.
+func (u *unfinished) weigh(in *input, sign int) {
+	u.bytes += sign * in.bytes
+	switch {
+	case in.bytes <= shortRead:
+		u.fronts += sign * in.bytes
+	case in != u.favourite:
+		u.bodies += sign * in.bytes
 	}
 }
 
@@ -78,6 +89,28 @@ func (u *unfinished) remove(in *input) {
 	if in.conn == nil {
 		return
 	}
+	u.unlink(in)
+	u.weigh(in, -1)
+	if u.favourite == in {
+		u.favourite = nil
+	}
+	in.conn, in.bytes, in.isBegun, in.isWaiting = nil, 0, false, false
+	u.serveSoon()
+}
+
+// append makes a message the last of the list, with a deadline that begins now.
+func (u *unfinished) append(in *input) {
+	in.began = u.worker.loop.Now()
+	in.older = u.last
+	if u.last != nil {
+		u.last.younger = in
+	} else {
+		u.first = in
+	}
+	u.last = in
+}
+
+func (u *unfinished) unlink(in *input) {
 	if in.older != nil {
 		in.older.younger = in.younger
 	} else {
@@ -88,48 +121,42 @@ func (u *unfinished) remove(in *input) {
 	} else {
 		u.last = in.older
 	}
-	u.bytes -= in.bytes
-	in.conn, in.older, in.younger, in.bytes, in.isBegun = nil, nil, nil, 0, false
+	in.older, in.younger = nil, nil
 }
 
+// schedule sets the timer for the oldest message, and for those that stand still while
+// others wait.
 func (u *unfinished) schedule() {
-	if u.first != nil && !u.isDue {
-		u.isDue = true
-		u.worker.loop.Schedule(&u.timer, u.first.began+u.worker.engine.config.MessageTimeout)
+	if u.first == nil || u.isDue {
+		return
 	}
+	at := u.first.began + u.worker.engine.config.MessageTimeout
+	if len(u.waiting) > 0 {
+		at = min(at, u.worker.loop.Now()+u.standstill/2)
+	}
+	u.isDue = true
+	u.worker.loop.Schedule(&u.timer, at)
 }
 
 // OnTimer implements netpoll.Expirer. It closes the connections whose messages are
-// overdue.
+// overdue, or stand still while others wait.
 func (u *unfinished) OnTimer() {
 	u.isDue = false
 	now, timeout := u.worker.loop.Now(), u.worker.engine.config.MessageTimeout
 	for u.first != nil && u.first.began+timeout <= now {
 		in := u.first
-		if c := in.conn; !c.isRead() {
-			bytes := in.bytes
-			u.begin(in, c) // the client cannot go on: the worker does not read it
-			u.hold(in, bytes)
+		if c := in.conn; !c.isRead() { // the client cannot go on: the worker does not read it
+			u.unlink(in)
+			u.append(in)
 		} else {
 			c.sendClose(closeMessageTimeout, proto.StatusPolicyViolation, "message not ended in time")
 			c.flush()
 		}
 	}
-	u.schedule()
-}
-
-// shed closes the connections whose messages are the oldest, until the others are within
-// the budget.
-func (u *unfinished) shed() {
-	u.isShedding = false
-	for in := u.first; in != nil && u.bytes > u.budget(); {
-		c := in.conn
-		in = in.younger
-		if c.leaving != leavingAway { // it may be another process's
-			c.sendClose(closeMessageMemory, proto.StatusTryAgainLater, "too many unfinished messages")
-			c.flush()
-		}
+	if len(u.waiting) > 0 {
+		u.endStanding(now)
 	}
+	u.schedule()
 }
 
 var _ netpoll.Expirer = (*unfinished)(nil)

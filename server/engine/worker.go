@@ -78,7 +78,8 @@ func newWorker(e *Engine, loop *netpoll.Loop, m *metrics.Worker) *worker {
 		readBuffer: make([]byte, readBufferBytes),
 		upgrader:   proto.NewUpgrader(proto.Subprotocol), requestIDs: make(map[*Conn]string),
 	}
-	w.unfinished.worker, w.unfinished.timer.Owner = w, &w.unfinished
+	w.unfinished = unfinished{worker: w, standstill: longestStandstill}
+	w.unfinished.timer.Owner = &w.unfinished
 	w.inbox = newInbox(w)
 	return w
 }

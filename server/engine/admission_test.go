@@ -1,0 +1,220 @@
+package engine
+
+import (
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"turnstile/proto"
+)
+
+// weigh is an application that answers shortly, and notes the most that unfinished messages
+// hold when one ends.
+type weigh struct {
+	Silent
+	most *int
+}
+
+var thanks = proto.AppendFrame(nil, proto.OpText, []byte("thanks"))
+
+func (a weigh) OnMessage(c *Conn, _ proto.Message, out []byte) []byte {
+	u := &c.worker.unfinished
+	*a.most = max(*a.most, u.bytes)
+	if u.bodies > u.bodyBudget() {
+		panic("BUG: the bodies hold more than their budget")
+	}
+	return append(out, thanks...)
+}
+
+func binary(payload string) []byte { return frame(proto.OpBinary, true, payload) }
+
+// startWeighed starts an engine with weigh at /weigh, where nothing stands still for too long.
+func startWeighed(t *testing.T, change ...func(*Config)) (h *harness, most *int) {
+	most = new(int)
+	h = startEngine(t, append(change, func(c *Config) {
+		c.Endpoints = []Endpoint{{"/weigh", func() Handler { return weigh{most: most} }}}
+	})...)
+	h.onLoop(func(w *worker) { w.unfinished.standstill = time.Hour })
+	return h, most
+}
+
+func (h *harness) wantNoneClosedForMemory() {
+	h.t.Helper()
+	h.onLoop(func(w *worker) {
+		if n := w.metrics.Closes[closeMessageMemory].Load(); n != 0 {
+			h.t.Errorf("%d are closed for their memory", n)
+		}
+	})
+}
+
+// connectAll opens n clients, into whose sockets a whole message fits.
+func (h *harness) connectAll(n, message int) (fds []int) {
+	for range n {
+		fd := h.connect("/weigh")
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 2*message); err != nil {
+			h.t.Fatal(err)
+		}
+		fds = append(fds, fd)
+	}
+	return fds
+}
+
+// A thousand clients send a long message each at the same moment, which is more than the
+// budget, and none can end his before all have begun. All are answered, and the memory
+// stays within the budget.
+func TestLongMessagesAtOnce(t *testing.T) {
+	const size, front = 64 << 10, 40 << 10
+	clients := 1000
+	if raceEnabled {
+		clients = 400
+	}
+	h, most := startWeighed(t, func(c *Config) { c.MaxConnections = clients })
+	fds, message := h.connectAll(clients, size), binary(strings.Repeat("x", size))
+	for _, fd := range fds {
+		writeAll(t, fd, message[:front])
+	}
+	u := &h.engine.workers[0].unfinished
+	eventually(t, "the others wait", func() (all bool) {
+		h.onLoop(func(*worker) { all = len(u.waiting) >= clients-u.bodyBudget()/size-1 })
+		return all
+	})
+	for _, fd := range fds {
+		writeAll(t, fd, message[front:])
+	}
+	buf := make([]byte, 100)
+	for _, fd := range fds {
+		exchange(t, fd, nil, thanks, buf)
+	}
+	h.wantNoneClosedForMemory()
+	h.onLoop(func(w *worker) {
+		if *most < unfinishedBudget/2 || *most > unfinishedBudget {
+			t.Errorf("they hold %d bytes at the most", *most)
+		}
+		if u.first != nil || u.bytes != 0 || u.bodies != 0 || u.favourite != nil || len(u.waiting) > 0 {
+			t.Errorf("afterwards: %+v", *u)
+		}
+	})
+}
+
+// Fragments of messages that do not fit beside each other: none can end before it has got
+// more, and each has a part of the budget. All end, one after the other.
+func TestFragmentsThatGrowAtOnce(t *testing.T) {
+	const clients, size, part = 20, 1 << 20, 32 << 10
+	h, _ := startWeighed(t, func(c *Config) { c.MaxMessage = size })
+	var sending sync.WaitGroup
+	someWait := make(chan struct{})
+	fds := h.connectAll(clients, part)
+	for _, fd := range fds {
+		sending.Go(func() {
+			fragment := frame(proto.OpBinary, false, strings.Repeat("x", part))
+			for range size/part - 1 {
+				writeAll(t, fd, fragment)
+				fragment = frame(proto.OpContinuation, false, strings.Repeat("x", part))
+			}
+			<-someWait
+			writeAll(t, fd, frame(proto.OpContinuation, true, ""))
+		})
+	}
+	eventually(t, "some wait", func() (some bool) {
+		h.onLoop(func(w *worker) { some = len(w.unfinished.waiting) > 0 })
+		return some
+	})
+	close(someWait)
+	for _, fd := range fds {
+		exchange(t, fd, nil, thanks, make([]byte, 100))
+	}
+	sending.Wait()
+	h.wantNoneClosedForMemory()
+}
+
+// Some hold all of the budget, and more of them wait. What stands still ends, so that an
+// honest client goes on; short messages, and what is under way, do not even wait.
+func TestWhoHoldsAllOfTheBudget(t *testing.T) {
+	const clients, size = 300, 64 << 10
+	h, _ := startWeighed(t)
+	fds, message := h.connectAll(clients, size), binary(strings.Repeat("x", size))
+	last, buf, u := len(message)-1, make([]byte, 100), &h.engine.workers[0].unfinished
+	for _, fd := range fds {
+		writeAll(t, fd, message[:last])
+	}
+	eventually(t, "the others wait", func() (all bool) {
+		h.onLoop(func(*worker) { all = len(u.waiting) >= clients-u.bodyBudget()/size-1 })
+		return all
+	})
+	honest := h.connectAll(2, size)
+	writeAll(t, honest[0], message)
+	exchange(t, honest[1], text("short"), thanks, buf)
+	eventually(t, "the honest one waits", func() (waits bool) {
+		h.onLoop(func(w *worker) { waits = w.connOf(honest[0]).isWaiting() })
+		return waits
+	})
+	h.onLoop(func(w *worker) {
+		w.connOf(fds[0]).lastRead += patience
+		u.standstill = 0
+		u.OnTimer()
+		u.standstill = time.Hour
+		closed := 0
+		for _, c := range w.conns {
+			if c.reason == closeMessageMemory {
+				closed++
+			}
+		}
+		if most := u.bodyBudget() / size; closed < most-10 || closed > most+1 {
+			t.Errorf("%d of %d are closed for their memory", closed, clients)
+		}
+	})
+	exchange(t, honest[0], nil, thanks, buf)
+	exchange(t, fds[0], message[last:], thanks, buf)
+}
+
+// If all of the budget is held, one message after the other goes on beyond it.
+func TestOneMessageBeyondTheBudget(t *testing.T) {
+	const clients, size = 10, 64 << 10
+	h, most := startWeighed(t)
+	fds, message := h.connectAll(clients, size), binary(strings.Repeat("x", size))
+	h.onLoop(func(w *worker) {
+		u := &w.unfinished
+		u.bodies, u.bytes = u.bodyBudget(), u.bodyBudget() // as if others held it
+	})
+	for _, fd := range fds {
+		writeAll(t, fd, message)
+	}
+	for _, fd := range fds {
+		exchange(t, fd, nil, thanks, make([]byte, 100))
+	}
+	h.onLoop(func(w *worker) {
+		if bound := w.unfinished.bodyBudget() + size + 2*spillSlack + clients*shortRead; *most > bound {
+			t.Errorf("they hold %d bytes, want %d at the most", *most, bound)
+		}
+	})
+	h.wantNoneClosedForMemory()
+}
+
+// In a crowd each holds leastFront, and goes on from there.
+func TestFrontsInACrowd(t *testing.T) {
+	h, _ := startWeighed(t)
+	fd, message, buf := h.connect("/weigh"), binary(strings.Repeat("x", 7<<10)), make([]byte, 100)
+	other := &input{}
+	h.onLoop(func(w *worker) {
+		u := &w.unfinished
+		u.bodies, u.favourite = u.bodyBudget(), other // as if others held all
+		u.fronts = unfinishedBudget/4 + 1
+		u.first, u.last = other, other
+		other.conn, other.began = w.conns[0], w.loop.Now()
+	})
+	writeAll(t, fd, message)
+	eventually(t, "it waits", func() (waits bool) {
+		h.onLoop(func(w *worker) { waits = w.conns[0].isWaiting() })
+		return waits
+	})
+	h.onLoop(func(w *worker) {
+		if n := len(w.conns[0].spill()); n != leastFront {
+			t.Errorf("%d bytes are read", n)
+		}
+		w.unfinished.remove(other)
+	})
+	exchange(t, fd, nil, thanks, buf)
+}

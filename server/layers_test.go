@@ -21,10 +21,11 @@ var mayImport = map[string][]string{
 	"turnstile/server/admin/uplot": {},
 	"turnstile/server/handover":    {},
 	// For tests.
-	"turnstile/server/redistest": {"turnstile/netpoll", "turnstile/server/certtest", "github.com/redis/go-redis/v9"},
-	"turnstile/server/certtest":  {},
-	"turnstile/server/doctest":   {},
-	"turnstile/server/oracle":    {"turnstile/proto"},
+	"turnstile/server/redistest":    {"turnstile/netpoll", "turnstile/server/certtest", "github.com/redis/go-redis/v9"},
+	"turnstile/server/certtest":     {},
+	"turnstile/server/doctest":      {},
+	"turnstile/server/revisiontest": {},
+	"turnstile/server/oracle":       {"turnstile/proto"},
 	"turnstile/bench": {"turnstile/netpoll", "turnstile/proto",
 		"turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server/engine": {

@@ -2,6 +2,9 @@ package engine
 
 import (
 	"bytes"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -106,4 +109,65 @@ func TestCrowdsLeaveOthersTheirTurn(t *testing.T) {
 	if conns > 1+welcomeMost {
 		t.Errorf("%d connections came before the message", conns-1)
 	}
+}
+
+// Of a crowd at one listener, the acceptor takes some before it looks at another listener.
+func TestCrowdsLeaveOtherListenersTheirTurn(t *testing.T) {
+	h := startEngine(t)
+	crowded, other := h.engine.acceptor.listeners[0], h.listen()
+	b := h.engine.workers[0].inbox
+	defer h.hold()() // what is accepted stays in the inbox
+	goOn := holdLoop(t, h.engine.acceptor.loop)
+	const crowd = 4 * acceptBatch
+	for range crowd {
+		h.ask("")
+	}
+	waitForQueue(t, crowded, crowd)
+	h.addr = other.Addr
+	h.ask("")
+	waitForQueue(t, other, 1)
+	goOn()
+	var arrivals []arrival
+	eventually(t, "all are accepted", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		arrivals = slices.Clone(b.arrivals)
+		return len(arrivals) == crowd+1
+	})
+	before := slices.IndexFunc(arrivals, func(a arrival) bool {
+		name, err := unix.Getsockname(a.fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.HasSuffix(other.Addr, fmt.Sprint(":", name.(*unix.SockaddrInet4).Port))
+	})
+	if before < 0 || before > acceptBatch {
+		t.Errorf("%d of the crowd were accepted before the other's client, want %d at the most", before, acceptBatch)
+	}
+}
+
+// listen adds a listener.
+func (h *harness) listen() *netpoll.Listener {
+	h.t.Helper()
+	l, err := netpoll.Listen(testHost + ":0")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := h.engine.Listen(l); err != nil {
+		h.t.Fatal(err)
+	}
+	return l
+}
+
+// waitForQueue waits until n sockets wait to be accepted: tcp_info(7) has that of a listener
+// as tcpi_unacked.
+func waitForQueue(t *testing.T, l *netpoll.Listener, n int) {
+	t.Helper()
+	eventually(t, "the sockets wait", func() bool {
+		info, err := unix.GetsockoptTCPInfo(l.FD, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int(info.Unacked) == n
+	})
 }

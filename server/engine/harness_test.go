@@ -172,13 +172,24 @@ func (h *harness) onLoop(f func(w *worker)) {
 
 // hold keeps all workers' loops from their sockets until goOn is called.
 func (h *harness) hold() (goOn func()) {
-	held, release := make(chan struct{}), make(chan struct{})
+	var all []func()
 	for _, w := range h.engine.workers {
-		w.loop.Post(func() { held <- struct{}{}; <-release })
-		<-held
+		all = append(all, holdLoop(h.t, w.loop))
 	}
+	return func() {
+		for _, goOn := range all {
+			goOn()
+		}
+	}
+}
+
+// holdLoop keeps a loop from its sockets until goOn is called.
+func holdLoop(t testing.TB, l *netpoll.Loop) (goOn func()) {
+	held, release := make(chan struct{}), make(chan struct{})
+	l.Post(func() { close(held); <-release })
+	<-held
 	goOn = sync.OnceFunc(func() { close(release) })
-	h.t.Cleanup(goOn) // before the engine's own
+	t.Cleanup(goOn) // before the engine's own
 	return goOn
 }
 

@@ -2,10 +2,6 @@
 
 package session
 
-import "time"
-
-// storeCommand writes a count, if the record is still there: the fence against
-// an owner that does not know yet that another one has taken its session.
-func storeCommand(key string, count uint64, lives time.Duration) []any {
-	return []any{"SET", key, count, "XX", "PX", lives.Milliseconds()}
-}
+// storeArgs writes a count, if the record is still there: the fence against an owner that
+// does not know yet that another one has taken its session.
+func storeArgs(key, count, millis any) []any { return []any{"SET", key, count, "XX", "PX", millis} }

@@ -2,9 +2,5 @@
 
 package session
 
-import "time"
-
-// storeCommand lacks the fence, to show that the tests notice.
-func storeCommand(key string, count uint64, lives time.Duration) []any {
-	return []any{"SET", key, count, "PX", lives.Milliseconds()}
-}
+// storeArgs lacks the fence, to show that the tests notice.
+func storeArgs(key, count, millis any) []any { return []any{"SET", key, count, "PX", millis} }

@@ -20,8 +20,9 @@ type inFlight struct {
 
 type evaluate func(ctx context.Context, c redis.Scripter, keys []string, args ...any) *redis.Cmd
 
-// append adds the command to a pipeline; scripted says that it was by script.
-func (f *inFlight) append(ctx context.Context, pipe redis.Pipeliner, script evaluate, times *lifetimes) (scripted bool) {
+// append adds the command to the node's pipeline; scripted says that it was by script.
+func (f *inFlight) append(n *node, pipe redis.Pipeliner, script evaluate) (scripted bool) {
+	ctx, times := n.ctx, &n.store.times
 	if f.asking {
 		pipe.Do(ctx, "ASKING")
 	}
@@ -29,7 +30,7 @@ func (f *inFlight) append(ctx context.Context, pipe redis.Pipeliner, script eval
 	case phaseFind:
 		f.sent = pipe.Get(ctx, ownerKey(f.lease.id))
 	case phaseOwned:
-		f.appendStore(ctx, pipe, times)
+		f.appendStore(n, pipe)
 	default:
 		f.sent = f.appendOwn(ctx, pipe, script, times)
 		return true
@@ -39,23 +40,25 @@ func (f *inFlight) append(ctx context.Context, pipe redis.Pipeliner, script eval
 
 // appendStore adds the commands that store the count of a lease that owns its
 // session.
-func (f *inFlight) appendStore(ctx context.Context, pipe redis.Pipeliner, times *lifetimes) {
-	c := &f.command
-	if c.renew { // first: the record must never live longer than the owner's key
-		f.renewed = pipe.PExpire(ctx, ownerKey(f.lease.id), times.owner)
+func (f *inFlight) appendStore(n *node, pipe redis.Pipeliner) {
+	if f.command.renew { // first: the record must never live longer than the owner's key
+		f.renewed = pipe.PExpire(n.ctx, ownerKey(f.lease.id), n.store.times.owner)
 		if f.asking {
-			pipe.Do(ctx, "ASKING")
+			pipe.Do(n.ctx, "ASKING")
 		}
 	}
-	f.sent = redis.NewStatusCmd(ctx, storeCommand(recordKey(f.lease.id, c.token), c.count, c.ttl)...)
-	pipe.Process(ctx, f.sent)
+	store := n.storing.take(n.ctx)
+	store.set(f.lease.id, &f.command)
+	f.sent = store
+	pipe.Process(n.ctx, store)
 }
 
 // appendOwn adds the script that makes the lease the owner.
 func (f *inFlight) appendOwn(ctx context.Context, pipe redis.Pipeliner, script evaluate, times *lifetimes) *redis.Cmd {
 	c := &f.command
-	keys, theirs, mine := []string{ownerKey(f.lease.id)}, "", recordKey(f.lease.id, c.token)
-	if c.expected != "" && c.expected != c.token {
+	token := c.token.String()
+	keys, theirs, mine := []string{ownerKey(f.lease.id)}, "", recordKey(f.lease.id, token)
+	if c.expected != "" && c.expected != token {
 		theirs = recordKey(f.lease.id, c.expected)
 		keys = append(keys, theirs)
 	}
@@ -66,7 +69,7 @@ func (f *inFlight) appendOwn(ctx context.Context, pipe redis.Pipeliner, script e
 	if c.phase == phaseRestore {
 		count = c.count
 	}
-	return script(ctx, pipe, keys, c.token, c.expected, count, c.ttl.Milliseconds(), times.owner.Milliseconds(), theirs, mine)
+	return script(ctx, pipe, keys, token, c.expected, count, c.ttl.Milliseconds(), times.owner.Milliseconds(), theirs, mine)
 }
 
 // answer reads the reply. The error is what Redis refused, or what became of the
@@ -92,10 +95,8 @@ func (f *inFlight) answer() (answer, error) {
 		return readOwn(cmd)
 	case *redis.StringCmd:
 		return readOwner(cmd.Val())
-	case *redis.StatusCmd:
-		if cmd.Val() == "OK" {
-			return answer{kind: answerDone}, nil
-		}
+	case *storeCommand:
+		return answer{kind: answerDone}, nil
 	}
 	return failed(errNoAnswer), errNoAnswer // of a pipeline that was not carried out
 }

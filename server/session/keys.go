@@ -27,6 +27,13 @@ func recordKey(id ID, token string) string {
 	return keyPrefix + string(text[:]) + "}:" + token
 }
 
+// appendRecordKey appends recordKey(id, t.String()).
+func appendRecordKey(buf []byte, id ID, t token) []byte {
+	text := id.Text()
+	buf = append(append(append(buf, keyPrefix...), text[:]...), "}:"...)
+	return t.append(buf)
+}
+
 // A token names a lease to all processes. Attempt counts up whenever the answer
 // to a command does not come: Redis may carry that command out later, and under
 // the older token it does no harm.
@@ -43,13 +50,13 @@ type leaseID struct {
 }
 
 // String is EPOCH.INSTANCE-SERIAL.ATTEMPT, each in base 16.
-func (t token) String() string {
-	buf := make([]byte, 0, 48)
+func (t token) String() string { return string(t.append(make([]byte, 0, 48))) }
+
+func (t token) append(buf []byte) []byte {
 	buf = strconv.AppendUint(buf, t.epoch, 16)
 	buf = strconv.AppendUint(append(buf, '.'), uint64(t.lease.instance), 16)
 	buf = strconv.AppendUint(append(buf, '-'), uint64(t.lease.serial), 16)
-	buf = strconv.AppendUint(append(buf, '.'), uint64(t.attempt), 16)
-	return string(buf)
+	return strconv.AppendUint(append(buf, '.'), uint64(t.attempt), 16)
 }
 
 // parseToken reads what String writes; what is no token is the zero token,

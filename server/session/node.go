@@ -44,6 +44,8 @@ type node struct {
 	hints       []leaseID // leases of other processes, which have lost their sessions
 
 	// Owned by the goroutine.
+	storing  storeCommands
+	notes    []note // of the batch that is settled
 	canary   canary
 	probes   uint64        // how many there were
 	probedAt time.Duration // when the last one was
@@ -120,6 +122,7 @@ func (n *node) run() {
 func (n *node) connect() (worked bool, err error) {
 	conn := n.client.EphemeralConn()
 	defer conn.Close()
+	pipe := newPipeline(conn)
 	n.canary = canary{}
 	if err := n.checkMode(conn); err != nil {
 		return false, err
@@ -127,22 +130,25 @@ func (n *node) connect() (worked bool, err error) {
 	if err := n.probe(conn); err != nil {
 		return false, err
 	}
-	if err := n.verifyLeases(conn); err != nil {
+	if err := n.verifyLeases(pipe); err != nil {
 		return false, err
 	}
 	n.onSuccess()
+	alarm := time.NewTimer(probeEvery)
+	defer alarm.Stop()
 	for {
-		more, err := n.exchange(conn)
+		more, err := n.exchange(pipe)
 		if err != nil {
 			return true, err
 		}
 		untilProbe := n.probedAt + probeEvery - n.store.config.Now()
 		if !more && untilProbe > 0 {
+			alarm.Reset(untilProbe)
 			select {
 			case <-n.ctx.Done():
 				return true, n.ctx.Err()
 			case <-n.wake:
-			case <-time.After(untilProbe):
+			case <-alarm.C:
 			}
 		} else if untilProbe <= 0 {
 			if err := n.probe(conn); err != nil {
@@ -157,7 +163,7 @@ func (n *node) connect() (worked bool, err error) {
 // server may have lost what it had stored, and what this process knows has to be
 // there again. The first round finds what is missing, two more restore it. Commits
 // go on meanwhile.
-func (n *node) verifyLeases(conn *redis.Conn) error {
+func (n *node) verifyLeases(pipe *pipeline) error {
 	n.store.holdClaims(n)
 	defer n.store.admitClaims(n)
 	for range 3 {
@@ -165,7 +171,7 @@ func (n *node) verifyLeases(conn *redis.Conn) error {
 		rounds := max((n.looks.len()+looksMost-1)/looksMost, (n.commits.len()+commitsMost-1)/commitsMost)
 		n.store.mu.Unlock()
 		for range rounds {
-			if _, err := n.exchange(conn); err != nil {
+			if _, err := n.exchange(pipe); err != nil {
 				return err
 			}
 		}
@@ -210,13 +216,15 @@ func (n *node) onSuccess() {
 }
 
 // exchange sends one batch; more is false if nothing was queued.
-func (n *node) exchange(conn *redis.Conn) (more bool, err error) {
+func (n *node) exchange(pipe *pipeline) (more bool, err error) {
 	batch, hints, more := n.take()
 	if len(batch)+len(hints) == 0 {
 		return more, nil
 	}
-	n.send(conn, batch, hints)
-	if err := n.store.settle(n, batch, hints); err != nil {
+	n.send(pipe, batch, hints)
+	err = n.store.settle(n, batch, hints)
+	n.storing.takeBack(err)
+	if err != nil {
 		return true, err
 	}
 	n.onSuccess()
@@ -259,28 +267,31 @@ func (n *node) takeFrom(q *queue, most int) bool {
 }
 
 // send sends a batch in one pipeline. The replies are in the commands.
-func (n *node) send(conn *redis.Conn, batch []inFlight, hints []leaseID) {
-	s := n.store
-	pipe := conn.Pipeline()
+func (n *node) send(pipe *pipeline, batch []inFlight, hints []leaseID) {
+	hasClaims := false
 	script := ownScript.Eval // the first script of a pipeline brings the text
 	for i := range batch {
-		if batch[i].append(n.ctx, pipe, script, &s.times) {
+		hasClaims = hasClaims || batch[i].command.isClaim()
+		if batch[i].append(n, pipe, script) {
 			script = ownScript.EvalSha
 		}
 	}
 	for _, h := range hints {
 		pipe.Publish(n.ctx, channel(h.instance), h.serial)
 	}
-	isLost := n.appendCanary(pipe) // behind the claims: what they have not found was there
+	isLost := isNotLost
+	if hasClaims { // behind them: what they have not found was there
+		isLost = n.appendCanary(pipe)
+	}
 	replicated := n.appendWait(pipe)
-	pipe.Exec(n.ctx)
+	pipe.exec(n.ctx)
 	switch err := replicated(); {
 	case err != nil:
 		overrule(batch, err, func(*inFlight) bool { return true })
 	case isLost():
 		overrule(batch, errDataLost, func(f *inFlight) bool { return f.command.isClaim() })
 	}
-	s.config.Metrics.BatchSize.Update(float64(len(batch)))
+	n.store.config.Metrics.BatchSize.Update(float64(len(batch)))
 }
 
 // sending is the leases whose commands are on their way. Under store.mu.

@@ -1,6 +1,9 @@
 package session
 
-import "time"
+import (
+	"sync"
+	"time"
+)
 
 // A note is news for the holder of a lease.
 type note struct {
@@ -45,31 +48,81 @@ func (s *Redis) count(n news) {
 
 // deliver posts the notes to their owners' loops: one task for each loop.
 func (s *Redis) deliver(notes []note) {
-	type batch struct {
-		loop  Loop
-		notes []note
-	}
-	var batches []*batch
+	var first *delivery
 	for _, n := range notes {
 		loop := n.owner.Loop()
-		var b *batch
-		for _, other := range batches {
-			if other.loop == loop {
-				b = other
-			}
+		d := first
+		for d != nil && d.loop != loop {
+			d = d.next
 		}
-		if b == nil {
-			b = &batch{loop: loop, notes: make([]note, 0, len(notes))}
-			batches = append(batches, b)
+		if d == nil {
+			d = s.deliveries.take(s.config.Now)
+			d.loop, d.next = loop, first
+			first = d
 		}
-		b.notes = append(b.notes, n)
+		d.notes = append(d.notes, n)
 	}
-	for _, b := range batches {
-		b.loop.Post(func() {
-			for i := range b.notes {
-				b.notes[i].tell(s.config.Now)
-			}
-		})
+	for d := first; d != nil; {
+		next := d.next // once it is posted, d is the loop's
+		d.next = nil
+		d.loop.Post(d.task)
+		d = next
+	}
+}
+
+// A delivery is what one loop is told at once. It is the goroutine's that took it, then
+// the loop's; a loop that has ended leaves it to the collector.
+type delivery struct {
+	// Fixed.
+	list *deliveries
+	now  func() time.Duration
+	task func() // run
+
+	loop  Loop
+	notes []note
+	next  *delivery // in a list
+}
+
+// run runs on the loop.
+func (d *delivery) run() {
+	for i := range d.notes {
+		d.notes[i].tell(d.now)
+	}
+	d.list.takeBack(d)
+}
+
+// deliveries are those that are used again.
+type deliveries struct {
+	mu    sync.Mutex
+	first *delivery // Guarded by mu.
+	len   int       // Guarded by mu.
+}
+
+// deliveriesMost is how many deliveries are kept, notesKept how much room for notes in each.
+const deliveriesMost, notesKept = 64, 2 * commitsMost
+
+func (l *deliveries) take(now func() time.Duration) *delivery {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := l.first
+	if d == nil {
+		d = &delivery{list: l, now: now}
+		d.task = d.run
+		return d
+	}
+	l.first, d.next = d.next, nil
+	l.len--
+	return d
+}
+
+func (l *deliveries) takeBack(d *delivery) {
+	clear(d.notes)
+	d.loop, d.notes = nil, d.notes[:0]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.len < deliveriesMost && cap(d.notes) <= notesKept {
+		l.first, d.next = d, l.first
+		l.len++
 	}
 }
 

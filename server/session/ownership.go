@@ -48,7 +48,7 @@ const (
 // A command is what next wants to be sent, as plain values.
 type command struct {
 	phase    phase
-	token    string        // the lease's, which names its record
+	token    token         // the lease's, which names its record
 	expected string        // the owner that the command replaces, "" for none
 	count    uint64        // the count to store
 	ttl      time.Duration // the record's time to live
@@ -153,7 +153,7 @@ func (o *ownership) mustRenew(now time.Duration, times *lifetimes) bool {
 // next is the command that is due. It is on its way until onAnswer.
 func (o *ownership) next(now time.Duration, times *lifetimes) command {
 	c := command{
-		phase: o.phase, token: o.token.String(), expected: o.expected, count: o.wanted,
+		phase: o.phase, token: o.token, expected: o.expected, count: o.wanted,
 		ttl: times.record, renew: o.mustRenew(now, times), last: o.released, at: now,
 	}
 	if c.last {
@@ -171,7 +171,7 @@ func (o *ownership) onAnswer(c *command, a answer) (e effect) {
 	case answerDone:
 		e = o.onDone(c, a)
 	case answerMissing:
-		o.phase, o.expected = phaseRestore, c.token
+		o.phase, o.expected = phaseRestore, c.token.String()
 	case answerOwner:
 		e.news = o.onOwner(a.owner)
 	case answerUnknown:

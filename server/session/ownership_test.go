@@ -504,7 +504,7 @@ func (c *command) words() (text string) {
 		text = fmt.Sprintf("store %d", c.count)
 	}
 	text += fmt.Sprintf(" for %.0fm", c.ttl.Minutes())
-	if c.token != mine.String() || c.at != testNow {
+	if c.token != mine || c.at != testNow {
 		text += " under a strange token or time"
 	}
 	return text + said(" and renew", c.renew) + said(", the last", c.last)

@@ -71,13 +71,15 @@ func (n *node) probe(conn *redis.Conn) error {
 func (n *node) appendCanary(pipe redis.Pipeliner) (isLost func() bool) {
 	c := n.canary
 	if c.key == "" || n.store.config.Now()-c.at > probeTTL/2 {
-		return func() bool { return false }
+		return isNotLost
 	}
 	get := pipe.Get(n.ctx, c.key)
 	return func() bool {
 		return errors.Is(get.Err(), redis.Nil) || get.Err() == nil && get.Val() != c.value
 	}
 }
+
+func isNotLost() bool { return false }
 
 // appendRest adds the commands of a probe that come behind its SET.
 func (n *node) appendRest(pipe redis.Pipeliner, c canary) {

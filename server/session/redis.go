@@ -50,6 +50,8 @@ type Redis struct {
 	listening health        // of the subscription to hints
 	subscribe chan struct{} // says that instances has more
 
+	deliveries deliveries // Has a lock of its own.
+
 	mu sync.Mutex // Guards all that follows but routes.
 
 	// What this process has.

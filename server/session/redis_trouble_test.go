@@ -527,7 +527,7 @@ func TestRedisMovedAlone(t *testing.T) {
 	server := redistest.Start(t)
 	a := readyStore(t, server.URL())
 	a.mu.Lock()
-	err := a.onError(a.nodes[0], new(redisLease), redisError("MOVED 3999 127.0.0.1:6381"))
+	err := a.onError(a.nodes[0], new(redisLease), refusal("MOVED 3999 127.0.0.1:6381"))
 	a.mu.Unlock()
 	if err != errClusterNode || a.nodes[0].checkMode(a.nodes[0].client.Conn()) != errClusterNode {
 		t.Errorf("MOVED without a cluster: %v", err)

@@ -3,7 +3,7 @@ package session
 // settle takes in what has become of a batch. The error is one after which the
 // connection is of no use.
 func (s *Redis) settle(n *node, batch []inFlight, hints []leaseID) (failure error) {
-	var notes []note
+	notes := n.notes[:0]
 	var damaged []damage
 	s.mu.Lock()
 	for i := range batch {
@@ -26,6 +26,8 @@ func (s *Redis) settle(n *node, batch []inFlight, hints []leaseID) (failure erro
 	n.batch = batch[:0]
 	s.mu.Unlock()
 	s.deliver(notes)
+	clear(notes)
+	n.notes = notes
 	for _, d := range damaged {
 		s.config.OnDamaged(d.id, d.err)
 	}

@@ -94,11 +94,18 @@ func (c *cluster) wait(err error) (goOn bool) {
 
 // apply makes the nodes and the routes what ranges say.
 func (c *cluster) apply(ranges []redis.ClusterSlot) {
-	s := c.store
 	probes := make([]string, len(ranges)) // made before the lock is taken: a key of a given slot has to be searched for
 	for i, r := range ranges {
 		probes[i] = probeKey(uint16(r.Start))
 	}
+	for _, n := range c.replaceRoutes(ranges, probes) {
+		n.requeueAll()
+	}
+}
+
+// replaceRoutes returns the nodes whose queues may have leases of other nodes now.
+func (c *cluster) replaceRoutes(ranges []redis.ClusterSlot, probes []string) (changed []*node) {
+	s := c.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	routes := make([]*node, slots)
@@ -125,7 +132,7 @@ func (c *cluster) apply(ranges []redis.ClusterSlot) {
 	haveChanged := !slices.Equal(routes, *s.routes.Load())
 	s.routes.Store(&routes)
 	c.unassigned.up.Store(true) // from now on, a slot without a node may get one at any moment
-	c.retire(old, haveChanged)
+	return c.retire(old, haveChanged)
 }
 
 // keep returns the node at addr, which has the slot of the key probe: the one there was,
@@ -147,19 +154,19 @@ func (c *cluster) keep(old []*node, addr, probe string) *node {
 	return c.add(addr, probe)
 }
 
-// retire ends the nodes that have no slots any more. If the routes have changed, it puts
-// every queued lease into the queue where it belongs now.
-func (c *cluster) retire(old []*node, haveChanged bool) {
+// retire ends the nodes that have no slots any more. It returns them, and if the routes have
+// changed the others of old too. Under the store's mu.
+func (c *cluster) retire(old []*node, haveChanged bool) (changed []*node) {
 	for _, n := range old {
 		hasEnded := n != c.unassigned && !slices.Contains(c.store.nodes, n)
 		if hasEnded {
 			n.cancel()
 		}
-		if !hasEnded && !haveChanged {
-			continue
+		if hasEnded || haveChanged {
+			changed = append(changed, n)
 		}
-		n.requeueAll()
 	}
+	return changed
 }
 
 // nodeAt is the node at addr: a new one if it is about to get its first slot.

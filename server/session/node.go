@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -56,6 +57,7 @@ type node struct {
 
 func newNode(s *Redis, client *redis.Client, name, probe string) *node {
 	n := &node{client: client, probeKey: probe, wake: make(chan struct{}, 1)}
+	n.looks.ofLooks = true
 	n.health.begin(s, name)
 	n.ctx, n.cancel = context.WithCancel(s.stopped)
 	return n
@@ -67,13 +69,10 @@ func (n *node) start() { n.store.start(n.run) }
 func (n *node) push(r *redisLease) {
 	switch {
 	case r.isClaiming():
-		r.queued = true
 		n.claims.push(r)
 	case r.isLook():
-		r.inLooks = true
 		n.looks.push(r)
 	default:
-		r.queued = true
 		n.commits.push(r)
 	}
 	select {
@@ -82,16 +81,10 @@ func (n *node) push(r *redisLease) {
 	}
 }
 
-// requeueAll puts every queued lease into the queue where it belongs now. Under store.mu.
+// requeueAll puts every queued lease into the queue where it belongs now.
 func (n *node) requeueAll() {
-	looks := n.looks.takeAll()
-	for _, r := range looks {
-		r.inLooks = false
-	}
-	s := n.store
-	s.requeue(append(n.commits.takeAll(), n.claims.takeAll()...))
-	for _, r := range looks {
-		s.enqueue(r)
+	for _, q := range []*queue{&n.commits, &n.claims, &n.looks} {
+		n.store.requeue(q, runtime.Gosched)
 	}
 }
 
@@ -253,11 +246,6 @@ func (n *node) takeFrom(q *queue, most int) bool {
 	now, count := s.config.Now(), min(q.len(), most)
 	for range count {
 		r := q.pop()
-		if q == &n.looks {
-			r.inLooks = false
-		} else {
-			r.queued = false
-		}
 		if r.isDue(now, &s.times) {
 			n.batch = append(n.batch, inFlight{lease: r, command: r.next(now, &s.times), asking: r.asking})
 			r.asking = false

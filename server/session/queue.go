@@ -2,19 +2,33 @@ package session
 
 import "runtime"
 
-// A queue is leases, first in, first out. Neither end copies what is between.
+// A queue is leases, first in, first out. Neither end copies what is between. Each lease
+// knows that it is in one.
 type queue struct {
-	leases []*redisLease
-	first  int // of leases: what is before has gone
+	leases  []*redisLease
+	first   int  // of leases: what is before has gone
+	ofLooks bool // it is a node's looks; fixed
 }
 
 func (q *queue) len() int { return len(q.leases) - q.first }
 
-func (q *queue) push(r *redisLease) { q.leases = append(q.leases, r) }
+func (q *queue) push(r *redisLease) {
+	*q.flag(r) = true
+	q.leases = append(q.leases, r)
+}
+
+// flag is what says that r is in a queue such as this one.
+func (q *queue) flag(r *redisLease) *bool {
+	if q.ofLooks {
+		return &r.inLooks
+	}
+	return &r.queued
+}
 
 // pop takes the first lease of a queue that is not empty.
 func (q *queue) pop() *redisLease {
 	r := q.leases[q.first]
+	*q.flag(r) = false
 	q.leases[q.first] = nil
 	if q.first++; 2*q.first >= len(q.leases) { // each lease is moved once at the most
 		rest := copy(q.leases, q.leases[q.first:])
@@ -26,13 +40,6 @@ func (q *queue) pop() *redisLease {
 
 // waiting is what is in the queue, until it changes.
 func (q *queue) waiting() []*redisLease { return q.leases[q.first:] }
-
-// takeAll empties the queue.
-func (q *queue) takeAll() []*redisLease {
-	all := q.waiting()
-	*q = queue{}
-	return all
-}
 
 // visitMost is how many leases are looked at before the lock is let go: well below a
 // millisecond.
@@ -58,6 +65,22 @@ func (s *Redis) visit(list func() []*redisLease, f func(*redisLease), between fu
 	}
 }
 
+// requeue puts the leases of a queue that changes into those where they belong now. between
+// is called as visit does. What comes to its end meanwhile stays.
+func (s *Redis) requeue(q *queue, between func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for left := q.len(); left > 0; {
+		left = min(left, q.len())
+		for end := max(left-visitMost, 0); left > end; left-- {
+			s.enqueue(q.pop())
+		}
+		s.mu.Unlock()
+		between()
+		s.mu.Lock()
+	}
+}
+
 // visitAll visits every lease that this process has.
 func (s *Redis) visitAll(f func(*redisLease)) {
 	s.visit(func() []*redisLease { return s.leases.all }, f, runtime.Gosched) // for those that wait for the lock
@@ -67,7 +90,8 @@ func (s *Redis) visitAll(f func(*redisLease)) {
 // a map does not allow.
 type leaseTable struct {
 	byID map[leaseID]*redisLease
-	all  []*redisLease // in any order, each at its redisLease.place
+	next map[leaseID]*redisLease // what byID becomes while the table is made smaller, else nil
+	all  []*redisLease           // in any order, each at its redisLease.place
 }
 
 func (t *leaseTable) len() int { return len(t.all) }
@@ -78,6 +102,9 @@ func (t *leaseTable) add(r *redisLease) {
 	r.place = len(t.all)
 	t.all = append(t.all, r)
 	t.byID[r.token.lease] = r
+	if t.next != nil {
+		t.next[r.token.lease] = r
+	}
 }
 
 // remove removes r, and reports whether it was there.
@@ -86,9 +113,25 @@ func (t *leaseTable) remove(r *redisLease) bool {
 		return false
 	}
 	delete(t.byID, r.token.lease)
+	delete(t.next, r.token.lease)
 	last := t.all[len(t.all)-1]
 	t.all[r.place], last.place = last, r.place
 	t.all[len(t.all)-1] = nil
 	t.all = t.all[:len(t.all)-1]
 	return true
+}
+
+// shrink gives the table the memory that its leases need. between is called as visit does.
+// It is not to be called twice at once.
+func (s *Redis) shrink(between func()) {
+	count := s.Len()
+	byID, all := make(map[leaseID]*redisLease, count), make([]*redisLease, 0, count) // without the lock
+	s.mu.Lock()
+	s.leases.next = byID
+	s.mu.Unlock()
+	s.visit(func() []*redisLease { return s.leases.all }, func(r *redisLease) { byID[r.token.lease] = r }, between)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leases.byID, s.leases.next = byID, nil
+	s.leases.all = append(all, s.leases.all...)
 }

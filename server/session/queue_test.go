@@ -17,11 +17,13 @@ func TestQueue(t *testing.T) {
 	for n := range 10_000 {
 		if random.IntN(100+n/50) < 60 || len(model) == 0 {
 			r := new(redisLease)
-			q.push(r)
+			if q.push(r); !r.queued {
+				t.Fatal("a lease does not know that it is queued")
+			}
 			model = append(model, r)
 		} else {
-			if got := q.pop(); got != model[0] {
-				t.Fatalf("after %d steps another lease is the first one", n)
+			if got := q.pop(); got != model[0] || got.queued {
+				t.Fatalf("after %d steps another lease is the first one, or still queued", n)
 			}
 			model = model[1:]
 		}
@@ -29,9 +31,84 @@ func TestQueue(t *testing.T) {
 			t.Fatalf("after %d steps there are %d leases, want %d", n, q.len(), len(model))
 		}
 	}
-	if all := q.takeAll(); !slices.Equal(all, model) || q.len() != 0 {
-		t.Errorf("all are %d, want %d; %d are left", len(all), len(model), q.len())
+}
+
+// A table that is made smaller while leases come and go has those that are there, and gives
+// the lock away in between.
+func TestShrinkWhileLeasesComeAndGo(t *testing.T) {
+	s := &Redis{leases: leaseTable{byID: make(map[leaseID]*redisLease)}}
+	serial := uint32(0)
+	add := func() {
+		serial++
+		s.leases.add(&redisLease{ownership: ownership{token: token{lease: leaseID{serial: serial}}}})
 	}
+	for range 10 * visitMost {
+		add()
+	}
+	random := rand.New(rand.NewPCG(1, 0))
+	rounds := 0
+	s.shrink(func() {
+		if !s.mu.TryLock() {
+			t.Fatal("the lock is held between two rounds")
+		}
+		defer s.mu.Unlock()
+		rounds++
+		for range visitMost {
+			s.leases.remove(s.leases.all[random.IntN(s.leases.len())])
+			if random.IntN(2) == 0 {
+				add()
+			}
+		}
+	})
+	if rounds < 5 || s.leases.next != nil {
+		t.Errorf("%d rounds: too much at once", rounds)
+	}
+	if len(s.leases.byID) != len(s.leases.all) {
+		t.Errorf("%d leases can be found, there are %d", len(s.leases.byID), len(s.leases.all))
+	}
+	for i, r := range s.leases.all {
+		if s.leases.get(r.token.lease) != r || r.place != i {
+			t.Fatalf("lease %v is lost", r.token.lease)
+		}
+	}
+}
+
+// What was queued at a node whose slots went elsewhere is queued where it belongs now, some
+// at a time, and what belongs to that node stays.
+func TestRequeueWhileLeasesComeAndGo(t *testing.T) {
+	const n = 3 * visitMost
+	i := startStore(t, "unix:///nonexistent/redis.sock", func(c *RedisConfig) { c.Timeout, c.Max = time.Hour, 2*n })
+	s := i.Redis
+	s.mu.Lock()
+	old := s.nodes[0]
+	s.mu.Unlock()
+	for range n {
+		c := i.client()
+		state := State{ID: NewID(), Count: 1, Token: token{1, leaseID{7, uint32(s.Len())}, 0}.String(), Held: true, Owned: true}
+		c.on(func() { i.Adopt(&c.Lease, state, c) })
+	}
+	other := newNode(s, old.client, "other", "")
+	s.mu.Lock()
+	s.routes.Store(&[]*node{other})
+	s.mu.Unlock()
+	rounds := 0
+	s.requeue(&old.looks, func() {
+		if !s.mu.TryLock() {
+			t.Fatal("the lock is held between two rounds")
+		}
+		defer s.mu.Unlock()
+		if rounds++; old.looks.len() > 0 {
+			if r := old.looks.pop(); r.isDue(s.config.Now(), &s.times) { // as the node's goroutine does
+				s.enqueue(r)
+			}
+		}
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if rounds != 3 || old.looks.len() != 0 || other.looks.len() != n {
+		t.Errorf("%d rounds, %d leases left, %d moved, want 3 rounds and all %d moved", rounds, old.looks.len(), other.looks.len(), n)
+	}
+	s.routes.Store(&[]*node{old})
 }
 
 // While leases come and go, each of those that were there from the beginning to the end is

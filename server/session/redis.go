@@ -4,9 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"math/rand/v2"
-	"slices"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +50,7 @@ type Redis struct {
 	subscribe chan struct{} // says that instances has more
 
 	deliveries deliveries // Has a lock of its own.
+	shrinking  sync.Mutex // Held by Shrink, longer than mu.
 
 	mu sync.Mutex // Guards all that follows but routes.
 
@@ -65,7 +65,7 @@ type Redis struct {
 
 	// Where commands go.
 	nodes   []*node
-	waiting []*redisLease           // refused commands, which the watch sends again
+	waiting queue                   // refused commands, which the watch sends again
 	routes  atomic.Pointer[[]*node] // by hash slot, or just one; changed under mu
 }
 
@@ -178,10 +178,9 @@ func (s *Redis) Len() int {
 
 // Shrink implements Store.
 func (s *Redis) Shrink() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.leases.byID = maps.Collect(maps.All(s.leases.byID))
-	s.leases.all = slices.Clone(s.leases.all)
+	s.shrinking.Lock()
+	defer s.shrinking.Unlock()
+	s.shrink(runtime.Gosched)
 }
 
 // queueLength is how many leases have a command to send or on its way.
@@ -191,7 +190,7 @@ func (s *Redis) queueLength() (length int) {
 	for _, n := range s.nodes {
 		length += len(n.batch) + n.commits.len() + n.claims.len() + n.looks.len()
 	}
-	return length + len(s.waiting)
+	return length + s.waiting.len()
 }
 
 // Mint implements Store. It does not wait for Redis: nobody else knows the ID.
@@ -315,15 +314,6 @@ func (s *Redis) enqueue(r *redisLease) {
 	isQueued := r.queued || r.isLook() && r.inLooks
 	if !isQueued && r.isDue(s.config.Now(), &s.times) {
 		s.route(r).push(r)
-	}
-}
-
-// requeue puts leases out of a queue into the one that they belong to now.
-// Under mu.
-func (s *Redis) requeue(leases []*redisLease) {
-	for _, r := range leases {
-		r.queued = false
-		s.enqueue(r)
 	}
 }
 

@@ -91,8 +91,7 @@ func (s *Redis) onError(n *node, r *redisLease, err error) error {
 	if kind == errorMoved && s.cluster != nil {
 		s.cluster.reload()
 	}
-	r.queued = true
-	s.waiting = append(s.waiting, r)
+	s.waiting.push(r)
 	return nil
 }
 

@@ -1,6 +1,9 @@
 package session
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
 // watch runs until the store is closed. It renews what is held, sends what had
 // to wait, and ends what has waited for too long.
@@ -27,19 +30,7 @@ func (s *Redis) watch() {
 func (s *Redis) renew() { s.visitAll(s.enqueue) }
 
 // sendWaiting sends the commands that Redis refused a while ago.
-func (s *Redis) sendWaiting() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for left := len(s.waiting); left > 0; {
-		count := min(left, len(s.waiting), visitMost)
-		some := s.waiting[:count]
-		s.waiting = s.waiting[count:]
-		s.requeue(some)
-		left -= max(count, 1)
-		s.mu.Unlock()
-		s.mu.Lock()
-	}
-}
+func (s *Redis) sendWaiting() { s.requeue(&s.waiting, runtime.Gosched) }
 
 // expire answers the holders that have waited for longer than the timeout, and
 // ends the leases that nobody holds and Redis no longer has.
@@ -67,5 +58,5 @@ func (s *Redis) unsettled() (lists []func() []*redisLease) {
 	for _, n := range s.nodes {
 		lists = append(lists, n.sending, n.commits.waiting, n.claims.waiting)
 	}
-	return append(lists, func() []*redisLease { return s.waiting })
+	return append(lists, s.waiting.waiting)
 }

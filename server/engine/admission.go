@@ -55,13 +55,13 @@ func (c *Conn) mayHold(size, seen int) int {
 		return size
 	}
 	gathered := 2 * c.parser.HeldBytes() // it may double
-	if u.admits(c.input, gathered+size) {
+	if u.admits(c.input, gathered+spillMemory(size)) {
 		return size
 	}
 	if most := min(size, u.front()-gathered); most > seen {
 		return most
 	}
-	u.waitForRoom(c, gathered+size)
+	u.waitForRoom(c, gathered+spillMemory(size))
 	return seen
 }
 

@@ -62,13 +62,16 @@ func (c *Conn) keepRest(rest []byte) {
 	in := c.needInput()
 	switch {
 	case len(rest) == 0:
+		c.worker.keepSpare(in.spill)
 		in.spill = nil
 	case cap(in.spill) > 0 && &rest[0] == &in.spill[:1][0]: // it is there already
 		in.spill = in.spill[:len(rest)]
 	case len(rest) <= cap(in.spill) && cap(in.spill) <= 2*len(rest)+spillSmall:
 		in.spill = append(in.spill[:0], rest...)
 	default:
-		in.spill = append(make([]byte, 0, len(rest)), rest...)
+		before := in.spill
+		in.spill = append(c.worker.newSpill(len(rest)), rest...)
+		c.worker.keepSpare(before)
 	}
 	c.trackMessage()
 }
@@ -76,6 +79,7 @@ func (c *Conn) keepRest(rest []byte) {
 func (c *Conn) dropInput() {
 	if c.input != nil {
 		c.worker.unfinished.remove(c.input)
+		c.worker.keepSpare(c.input.spill)
 		c.input = nil
 	}
 }
@@ -103,8 +107,35 @@ func (c *Conn) spillSize(spill []byte) int {
 func (c *Conn) growSpill(size int) []byte {
 	spill := c.input.spill
 	if size > cap(spill) {
-		spill = append(make([]byte, 0, size), spill...)
+		spill = append(c.worker.newSpill(size), spill...)
 		c.input.spill = spill
 	}
 	return spill[:size]
+}
+
+// spillMemory is how much memory a spill of size bytes takes. Long messages of the default
+// -max-message all take the same, so that one can have what another has left.
+func spillMemory(size int) int {
+	if spillAtOnce/2 < size && size <= spillAtOnce {
+		return spillAtOnce
+	}
+	return size
+}
+
+// newSpill returns memory for size bytes.
+func (w *worker) newSpill(size int) []byte {
+	size = spillMemory(size)
+	if n := len(w.spares) - 1; size == spillAtOnce && n >= 0 {
+		spare := w.spares[n]
+		w.spares = w.spares[:n]
+		return spare
+	}
+	return make([]byte, 0, size)
+}
+
+// keepSpare keeps a spill's memory that nobody needs any more.
+func (w *worker) keepSpare(spill []byte) {
+	if cap(spill) == spillAtOnce && len(w.spares) < mostSpares {
+		w.spares = append(w.spares, spill[:0])
+	}
 }

@@ -27,6 +27,8 @@ const (
 	// spillAtOnce is how much memory a long frame gets at once: as much as one of the default
 	// -max-message needs.
 	spillAtOnce = 64<<10 + 2*spillSlack
+	// mostSpares is how many spills of that size a worker keeps.
+	mostSpares = 8
 	// spillSlack is the room behind a long frame. The last read of it takes the next
 	// frame's front as well, and shows that the socket is empty.
 	spillSlack = 512

@@ -170,3 +170,52 @@ func TestMemoryOfALongMessage(t *testing.T) {
 		}
 	})
 }
+
+// The memory of a long message that has ended is that of the next one, of whichever client.
+func TestLongMessagesShareMemory(t *testing.T) {
+	const size, front = 60_000, 40_000
+	h := startEngine(t)
+	var fds [3]int
+	for i := range fds {
+		fds[i] = h.connect("/count")
+	}
+	begin := func(fd int, message []byte) (memory *byte) {
+		t.Helper()
+		writeAll(t, fd, message[:front])
+		eventually(t, "the front is read", func() (read bool) {
+			h.onLoop(func(w *worker) {
+				spill := w.connOf(fd).spill()
+				if read = len(spill) == front; read {
+					memory = &spill[0]
+				}
+			})
+			return read
+		})
+		return memory
+	}
+	end := func(fd int, message []byte, payload string) {
+		t.Helper()
+		exchange(t, fd, message[front:], []byte(`,"message":"`+payload+`"}`), make([]byte, 2*size))
+	}
+	payloads := [3]string{strings.Repeat("a", size), strings.Repeat("b", size), strings.Repeat("c", size)}
+	a, b, c := text(payloads[0]), text(payloads[1]), text(payloads[2])
+	ofA, ofB := begin(fds[0], a), begin(fds[1], b)
+	if ofA == ofB {
+		t.Fatal("two messages that are under way have the same memory")
+	}
+	end(fds[0], a, payloads[0])
+	if ofC := begin(fds[2], c); ofC != ofA {
+		t.Error("the third message has memory of its own")
+	}
+	end(fds[1], b, payloads[1])
+	end(fds[2], c, payloads[2])
+	h.onLoop(func(w *worker) {
+		if len(w.spares) != 2 || &w.spares[0][:1][0] == &w.spares[1][:1][0] {
+			t.Errorf("%d spares at the end", len(w.spares))
+		}
+		w.shrink()
+		if len(w.spares) != 0 {
+			t.Errorf("%d spares after shrink", len(w.spares))
+		}
+	})
+}

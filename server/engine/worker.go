@@ -42,6 +42,7 @@ type worker struct {
 	frame      []byte // Conn.Send makes its frame here
 	text       []byte // a field of a log line is written here
 	free       freeList
+	spares     [][]byte // spills that no connection needs: see newSpill
 	farewell   farewell // the close that the running handler has asked for
 
 	frames int // how many were handled
@@ -126,7 +127,7 @@ func (w *worker) remove(c *Conn) {
 func (w *worker) shrink() {
 	w.conns, w.dirty, w.starved = slices.Clone(w.conns), slices.Clone(w.dirty), slices.Clone(w.starved)
 	w.requestIDs = maps.Collect(maps.All(w.requestIDs))
-	w.free = freeList{}
+	w.free, w.spares = freeList{}, nil
 	w.out = nil
 }
 

@@ -63,6 +63,8 @@ type Worker struct {
 	BytesOut   Counter
 	Backlog    Gauge // bytes of answers that wait for a socket or for the store
 
+	CompressSaved Counter // bytes by which compression has made answers shorter
+
 	// Times.
 	MessageLatency *metrics.PrometheusHistogram
 	LoopLatency    *metrics.PrometheusHistogram

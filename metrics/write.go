@@ -25,6 +25,7 @@ var help = map[string]string{
 	"websocket_handover_refusals_total":      "Handovers that this process refused, or was refused, by reason.",
 	"websocket_bytes_in_total":               "Bytes read from clients, framing included.",
 	"websocket_bytes_out_total":              "Bytes written to clients, framing included.",
+	"websocket_compress_saved_bytes_total":   "Bytes by which compression has made answers shorter.",
 	"websocket_read_calls_total":             "read(2) calls on client sockets.",
 	"websocket_write_calls_total":            "write(2) calls on client sockets.",
 	"websocket_message_latency_seconds":      "Time from reading a message to writing its reply, by worker.",
@@ -86,6 +87,7 @@ func (m *Metrics) writeSums(out io.Writer) {
 	counter("websocket_write_calls_total", func(w *Worker) *Counter { return &w.WriteCalls })
 	counter("websocket_bytes_in_total", func(w *Worker) *Counter { return &w.BytesIn })
 	counter("websocket_bytes_out_total", func(w *Worker) *Counter { return &w.BytesOut })
+	counter("websocket_compress_saved_bytes_total", func(w *Worker) *Counter { return &w.CompressSaved })
 
 	var active, backlog int64
 	for _, w := range m.Workers {

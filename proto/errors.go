@@ -26,6 +26,7 @@ var (
 	ErrClosePayload     = &Error{ws.StatusProtocolError, "close frame with a payload of one byte"}   // §5.5.1
 	ErrCloseCode        = &Error{ws.StatusProtocolError, "close code that must not be sent"}         // §7.4
 	ErrNotUTF8          = &Error{ws.StatusInvalidFramePayloadData, "text is not UTF-8"}              // §8.1
+	ErrNotDeflate       = &Error{ws.StatusInvalidFramePayloadData, "message does not inflate"}       // RFC 7692 §7.2.2
 	ErrTooBig           = &Error{ws.StatusMessageTooBig, "message too big"}                          // §10.4
 	ErrCloseReason      = &Error{ws.StatusInvalidFramePayloadData, "reason of a close is not UTF-8"} // §5.5.1
 )

@@ -20,6 +20,7 @@ const (
 	fieldKey
 	fieldVersion
 	fieldProtocol
+	fieldExtensions
 	fieldContentLength
 	fieldTransferEncoding
 	fieldCount // how many there are
@@ -42,12 +43,13 @@ var fieldRules = [fieldCount]struct {
 	fieldKey:              {"Sec-WebSocket-Key", errTwoKeys, func(r *Request, v []byte) *Refusal { r.key = v; return nil }},
 	fieldVersion:          {"Sec-WebSocket-Version", errTwoVersions, func(r *Request, v []byte) *Refusal { r.version = v; return nil }},
 	fieldProtocol:         {"Sec-WebSocket-Protocol", nil, (*Request).onProtocol},
+	fieldExtensions:       {"Sec-WebSocket-Extensions", nil, (*Request).onExtensions},
 	fieldContentLength:    {"Content-Length", nil, (*Request).onContentLength},
 	fieldTransferEncoding: {"Transfer-Encoding", nil, func(*Request, []byte) *Refusal { return nil }},
 }
 
 // fieldsOfLength are the fields whose names have a length.
-var fieldsOfLength = func() (fields [len("Sec-WebSocket-Protocol") + 1][]field) {
+var fieldsOfLength = func() (fields [len("Sec-WebSocket-Extensions") + 1][]field) {
 	for f, rule := range fieldRules {
 		fields[len(rule.name)] = append(fields[len(rule.name)], field(f))
 	}
@@ -123,6 +125,11 @@ func (r *Request) onForwardedFor(value []byte) *Refusal {
 
 func (r *Request) onProtocol(value []byte) *Refusal {
 	r.protocols = append(r.protocols, value)
+	return nil
+}
+
+func (r *Request) onExtensions(value []byte) *Refusal {
+	r.extensions = append(r.extensions, value)
 	return nil
 }
 

@@ -50,7 +50,7 @@ const (
 // length in bytes, mask included; it is 0 while h.Length is not known. The
 // mask is there once buf holds n bytes. An error in the first two bytes is returned as
 // soon as they are there.
-func decodeHeader(buf []byte, fromClient bool) (h ws.Header, n int, err error) {
+func decodeHeader(buf []byte, rules *Rules) (h ws.Header, n int, err error) {
 	if len(buf) < 2 {
 		return h, 0, nil
 	}
@@ -59,7 +59,7 @@ func decodeHeader(buf []byte, fromClient bool) (h ws.Header, n int, err error) {
 	h.OpCode = OpCode(buf[0] & 0x0f)
 	h.Masked = buf[1]&0x80 != 0
 	length7 := buf[1] & 0x7f
-	if err := checkHeader(h, length7, fromClient); err != nil {
+	if err := checkHeader(h, length7, rules); err != nil {
 		return h, 0, err
 	}
 	if h.Length, n, err = decodeLength(length7, buf); n == 0 || err != nil {
@@ -72,9 +72,9 @@ func decodeHeader(buf []byte, fromClient bool) (h ws.Header, n int, err error) {
 	return h, n, nil
 }
 
-func checkHeader(h ws.Header, length7 byte, fromClient bool) error {
+func checkHeader(h ws.Header, length7 byte, rules *Rules) error {
 	switch {
-	case h.Rsv != 0:
+	case h.Rsv != 0 && !rules.allowCompressed(h):
 		return ErrReservedBits
 	case h.OpCode.IsReserved():
 		return ErrReservedOpCode
@@ -82,9 +82,9 @@ func checkHeader(h ws.Header, length7 byte, fromClient bool) error {
 		return ErrControlFragment
 	case h.OpCode.IsControl() && length7 > maxControlBytes:
 		return ErrControlTooLong
-	case fromClient && !h.Masked:
+	case rules.FromClient && !h.Masked:
 		return ErrNotMasked
-	case !fromClient && h.Masked:
+	case !rules.FromClient && h.Masked:
 		return ErrMasked
 	}
 	return nil

@@ -16,26 +16,35 @@ import (
 // need.
 type Upgrader struct {
 	ws      ws.Upgrader
+	deflate bool
 	request []byte // what gobwas reads
 	in, out []byte
 }
 
 // NewUpgrader returns an Upgrader that agrees on protocol wherever a client
-// offers it.
-func NewUpgrader(protocol string) *Upgrader {
-	return &Upgrader{ws: ws.Upgrader{
+// offers it, and on permessage-deflate if that is wanted.
+func NewUpgrader(protocol string, deflate bool) *Upgrader {
+	return &Upgrader{deflate: deflate, ws: ws.Upgrader{
 		ReadBufferSize:  MaxRequestHeader,
 		WriteBufferSize: 512, // a 101 goes into it whole
 		ProtocolCustom:  func(offers []byte) (string, bool) { return choose(offers, protocol), true },
 	}}
 }
 
-// Upgrade appends the 101 for a request that was read whole, and sets its Protocol. If the
-// request is no valid upgrade, dst comes back as it was. See RFC 6455 §4.2.
+// Upgrade appends the 101 for a request that was read whole, and sets its Protocol and
+// Window. If the request is no valid upgrade, dst comes back as it was. See RFC 6455 §4.2.
 func (u *Upgrader) Upgrade(dst []byte, r *Request) ([]byte, *Refusal) {
 	if refusal := r.checkUpgrade(); refusal != nil {
 		return dst, refusal
 	}
+	agreed, ok := compression{}, true
+	if u.deflate {
+		agreed, ok = r.negotiate()
+	}
+	if !ok {
+		return dst, errBadExtensions
+	}
+	u.ws.Header, r.Window = agreed.header(), agreed.window
 	u.request = r.appendUpgrade(u.request[:0])
 	u.in, u.out = u.request, dst
 	hs, err := u.ws.Upgrade((*exchange)(u))

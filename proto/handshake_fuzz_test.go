@@ -201,7 +201,7 @@ func compareRequest(t *testing.T, r *Request, want *http.Request) {
 
 func compareUpgrade(t *testing.T, r *Request, want *http.Request) {
 	t.Helper()
-	out, refusal := NewUpgrader(Subprotocol).Upgrade(nil, r)
+	out, refusal := NewUpgrader(Subprotocol, false).Upgrade(nil, r)
 	status := http.StatusSwitchingProtocols
 	if refusal != nil {
 		status = refusal.Status

@@ -14,7 +14,7 @@ func upgrade(dst []byte, request string) (answer []byte, r *Request, refusal *Re
 	if refusal != nil {
 		return dst, r, refusal
 	}
-	answer, refusal = NewUpgrader(Subprotocol).Upgrade(dst, r)
+	answer, refusal = NewUpgrader(Subprotocol, false).Upgrade(dst, r)
 	return answer, r, refusal
 }
 
@@ -118,7 +118,7 @@ func TestUpgradeRefuses(t *testing.T) {
 }
 
 func TestUpgradeAllocatesOnce(t *testing.T) {
-	u := NewUpgrader(Subprotocol)
+	u := NewUpgrader(Subprotocol, false)
 	out := make([]byte, 0, 4096)
 	r, _ := read(validRequest)
 	n := testing.AllocsPerRun(100, func() {
@@ -136,7 +136,7 @@ func TestUpgradeAllocatesOnce(t *testing.T) {
 
 // BenchmarkUpgrade is all that proto does for an upgrade.
 func BenchmarkUpgrade(b *testing.B) {
-	u := NewUpgrader(Subprotocol)
+	u := NewUpgrader(Subprotocol, false)
 	out := make([]byte, 0, 4096)
 	header := []byte(validRequest)
 	var r Request

@@ -11,14 +11,24 @@ import (
 type Rules struct {
 	FromClient bool // the peer is a client: its frames must be masked
 	MaxMessage int  // the longest message, in bytes, over all its fragments
+
+	// Inflater restores the messages that the peer compresses; nil if it must not.
+	Inflater *Inflater
+}
+
+// allowCompressed reports whether reserved bits that are set may be: only the first frame
+// of a message says that it is compressed (RFC 7692 §6.1).
+func (r *Rules) allowCompressed(h ws.Header) bool {
+	return r.Inflater != nil && h.Rsv == rsv1 && (h.OpCode == OpText || h.OpCode == OpBinary)
 }
 
 // A Message is a whole data message, or a control frame, with its payload
 // unmasked. Op is OpContinuation where there is no message.
 type Message struct {
 	Op        OpCode
-	Payload   []byte // valid until the buffer is changed or the parser called again
+	Payload   []byte // valid until the buffer is changed, or a parser with the same Rules called
 	Fragments int    // how many frames before the message's last were taken with it
+	Inflated  bool   // it came compressed
 }
 
 // A Parser takes messages out of a stream of frames. It holds no bytes of an
@@ -32,25 +42,27 @@ type Parser struct {
 
 // started is the state of an unfinished frame and of an unfinished message.
 type started struct {
-	message []byte   // the fragments so far
-	seen    int      // how much of the frame's payload is unmasked and checked already
-	op      OpCode   // of the message, OpContinuation if there is none
-	tail    utf8Tail // where the UTF-8 check of the message stands
+	message    []byte   // the fragments so far
+	seen       int      // how much of the frame's payload is unmasked and checked already
+	op         OpCode   // of the message, OpContinuation if there is none
+	compressed bool     // the message is
+	tail       utf8Tail // where the UTF-8 check of the message stands
 }
 
 // A ParserState is the state of a Parser without the unfinished frame's bytes, which its
 // caller has. Another Parser can go on from it.
 type ParserState struct {
-	Op      OpCode // of the message whose fragments are in Message, OpContinuation if there is none
-	Message []byte // the fragments so far
-	Seen    int    // bytes of the unfinished frame's payload that are unmasked and checked
-	Tail    []byte // the first bytes of a character whose last bytes are still to come
+	Op         OpCode // of the message whose fragments are in Message, OpContinuation if there is none
+	Compressed bool   // that message is
+	Message    []byte // the fragments so far
+	Seen       int    // bytes of the unfinished frame's payload that are unmasked and checked
+	Tail       []byte // the first bytes of a character whose last bytes are still to come
 }
 
 // State is the state of p. Message and Tail are p's own memory.
 func (p *Parser) State() (state ParserState) {
 	if s := p.started; s != nil {
-		state = ParserState{Op: s.op, Message: s.message, Seen: s.seen, Tail: s.tail.bytes[:s.tail.n]}
+		state = ParserState{Op: s.op, Compressed: s.compressed, Message: s.message, Seen: s.seen, Tail: s.tail.bytes[:s.tail.n]}
 	}
 	return state
 }
@@ -69,7 +81,7 @@ func (p *Parser) HeldBytes() int {
 // FrameEnd is where the frame at the front of buf ends, beyond buf or within it; 0 while
 // that is not known.
 func (p *Parser) FrameEnd(buf []byte) int64 {
-	h, n, err := decodeHeader(buf, p.Rules.FromClient)
+	h, n, err := decodeHeader(buf, p.Rules)
 	if err != nil || n == 0 {
 		return 0
 	}
@@ -78,7 +90,7 @@ func (p *Parser) FrameEnd(buf []byte) int64 {
 
 // Restore makes p go on from a State.
 func (p *Parser) Restore(state ParserState) {
-	s := started{message: state.Message, seen: state.Seen, op: state.Op}
+	s := started{message: state.Message, seen: state.Seen, op: state.Op, compressed: state.Compressed}
 	s.tail.n = uint8(copy(s.tail.bytes[:utf8.UTFMax-1], state.Tail))
 	p.keep(&s)
 }
@@ -124,9 +136,9 @@ func (p *Parser) keep(s *started) {
 }
 
 func (s *started) nextFrame(rules *Rules, buf []byte) (m Message, n int, err error) {
-	h, n, err := decodeHeader(buf, rules.FromClient)
+	h, n, err := decodeHeader(buf, rules)
 	if err == nil && n > 0 {
-		err = s.checkSequence(h, rules.MaxMessage)
+		err = s.checkSequence(h, s.longest(h, rules))
 	}
 	if err != nil || n == 0 || len(buf) < n {
 		return Message{}, 0, err
@@ -142,12 +154,39 @@ func (s *started) nextFrame(rules *Rules, buf []byte) (m Message, n int, err err
 	if !whole {
 		return Message{}, 0, nil
 	}
-	m, err = s.finish(h, payload, rules.MaxMessage)
+	compressed := s.isCompressed(h)
+	m, err = s.finish(h, payload, s.longest(h, rules))
+	if compressed && m.Op != OpContinuation {
+		m, err = rules.inflate(m)
+	}
 	return m, n + len(payload), err
 }
 
+// isCompressed reports whether a frame is of a message that is compressed.
+func (s *started) isCompressed(h ws.Header) bool {
+	return h.Rsv != 0 || s.compressed && h.OpCode == OpContinuation
+}
+
+// longest is how long a message may be before it is inflated.
+func (s *started) longest(h ws.Header, rules *Rules) int {
+	if s.isCompressed(h) {
+		return CompressedBound(rules.MaxMessage)
+	}
+	return rules.MaxMessage
+}
+
+// inflate restores a message. If it is text, it is checked then.
+func (r *Rules) inflate(m Message) (Message, error) {
+	var err error
+	if m.Payload, err = r.Inflater.inflate(m.Payload, r.MaxMessage); err == nil && m.Op == OpText && !utf8.Valid(m.Payload) {
+		err = ErrNotUTF8
+	}
+	m.Inflated = true
+	return m, err
+}
+
 // checkSequence checks a header against what came before it.
-func (s *started) checkSequence(h ws.Header, maxMessage int) error {
+func (s *started) checkSequence(h ws.Header, longest int) error {
 	switch {
 	case h.OpCode.IsControl():
 		return nil
@@ -155,19 +194,21 @@ func (s *started) checkSequence(h ws.Header, maxMessage int) error {
 		return ErrNoFragment
 	case h.OpCode != OpContinuation && s.op != OpContinuation:
 		return ErrFragmentOpen
-	case h.Length > int64(maxMessage-len(s.message)):
+	case h.Length > int64(longest-len(s.message)):
 		return ErrTooBig
 	}
 	return nil
 }
 
-// consume unmasks the new bytes of a frame's payload and, if it is text, checks them.
+// consume unmasks the new bytes of a frame's payload and, if it is text that is not
+// compressed, checks them.
 func (s *started) consume(h ws.Header, payload []byte, whole bool) error {
 	fresh := payload[s.seen:]
 	if h.Masked {
 		ws.Cipher(fresh, h.Mask, s.seen)
 	}
-	atOnce := whole && h.Fin && s.seen == 0 && h.OpCode == OpText
+	text := s.isText(h) && !s.isCompressed(h)
+	atOnce := whole && h.Fin && s.seen == 0 && text && h.OpCode == OpText
 	s.seen = len(payload)
 	if whole {
 		s.seen = 0
@@ -175,7 +216,7 @@ func (s *started) consume(h ws.Header, payload []byte, whole bool) error {
 	switch {
 	case atOnce && !utf8.Valid(fresh):
 		return ErrNotUTF8
-	case atOnce || !s.isText(h):
+	case atOnce || !text:
 		return nil
 	case !s.tail.accept(fresh) || whole && h.Fin && s.tail.n > 0:
 		return ErrNotUTF8
@@ -188,7 +229,7 @@ func (s *started) isText(h ws.Header) bool {
 }
 
 // finish makes a message of a frame that is whole.
-func (s *started) finish(h ws.Header, payload []byte, maxMessage int) (Message, error) {
+func (s *started) finish(h ws.Header, payload []byte, longest int) (Message, error) {
 	switch {
 	case h.OpCode == OpClose:
 		return Message{Op: OpClose, Payload: payload}, checkClose(payload)
@@ -196,14 +237,14 @@ func (s *started) finish(h ws.Header, payload []byte, maxMessage int) (Message, 
 		return Message{Op: h.OpCode, Payload: payload}, nil
 	case !h.Fin:
 		if h.OpCode != OpContinuation {
-			s.op = h.OpCode
+			s.op, s.compressed = h.OpCode, h.Rsv != 0
 		}
-		s.gather(payload, min(2*cap(s.message), maxMessage))
+		s.gather(payload, min(2*cap(s.message), longest))
 		return Message{}, nil
 	case h.OpCode == OpContinuation:
 		s.gather(payload, 0)
 		m := Message{Op: s.op, Payload: s.message}
-		s.op, s.message = OpContinuation, nil
+		s.op, s.message, s.compressed = OpContinuation, nil, false
 		return m, nil
 	}
 	return Message{Op: h.OpCode, Payload: payload}, nil

@@ -59,7 +59,9 @@ func relay(rules *Rules, chunks ...[]byte) (messages []heard, rest []byte, err e
 	var state ParserState
 	for _, chunk := range chunks {
 		p := &Parser{Rules: rules}
-		p.Restore(ParserState{Op: state.Op, Message: slices.Clone(state.Message), Seen: state.Seen, Tail: slices.Clone(state.Tail)})
+		restored := state
+		restored.Message, restored.Tail = slices.Clone(state.Message), slices.Clone(state.Tail)
+		p.Restore(restored)
 		for i := range state.Message {
 			state.Message[i] = 'x' // the older parser's memory is its own
 		}
@@ -75,9 +77,8 @@ func relay(rules *Rules, chunks ...[]byte) (messages []heard, rest []byte, err e
 }
 
 // wantRelayed cuts stream at every byte, and moves the parser there.
-func wantRelayed(t *testing.T, maxMessage int, stream []byte, want []heard, wantErr error) {
+func wantRelayed(t *testing.T, rules *Rules, stream []byte, want []heard, wantErr error) {
 	t.Helper()
-	rules := &Rules{FromClient: true, MaxMessage: maxMessage}
 	cuts := [][][]byte{bytewise(stream)}
 	for at := 0; at <= len(stream); at += 1 + len(stream)/1000 {
 		cuts = append(cuts, [][]byte{stream[:at], stream[at:]})
@@ -113,7 +114,7 @@ func TestParserMessages(t *testing.T) {
 				}
 			}
 			if len(stream) < 10_000 { // bytewise, the moves take time that grows with the square
-				wantRelayed(t, 1<<20, stream, want, nil)
+				wantRelayed(t, fromClient(1<<20).Rules, stream, want, nil)
 			}
 		})
 	}
@@ -147,7 +148,7 @@ func TestParserErrors(t *testing.T) {
 			if err != want {
 				t.Fatalf("at once: got %v, want %v", err, want)
 			}
-			wantRelayed(t, 1000, stream, messages, want)
+			wantRelayed(t, fromClient(1000).Rules, stream, messages, want)
 			p := fromClient(1000)
 			var rest []byte
 			for i := range stream {

@@ -48,6 +48,7 @@ var (
 	errBadUpgrade    = &Refusal{http.StatusBadRequest, "", "this is a WebSocket endpoint: Upgrade header is not websocket"}
 	errBadConnection = &Refusal{http.StatusBadRequest, "", "Connection header has no Upgrade"}
 	errBadKey        = &Refusal{http.StatusBadRequest, "", "Sec-WebSocket-Key is not 16 bytes in base64, which are 24 characters"}
+	errBadExtensions = &Refusal{http.StatusBadRequest, "", "Sec-WebSocket-Extensions is not NAME; PARAMETER=VALUE, …"}
 	errNoVersion     = &Refusal{http.StatusBadRequest, "", "no Sec-WebSocket-Version header"}
 	errBadVersion    = &Refusal{http.StatusUpgradeRequired, "Sec-WebSocket-Version: 13\r\n", "Sec-WebSocket-Version is not 13"}
 )

@@ -26,10 +26,12 @@ type Request struct {
 	RealIP       []byte   // the last X-Real-IP
 	RequestID    []byte   // the last X-Request-ID
 	Protocol     string   // the subprotocol that Upgrade has agreed on
+	Window       uint8    // the window of compressed answers that it has agreed on, in bits; 0 is no compression
 	Skipped      int      // how long the empty line before the request is, which net/http does not take
 
 	// What an upgrade is made of.
 	protocols  [][]byte // the Sec-WebSocket-Protocol headers, which are one list
+	extensions [][]byte // the Sec-WebSocket-Extensions headers, likewise
 	key        []byte
 	version    []byte
 	upgrade    bool // "websocket" is in the Upgrade headers
@@ -40,7 +42,7 @@ type Request struct {
 	fields        fieldSet // the fields of the table that were there
 	minor         byte     // of HTTP/1.minor
 	absolute      bool     // the target is in absolute form
-	decoded       []byte   // what had percent-encoding
+	decoded       []byte   // what had percent-encoding, or quotes
 }
 
 // Read reads the request at the front of buf. Its header, blank line included, is used
@@ -64,7 +66,7 @@ func (r *Request) Read(buf []byte, seen int) (used int, refusal *Refusal) {
 
 // Reset empties the Request, so that nothing is left of the buffer.
 func (r *Request) Reset() {
-	*r = Request{ForwardedFor: r.ForwardedFor[:0], protocols: r.protocols[:0], decoded: r.decoded[:0]}
+	*r = Request{ForwardedFor: r.ForwardedFor[:0], protocols: r.protocols[:0], extensions: r.extensions[:0], decoded: r.decoded[:0]}
 }
 
 // IsHead reports whether the answer must have no body (RFC 9110 §9.3.2).

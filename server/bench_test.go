@@ -74,3 +74,50 @@ func benchmarkMessages(b *testing.B, conns, inFlight int, flags ...string) {
 	b.ReportMetric(float64((user-user0+system-system0).Microseconds())/n, "cpu-µs/msg")
 	b.ReportMetric(n/took.Seconds(), "msg/s")
 }
+
+// BenchmarkCompression is what a message of JSON and its echo cost with compression and
+// without: the server's CPU, and bytes on the wire in both directions.
+func BenchmarkCompression(b *testing.B) {
+	for _, size := range []int{100, 1 << 10, 63 << 10} {
+		message := someJSON(size)
+		plain, compressed := text(message), deflated(proto.OpText, true, compress(message))
+		for _, flag := range []string{"-compress=false", "-compress=1"} {
+			b.Run(fmt.Sprintf("json=%d/%s", size, flag[1:]), func(b *testing.B) {
+				frame := plain
+				if flag == "-compress=1" {
+					frame = compressed
+				}
+				benchmarkEcho(b, frame, message, flag)
+			})
+		}
+	}
+}
+
+// someJSON is a list of records that are as long.
+func someJSON(length int) string {
+	list := "["
+	for i := 0; len(list) < length; i++ {
+		list += fmt.Sprintf(`{"id":%d,"name":"user-%d","active":%t,"balance":%.2f},`, i*7919%10007, i*31%997, i%3 == 0, float64(i*i%5003)/7)
+	}
+	return list[:length-1] + "]"
+}
+
+func benchmarkEcho(b *testing.B, frame []byte, message, flag string) {
+	p := startServer(b, "-echo", flag)
+	p.waitReady()
+	w := p.open("/ws/echo/", deflateHeader)
+	bytesNow := func() float64 { return p.metric("websocket_bytes_in_total") + p.metric("websocket_bytes_out_total") }
+	before := bytesNow()
+	user0, system0 := cpuTime(b, p.cmd.Process.Pid)
+	n := 0
+	for b.Loop() {
+		w.write(frame)
+		if m := w.next(); string(m.Payload) != message {
+			b.Fatalf("got %.100q", m.Payload)
+		}
+		n++
+	}
+	user, system := cpuTime(b, p.cmd.Process.Pid)
+	b.ReportMetric(float64((user-user0+system-system0).Nanoseconds())/1e3/float64(n), "cpu-µs/msg")
+	b.ReportMetric((bytesNow()-before)/float64(n), "wire-bytes/msg")
+}

@@ -22,6 +22,7 @@ type Config struct {
 	Origins        []string
 	TrustedProxies []netip.Prefix
 	Echo           bool
+	Compress       int
 
 	// Capacity and limits.
 	Workers             int
@@ -71,6 +72,10 @@ const (
 	maxDuration = 365 * 24 * time.Hour
 	unbounded   = 1<<31 - 1
 )
+
+// compressFrom is the shortest answer that -compress alone compresses. What is shorter
+// becomes a little shorter, if at all.
+const compressFrom = 128
 
 // A setting is a row of the table of flags. Flags, environment variables, -help
 // and the table in README.md are made of it.
@@ -128,6 +133,11 @@ func (c *Config) listening() []setting {
 		{name: "echo", value: &boolFlag{&c.Echo},
 			text: "Serve /ws/echo/ as well, which sends each message back.",
 			when: "a conformance suite or a benchmark runs"},
+		{name: "compress", unit: "[=BYTES]", value: &sizeFlag{&c.Compress, compressFrom, maxMessage},
+			text: fmt.Sprintf("Compress answers that are so long or longer (%d bytes where no number is given), for clients that offer "+
+				"permessage-deflate, and take what they compress. It costs CPU, two to four megabytes for each worker, "+
+				"and nothing for an idle connection.", compressFrom),
+			when: "answers are long, and the network is slow or dear"},
 	}
 }
 
@@ -247,7 +257,8 @@ func parseConfig(args, environ []string, cpus, fds int, out io.Writer) (*Config,
 	case err != nil:
 		return nil, plain(err, c.flags)
 	case c.flags.NArg() > 0:
-		return nil, fmt.Errorf("unexpected argument %q: everything is a flag, and -echo takes its value as -echo=true; see -help", c.flags.Arg(0))
+		return nil, fmt.Errorf("unexpected argument %q: everything is a flag, "+
+			"and -echo takes its value as -echo=true, -compress as -compress=512; see -help", c.flags.Arg(0))
 	case c.Version:
 		return c, nil
 	}

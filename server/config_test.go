@@ -59,10 +59,13 @@ func TestConfigErrors(t *testing.T) {
 	f(`-trusted-proxies must be addresses such as 10.0.0.1 or 10.0.0.0/8, separated by commas, got "10.0.0.0/8,proxy"`,
 		"-trusted-proxies", "10.0.0.0/8,proxy")
 	f(`-echo must be true or false, got "maybe"`, "-echo=maybe")
+	f(`-compress must be true, false or a whole number from 1 to 67108864, got "128B"`, "-compress=128B")
+	f(`-compress must be true, false or a whole number from 1 to 67108864, got "-1"`, "-compress=-1")
 	f(`-max-connections must be at most 19587 under this process's limit of 20000 open files, got 30000: `+
 		`raise the limit (ulimit -n, LimitNOFILE) or lower the flag`,
 		"-max-connections", "30000")
-	f(`unexpected argument "8000": everything is a flag, and -echo takes its value as -echo=true; see -help`, "8000")
+	f(`unexpected argument "8000": everything is a flag, `+
+		`and -echo takes its value as -echo=true, -compress as -compress=512; see -help`, "8000")
 	f(`-trusted-proxies must name proxies: 0.0.0.0 is nobody's address, and all addresses are 0.0.0.0/0, got "0.0.0.0"`,
 		"-trusted-proxies", "0.0.0.0")
 	f(`-trusted-proxies must name proxies: no connection comes from 224.1.0.0/16, which is multicast, got "10.0.0.1,224.1.0.0/16"`,
@@ -93,6 +96,10 @@ func TestConfigFromTheEnvironment(t *testing.T) {
 		[]string{"-workers", "5"}, "TURNSTILE_MAX_MESSAGE=1000", "TURNSTILE_WORKERS=7", "TURNSTILE_ECHO=true")
 	f("-log-level=debug -max-message=1000", nil,
 		"TURNSTILE_MAX_MESSAGE= 1000\t", "TURNSTILE_LOG_LEVEL=debug\r", "TURNSTILE_WORKERS= ", "TURNSTILE_ECHO=")
+	f("-compress=128", nil, "TURNSTILE_COMPRESS=true")
+	f("-compress=128 -echo=true", []string{"-compress", "-echo"}, "TURNSTILE_COMPRESS=false")
+	f("-compress=1", nil, "TURNSTILE_COMPRESS=1")
+	f("", []string{"-compress=0"}, "TURNSTILE_COMPRESS=99")
 	f("-workers=5", []string{"-workers", "5"}, "TURNSTILE_WORKERS=many") // what is not used is not looked at
 	f("", nil, "TURNSTILE_VERSION=true")
 	ill := func(want, variable string) {

@@ -143,6 +143,39 @@ func (f *boolFlag) bounds() string { return "" }
 // IsBoolFlag makes the flag's name alone mean true.
 func (f *boolFlag) IsBoolFlag() bool { return true }
 
+// A sizeFlag is off, or a size in bytes. The flag's name alone means byDefault.
+type sizeFlag struct {
+	value           *int // 0 is off
+	byDefault, high int
+}
+
+func (f *sizeFlag) bounds() string { return fmt.Sprintf("from 1 to %d", f.high) }
+
+func (f *sizeFlag) Set(s string) error {
+	n, err := strconv.Atoi(s)
+	switch on, boolErr := strconv.ParseBool(s); {
+	case err == nil && 0 <= n && n <= f.high:
+		*f.value = n
+	case err == nil || boolErr != nil:
+		return fmt.Errorf("must be true, false or a whole number %s", f.bounds())
+	case on:
+		*f.value = f.byDefault
+	default:
+		*f.value = 0
+	}
+	return nil
+}
+
+func (f *sizeFlag) String() string {
+	if f.value == nil || *f.value == 0 {
+		return "false"
+	}
+	return strconv.Itoa(*f.value)
+}
+
+// IsBoolFlag lets the flag stand without a value.
+func (f *sizeFlag) IsBoolFlag() bool { return true }
+
 // A textFlag is text with a check of its own.
 type textFlag struct {
 	value *string

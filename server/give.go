@@ -124,8 +124,14 @@ func (g *giver) takes(r *handover.Record) bool {
 		return false
 	case r.V2 && !slices.Contains(g.hello.Subprotocols, proto.Subprotocol):
 		return false
+	case r.Window != 0 && !g.hello.Compress:
+		return false
+	case g.hello.MaxMessage >= g.server.config.MaxMessage:
+		return true
+	case r.Window != 0: // how long a message is that is cut or waits, nobody knows yet
+		return len(r.Unparsed) == 0 && r.Parser.Op == 0
 	}
-	return g.hello.MaxMessage >= g.server.config.MaxMessage || messageBytes(r) <= int64(g.hello.MaxMessage)
+	return messageBytes(r) <= int64(g.hello.MaxMessage)
 }
 
 // messageBytes is how long a message of the client's may be that the successor has to go on

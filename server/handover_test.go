@@ -230,6 +230,41 @@ func TestHandoverAtEveryByte(t *testing.T) {
 	})
 }
 
+// TestHandoverOfCompressed: a compressed message goes on wherever it is cut, and the
+// terms of its connection go along.
+func TestHandoverOfCompressed(t *testing.T) {
+	chain := startChain(t, "-compress=1")
+	message := strings.Repeat("héllo wörld € ", 20)
+	payload := compress(message)
+	stream := bytes.Join([][]byte{
+		deflated(proto.OpText, false, payload[:5]), frame(proto.OpPing, true, "p"), frame(proto.OpContinuation, false, payload[5:20]),
+		frame(proto.OpContinuation, true, payload[20:]), text("plain"),
+	}, nil)
+	wires := make([]*wire, len(stream)+1)
+	for cut := range wires {
+		wires[cut] = chain.open("/ws/chat/", deflateHeader+"; server_max_window_bits=9")
+		wires[cut].write(stream[:cut])
+	}
+	bad, plain := chain.open("/ws/chat/", deflateHeader), chain.open("/ws/chat/")
+	bad.write(deflated(proto.OpText, false, payload[:5]))
+	chain.handOver()
+	for cut, w := range wires {
+		w.write(stream[cut:])
+		if m := w.next(); m.Op != proto.OpPong {
+			t.Fatalf("cut at %d: got %s, want a pong", cut, describe(m))
+		}
+		w.wantCount(1, message)
+		w.wantCount(2, "plain")
+	}
+	if saved := chain.current.metric("websocket_compress_saved_bytes_total"); saved < float64(len(wires)*len(message)/2) {
+		t.Errorf("compression saves %v bytes after the handover", saved)
+	}
+	bad.write(frame(proto.OpContinuation, true, "no deflate"))
+	bad.wantClose(proto.ErrNotDeflate.Code)
+	plain.send(deflated(proto.OpText, true, payload))
+	plain.wantClose(proto.ErrReservedBits.Code)
+}
+
 // TestHandoverOfASlowReader: what a client has not read yet goes with it, and
 // so do the messages that wait for that.
 func TestHandoverOfASlowReader(t *testing.T) {

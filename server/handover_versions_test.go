@@ -140,6 +140,50 @@ func TestHandoverToShorterMessages(t *testing.T) {
 	idle.wantCount(1, "idle")
 }
 
+// TestHandoverToNoCompression: clients with compression are told, and the others go. They
+// do come back: the new process answers them without it.
+func TestHandoverToNoCompression(t *testing.T) {
+	chain := startChain(t, "-compress")
+	compressing, half, plain := chain.open("/ws/chat/", deflateHeader), chain.open("/ws/chat/", deflateHeader), chain.open("/ws/chat/")
+	compressing.send(deflated(proto.OpText, true, compress("one")))
+	id := compressing.wantCount(1, "one").SessionID
+	half.write(deflated(proto.OpText, false, compress("two")))
+	plain.send(text("three"))
+	plain.wantCount(1, "three")
+	chain.flags = append(chain.flags[:len(chain.flags)-1], "-compress=false")
+	successor := chain.startSuccessor()
+	compressing.wantShutdown(1)
+	compressing.conn.Close()
+	half.wantShutdown(0)
+	half.conn.Close()
+	chain.wantMoved(successor, 1, 2)
+	plain.send(text("four"))
+	plain.wantCount(2, "four")
+	again := chain.open("/ws/chat/?session_id="+id, deflateHeader)
+	again.send(text("five"))
+	again.wantCount(2, "five")
+}
+
+// TestHandoverOfCompressedToShorterMessages: nobody knows yet how long a compressed message
+// becomes that is cut, so its client stays when the new process takes only shorter ones.
+func TestHandoverOfCompressedToShorterMessages(t *testing.T) {
+	chain := startChain(t, "-compress")
+	cut, idle := chain.open("/ws/chat/", deflateHeader), chain.open("/ws/chat/", deflateHeader)
+	message := deflated(proto.OpText, true, compress(strings.Repeat("m", 1000)))
+	before := int(chain.current.metric("websocket_bytes_in_total"))
+	cut.write(message[:len(message)-1])
+	eventually(t, "all of it is read", func() bool {
+		return chain.current.metric("websocket_bytes_in_total") >= float64(before+len(message)-1)
+	})
+	chain.flags = append(chain.flags, "-max-message", "500")
+	successor := chain.startSuccessor()
+	cut.wantShutdown(0)
+	cut.conn.Close()
+	chain.wantMoved(successor, 1, 1)
+	idle.send(message)
+	idle.wantClose(proto.ErrTooBig.Code)
+}
+
 // TestHandoverToFewerEndpoints: likewise with clients of an endpoint that is not there.
 func TestHandoverToFewerEndpoints(t *testing.T) {
 	chain := startChain(t, "-echo")

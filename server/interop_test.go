@@ -89,16 +89,31 @@ func wantedScenes() []scene {
 }
 
 func TestClients(t *testing.T) {
+	for name, compress := range map[string]string{"plain": "-compress=false", "compressed": "-compress=1"} {
+		t.Run(name, func(t *testing.T) { testClients(t, compress) })
+	}
+}
+
+// testClients runs all clients. Each of them offers compression.
+func testClients(t *testing.T, compress string) {
 	socket := filepath.Join(t.TempDir(), "server.sock")
-	p := startServer(t, "-listen", testHost+":0,unix:"+socket)
+	p := startServer(t, "-listen", testHost+":0,unix:"+socket, compress)
 	clients := []struct {
 		name string
 		play func(t *testing.T, address string) []byte
 	}{{"node", playNode}, {"python", playPython}, {"coder", playCoder}}
 	for _, client := range clients {
 		t.Run(client.name, func(t *testing.T) {
-			t.Run("tcp", func(t *testing.T) { checkScenes(t, client.play(t, p.addr)) })
-			t.Run("unix", func(t *testing.T) { checkScenes(t, client.play(t, "unix:"+socket)) })
+			for name, address := range map[string]string{"tcp": p.addr, "unix": "unix:" + socket} {
+				t.Run(name, func(t *testing.T) {
+					before := p.metric("websocket_compress_saved_bytes_total")
+					checkScenes(t, client.play(t, address))
+					saved := p.metric("websocket_compress_saved_bytes_total") - before
+					if should := compress != "-compress=false"; saved > float64(len(longText)) != should {
+						t.Errorf("compression has saved %v bytes; is it on: %v", saved, should)
+					}
+				})
+			}
 		})
 	}
 	eventually(t, "no connection is left", func() bool { return p.metric("websocket_active_connections") == 0 })
@@ -355,7 +370,7 @@ func (c *coderClient) open(query string, options *websocket.DialOptions) *coderC
 	return conn
 }
 
-// dialCoder offers compression as well, which the server has to pass over.
+// dialCoder offers compression as well, which a server without -compress has to pass over.
 func dialCoder(ctx context.Context, address, query string, options *websocket.DialOptions) (*websocket.Conn, *http.Response, error) {
 	if options == nil {
 		options = &websocket.DialOptions{}

@@ -119,6 +119,7 @@ func (s *server) newEngine() (*engine.Engine, error) {
 	return engine.New(engine.Config{
 		Workers: c.Workers, Endpoints: s.endpoints,
 		MaxConnections: c.files.connections, MaxConnectionsPerIP: c.MaxConnectionsPerIP, MaxMessage: c.MaxMessage, MessageRate: c.MessageRate,
+		Compress:          c.Compress,
 		PlacesBeyondLimit: c.files.beyondLimit, PlainPlaces: c.files.plainHTTP,
 		Origins: c.Origins, TrustedProxies: c.TrustedProxies,
 		Heartbeat: c.Heartbeat, HandshakeTimeout: c.HandshakeTimeout, WriteTimeout: c.WriteTimeout, MessageTimeout: c.MessageTimeout,

@@ -71,6 +71,7 @@ func (s *server) hello() handover.Hello {
 		Version: handover.Oldest, Newest: handover.Newest, LastField: handover.LastField,
 		Store: "embedded", Subprotocols: []string{proto.Subprotocol},
 		MaxMessage:      s.config.MaxMessage,
+		Compress:        s.config.Compress > 0,
 		Connections:     s.config.files.connections - s.connections(),
 		FileDescriptors: s.config.files.sockets - s.connections(),
 	}

@@ -47,8 +47,14 @@ func printSetting(out io.Writer, s setting) {
 	wrap(out, "      ", s.text+" Set it when "+s.when+".")
 }
 
-// usage is the flag as it is written on a command line.
-func (s setting) usage() string { return strings.TrimSpace("-" + s.name + " " + s.unit) }
+// usage is the flag as it is written on a command line. A value that may be left out
+// stands behind "=", and so does its unit.
+func (s setting) usage() string {
+	if strings.HasPrefix(s.unit, "[") {
+		return "-" + s.name + s.unit
+	}
+	return strings.TrimSpace("-" + s.name + " " + s.unit)
+}
 
 // defaultText is the default for a reader.
 func (s setting) defaultText() string {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/flate"
 	"encoding/json"
 	"io"
 	"net"
@@ -32,14 +33,39 @@ func upgradeRequest(target string, headers ...string) string {
 		strings.Join(append(slices.Clone(headers), "", ""), "\r\n")
 }
 
+const deflateHeader = "Sec-WebSocket-Extensions: permessage-deflate"
+
+// deflated is a frame of a client with a piece of a message that compress has made; the
+// first piece says so.
+func deflated(op proto.OpCode, fin bool, payload string) []byte {
+	f := frame(op, fin, payload)
+	if op != proto.OpContinuation {
+		f[0] |= 0x40 // RSV1: RFC 7692 §6
+	}
+	return f
+}
+
+// compress is the payload of a compressed message (RFC 7692 §7.2.1).
+func compress(message string) string {
+	var out strings.Builder
+	w, _ := flate.NewWriter(&out, flate.BestCompression)
+	io.WriteString(w, message)
+	w.Flush()
+	return strings.TrimSuffix(out.String(), "\x00\x00\xff\xff")
+}
+
 const v2Header = "Sec-WebSocket-Protocol: message-counter.v2"
 
 // open connects a client to target and expects the upgrade.
 func (p *process) open(target string, headers ...string) *wire {
 	p.t.Helper()
 	w := newWire(p.t, p.dial())
-	if response := w.request(upgradeRequest(target, headers...)); response.StatusCode != http.StatusSwitchingProtocols {
+	response := w.request(upgradeRequest(target, headers...))
+	if response.StatusCode != http.StatusSwitchingProtocols {
 		p.t.Fatalf("%s: %s", target, response.Status)
+	}
+	if response.Header.Get("Sec-WebSocket-Extensions") != "" {
+		w.parser.Rules = &proto.Rules{MaxMessage: clientRules.MaxMessage, Inflater: &proto.Inflater{}}
 	}
 	return w
 }

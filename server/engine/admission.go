@@ -31,12 +31,12 @@ const (
 	longestStandstill = 2 * time.Second
 )
 
-func (u *unfinished) bodyBudget() int { return max(unfinishedBudget/2, u.worker.rules.MaxMessage) }
+func (u *unfinished) bodyBudget() int { return max(unfinishedBudget/2, u.worker.longestMessage()) }
 
 // most is how much all may hold, the favourite too: its message, and a frame behind that
 // needs memory for both. Only so many fronts that even leastFront is too much reach it.
 func (u *unfinished) most() int {
-	return unfinishedBudget/2 + u.bodyBudget() + 2*u.worker.rules.MaxMessage
+	return unfinishedBudget/2 + u.bodyBudget() + 2*u.worker.longestMessage()
 }
 
 // front is how much a message may hold now without asking.

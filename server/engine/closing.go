@@ -31,6 +31,8 @@ func (c *Conn) fail(err *proto.Error) {
 	switch err {
 	case proto.ErrNotUTF8, proto.ErrCloseReason:
 		reason = closeNotUTF8
+	case proto.ErrNotDeflate:
+		reason = closeNotDeflate
 	case proto.ErrTooBig:
 		reason = closeTooBig
 	}

@@ -35,7 +35,7 @@ type Conn struct {
 	ip      [16]byte        // see clientIP
 	beyond  handshakeResult // why it will be refused; withinLimits if it will not
 	charged bool            // ip counts in the limit for each address
-	v2      bool            // the client speaks proto.Subprotocol
+	terms   terms           // what the upgrade has agreed on
 
 	// What it waits for.
 	eof     bool // the client has sent its last byte
@@ -92,6 +92,7 @@ const (
 	closeMessageMemory
 	closeProtocol
 	closeNotUTF8
+	closeNotDeflate
 	closeTooBig
 	CloseUnsupported
 	closeRate
@@ -118,6 +119,7 @@ var closeReasonNames = [closeReasons]struct {
 
 	closeProtocol:    {"protocol_error", true},
 	closeNotUTF8:     {"invalid_utf8", true},
+	closeNotDeflate:  {"invalid_compression", true},
 	closeTooBig:      {"message_too_big", true},
 	CloseUnsupported: {"unsupported_data", true},
 	closeRate:        {"rate_limited", true},

@@ -35,6 +35,10 @@ type Config struct {
 	MaxMessage          int // bytes
 	MessageRate         int // a second for each connection; 0 is no limit
 
+	// Compress is the shortest answer that is compressed, in bytes, for clients that take
+	// that; 0 is no compression.
+	Compress int
+
 	// Whose pages may connect, as ParseOrigin takes it, and whose X-Forwarded-For is
 	// believed.
 	Origins        []string

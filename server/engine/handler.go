@@ -109,7 +109,7 @@ func (w *worker) endpointAt(path []byte) *endpoint {
 
 // Subprotocol is the subprotocol that client and server have agreed on; "" is none.
 func (c *Conn) Subprotocol() string {
-	if c.v2 {
+	if c.terms.v2() {
 		return proto.Subprotocol
 	}
 	return ""
@@ -158,7 +158,7 @@ func (c *Conn) Send(op proto.OpCode, payload []byte) bool {
 		return false
 	}
 	w := c.worker
-	w.frame = proto.AppendFrame(w.frame[:0], op, payload)
+	w.frame = c.compress(proto.AppendFrame(w.frame[:0], op, payload), 0)
 	c.enqueue(w.frame)
 	if cap(w.frame) > maxOut {
 		w.frame = nil // it may be the backlog's now
@@ -181,11 +181,11 @@ type farewell struct {
 	text   string
 }
 
-// answer takes the frames that a handler has appended, and closes the connection if
-// the handler has asked for that, which it reports.
+// answer takes the frames that a handler has appended to worker.out, and closes the
+// connection if the handler has asked for that, which it reports.
 func (c *Conn) answer(out []byte) (closed bool) {
 	w := c.worker
-	w.out = out
+	w.out = c.compress(out, len(w.out))
 	f := w.farewell
 	if f.conn == nil {
 		return false

@@ -137,7 +137,7 @@ func (c *Conn) upgrade(e *endpoint) {
 		return
 	}
 	w.out = out
-	c.v2 = request.Protocol == proto.Subprotocol
+	c.agree(termsOf(request.Protocol == proto.Subprotocol, request.Window))
 	resumed, result := false, c.admit(request)
 	if result == handshakeUpgraded {
 		resumed, result = c.ask(e.handler.OnRequest(c, request))

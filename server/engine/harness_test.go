@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -116,10 +117,10 @@ func startEngine(t testing.TB, change ...func(*Config)) *harness {
 	return &harness{t: t, engine: e, addr: l.Addr}
 }
 
-// connect opens a client socket and upgrades it.
-func (h *harness) connect(target string) (fd int) {
+// connect opens a client socket and upgrades it; headers are further lines of the request.
+func (h *harness) connect(target string, headers ...string) (fd int) {
 	h.t.Helper()
-	fd = h.dial(target)
+	fd = h.dial(target, headers...)
 	buf, end := make([]byte, 1000), []byte("\r\n\r\n")
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_PEEK)
@@ -137,10 +138,11 @@ func (h *harness) connect(target string) (fd int) {
 }
 
 // dial opens a client socket and asks for an upgrade.
-func (h *harness) dial(target string) (fd int) {
+func (h *harness) dial(target string, headers ...string) (fd int) {
 	h.t.Helper()
 	return h.ask("GET " + target + " HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" +
+		strings.Join(append(slices.Clone(headers), "", ""), "\r\n"))
 }
 
 // ask opens a blocking client socket and sends a request; no read of the socket waits

@@ -122,9 +122,14 @@ func (c *Conn) consume(buf []byte, seen int) {
 // onFrames handles the frames in buf until one is unfinished, or too many answers
 // wait. It returns how many bytes it has used.
 func (c *Conn) onFrames(buf []byte) (used int) {
+	inflated := 0
 	for c.state == stateOpen {
-		if c.backedUp() {
+		switch {
+		case c.backedUp():
 			c.paused = true
+			return used
+		case inflated >= inflateMost && used < len(buf):
+			c.yield()
 			return used
 		}
 		m, n, err := c.parser.Next(buf[used:])
@@ -145,6 +150,9 @@ func (c *Conn) onFrames(buf []byte) (used int) {
 			c.input.isBegun = false // what is unfinished later is another message
 		}
 		c.onFrame(m)
+		if m.Inflated {
+			inflated += len(m.Payload)
+		}
 		if len(c.worker.out) >= flushBytes {
 			c.flush()
 		}

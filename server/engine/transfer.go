@@ -160,11 +160,14 @@ func (c *Conn) record() handover.Record {
 	monotonic, parser, tats := netpoll.Monotonic(), c.parser.State(), c.rates.times()
 	now := c.worker.loop.At(monotonic)
 	r := handover.Record{
-		Frozen: netpoll.Clock(), V2: c.v2, IP: c.ip, Charged: c.charged, Paused: c.paused && c.state == stateOpen,
+		Frozen: netpoll.Clock(), V2: c.terms.v2(), Window: c.terms.window(), IP: c.ip, Charged: c.charged,
+		Paused: c.paused && c.state == stateOpen,
 		Opened: c.opened - monotonic, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
 		Deadline: c.deadline - now, RateTAT: tats.messageTAT - now, FrameTAT: tats.frameTAT - now,
 		Unparsed: c.spill(), Backlog: c.backlog.all(),
-		Parser: handover.Parser{Op: uint8(parser.Op), Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail},
+		Parser: handover.Parser{
+			Op: uint8(parser.Op), Compressed: parser.Compressed, Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail,
+		},
 	}
 	if c.backlog != nil {
 		r.Due = c.backlog.due
@@ -264,7 +267,8 @@ func (w *worker) arrive(fd int, r *handover.Record) {
 func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 	frozen := netpoll.Monotonic() - (netpoll.Clock() - r.Frozen)
 	c := newConn(w, arrival{fd: fd, charged: r.Charged})
-	c.ip, c.v2, c.paused = r.IP, r.V2, r.Paused
+	c.ip, c.paused = r.IP, r.Paused
+	c.agree(termsOf(r.V2, r.Window))
 	c.opened = frozen + r.Opened
 	frozen = w.loop.At(frozen)
 	c.lastRead, c.heartbeatAt = frozen+r.LastRead, frozen+r.HeartbeatAt
@@ -286,7 +290,8 @@ func (c *Conn) unpack(r *handover.Record) {
 		c.backlog.due = min(max(r.Due, 0), c.backlog.sendable)
 	}
 	c.parser.Restore(proto.ParserState{
-		Op: proto.OpCode(r.Parser.Op), Message: slices.Clone(r.Parser.Message), Seen: r.Parser.Seen, Tail: r.Parser.Tail,
+		Op: proto.OpCode(r.Parser.Op), Compressed: r.Parser.Compressed, Message: slices.Clone(r.Parser.Message),
+		Seen: r.Parser.Seen, Tail: r.Parser.Tail,
 	})
 	c.keepRest(r.Unparsed)
 	if r.Session.ID != [16]byte{} {

@@ -16,12 +16,14 @@ import (
 // runs on the loop's one goroutine; no other goroutine touches a connection.
 type worker struct {
 	// Fixed after newWorker.
-	engine    *Engine
-	loop      *netpoll.Loop
-	metrics   *metrics.Worker
-	rules     proto.Rules
-	endpoints []*endpoint
-	inbox     *inbox
+	engine  *Engine
+	loop    *netpoll.Loop
+	metrics *metrics.Worker
+	rules   proto.Rules
+	// inflatingRules are those of connections with compression. rules has no Inflater.
+	inflatingRules proto.Rules
+	endpoints      []*endpoint
+	inbox          *inbox
 
 	// Atomic.
 	sockets atomic.Int64 // how many are its own, from assign to forget
@@ -44,6 +46,8 @@ type worker struct {
 	free       freeList
 	spares     [][]byte // spills that no connection needs: see newSpill
 	farewell   farewell // the close that the running handler has asked for
+	inflater   proto.Inflater
+	deflater   proto.Deflater
 
 	frames int // how many were handled
 
@@ -77,8 +81,10 @@ func newWorker(e *Engine, loop *netpoll.Loop, m *metrics.Worker) *worker {
 		rules:      proto.Rules{FromClient: true, MaxMessage: e.config.MaxMessage},
 		endpoints:  newEndpoints(e.config.Endpoints),
 		readBuffer: make([]byte, readBufferBytes),
-		upgrader:   proto.NewUpgrader(proto.Subprotocol), requestIDs: make(map[*Conn]string),
+		upgrader:   proto.NewUpgrader(proto.Subprotocol, e.config.Compress > 0), requestIDs: make(map[*Conn]string),
 	}
+	w.inflatingRules = w.rules
+	w.inflatingRules.Inflater = &w.inflater
 	w.unfinished = unfinished{worker: w, standstill: longestStandstill}
 	w.unfinished.timer.Owner = &w.unfinished
 	w.inbox = newInbox(w)
@@ -129,6 +135,7 @@ func (w *worker) shrink() {
 	w.requestIDs = maps.Collect(maps.All(w.requestIDs))
 	w.free, w.spares = freeList{}, nil
 	w.out = nil
+	w.inflater, w.deflater = proto.Inflater{}, proto.Deflater{}
 }
 
 // An inbox passes sockets from the acceptor to a worker. One task welcomes those that

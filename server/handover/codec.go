@@ -18,6 +18,7 @@ type codec struct {
 	version int
 	data    []byte
 	reading bool
+	mark    tag     // mustKnow for the fields that are written
 	err     error   // of reading
 	values  []value // of the record that is read
 }
@@ -184,7 +185,7 @@ func (c *codec) take(number int, kind tag) value {
 // tag appends the tag of a field, if there are tags.
 func (c *codec) tag(number int, kind tag) {
 	if c.isTagged() {
-		c.data = binary.AppendUvarint(c.data, uint64(number)<<2|uint64(kind))
+		c.data = binary.AppendUvarint(c.data, uint64(number)<<2|uint64(kind|c.mark))
 	}
 }
 

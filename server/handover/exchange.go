@@ -76,9 +76,10 @@ type Hello struct {
 	Store           string   // which store the sessions are in, without credentials
 	Endpoints       []string // paths at which it serves
 	Subprotocols    []string
-	MaxMessage      int // bytes
-	Connections     int // how many more it may serve
-	FileDescriptors int // how many more connections its limit of open files leaves room for
+	MaxMessage      int  // bytes
+	Connections     int  // how many more it may serve
+	FileDescriptors int  // how many more connections its limit of open files leaves room for
+	Compress        bool // it goes on with connections that have compression
 }
 
 // A Welcome is what the old process can give.

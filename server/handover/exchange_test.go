@@ -138,7 +138,7 @@ func offering(x *Exchange, rs []Record, fds []int) <-chan error {
 func TestExchange(t *testing.T) {
 	keepsFDs(t)
 	giver, taker := pair(t)
-	hello := Hello{Oldest, Newest, LastField, "embedded", []string{"/ws/"}, []string{"v2"}, 2, 3, 4}
+	hello := Hello{Oldest, Newest, LastField, "embedded", []string{"/ws/"}, []string{"v2"}, 2, 3, 4, true}
 	welcome := Welcome{Newest, 5, []string{":1", "unix:/x"}}
 	started := make(chan error, 1)
 	go func() {

@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"errors"
 	"fmt"
 	"time"
 	"unicode/utf8"
@@ -11,6 +12,7 @@ type Record struct {
 	// The client, and what it asked for.
 	Endpoint string   // the path of the upgrade; "" while the request is incomplete
 	V2       bool     // the client speaks the second version of the protocol
+	Window   uint8    // the window of compressed answers, in bits; 0 is a connection without compression
 	IP       [16]byte // the client's address
 	Charged  bool     // IP counts in the limit for each address
 	Session  Session
@@ -34,10 +36,11 @@ type Record struct {
 
 // A Parser is the state of a connection's parser.
 type Parser struct {
-	Op      uint8  // the opcode of the message whose fragments are in Message, 0 if there is none
-	Message []byte // the fragments so far
-	Seen    int    // bytes of the frame at the front of Unparsed that are unmasked and checked
-	Tail    []byte // the first bytes of a character whose last bytes are still to come
+	Op         uint8  // the opcode of the message whose fragments are in Message, 0 if there is none
+	Compressed bool   // that message is
+	Message    []byte // the fragments so far
+	Seen       int    // bytes of the frame at the front of Unparsed that are unmasked and checked
+	Tail       []byte // the first bytes of a character whose last bytes are still to come
 }
 
 // A Session is a session. A connection holds it, or it waits for the next one.
@@ -57,8 +60,7 @@ type Session struct {
 // order. Fields that are newer stand behind isTagged.
 //
 // A reader that does not know a field goes without it. A field without which a connection
-// would be another one has mustKnow in its tag. No field of today's has, since the first
-// readers of tags know all of them.
+// would be another one has mustKnow in its tag, if the first readers of tags do not know it.
 func (r *Record) fields(c *codec) {
 	c.duration(1, &r.Frozen)
 	c.text(2, &r.Endpoint)
@@ -81,13 +83,17 @@ func (r *Record) fields(c *codec) {
 	r.Session.fields(c)
 	if c.isTagged() {
 		c.duration(27, &r.FrameTAT)
+		c.mark = mustKnow
+		c.byte(28, &r.Window)
+		c.flag(29, &r.Parser.Compressed)
+		c.mark = 0
 	}
 }
 
 // LastField is the highest number of a field. Whoever adds a field with mustKnow also
 // makes the old process keep the connections that need it, if the new one's
-// Hello.LastField is lower.
-const LastField = 27
+// Hello.LastField is lower, or says in another way that it does not know it.
+const LastField = 29
 
 func (s *Session) fields(c *codec) {
 	c.array(19, &s.ID)
@@ -111,11 +117,21 @@ func (r *Record) check() error {
 		return fmt.Errorf("%d bytes of a frame are checked, and %d bytes of it and its header are there", seen, len(r.Unparsed))
 	case p.Op > opBinary || p.Op == 0 && len(p.Message) > 0:
 		return fmt.Errorf("fragments of %d bytes are of opcode %d", len(p.Message), p.Op)
+	case r.Window != 0 && (r.Window < leastWindow || r.Window > fullWindow):
+		return fmt.Errorf("the window for compression has %d bits", r.Window)
+	case p.Compressed && (r.Window == 0 || p.Op == 0):
+		return errors.New("a compressed message is begun, and there is no compression, or no message")
 	case len(p.Tail) >= utf8.UTFMax:
 		return fmt.Errorf("%d bytes are the beginning of one character", len(p.Tail))
 	}
 	return nil
 }
+
+// The bounds of a window, in bits (RFC 7692 §7.1.2).
+const (
+	leastWindow = 8
+	fullWindow  = 15
+)
 
 // opBinary is the highest opcode that a message can have (RFC 6455 §5.2).
 const opBinary = 2

@@ -68,7 +68,7 @@ func versions(t *testing.T, run func(t *testing.T, version int)) {
 // ofVersion is the part of a record that a version has.
 func ofVersion(version int, r Record) Record {
 	if version == 1 {
-		r.FrameTAT = 0
+		r.FrameTAT, r.Window, r.Parser.Compressed = 0, 0, false
 	}
 	return r
 }
@@ -161,6 +161,12 @@ func TestRecordDoesNotFit(t *testing.T) {
 	f("fragments of a close", false, Record{Parser: Parser{Op: 8, Message: []byte("x")}})
 	f("fragments of nothing", false, Record{Parser: Parser{Message: []byte("x")}})
 	f("three bytes of a character", true, Record{Parser: Parser{Tail: []byte("\xf0\x9f\x98")}})
+	f("a window", true, Record{Window: 15})
+	f("a window that is too small", false, Record{Window: 7})
+	f("a window that is too large", false, Record{Window: 16})
+	f("a compressed message", true, Record{Window: 8, Parser: Parser{Op: 1, Compressed: true}})
+	f("the same without compression", false, Record{Parser: Parser{Op: 1, Compressed: true}})
+	f("a compressed message that is not begun", false, Record{Window: 8, Parser: Parser{Compressed: true}})
 	f("more than a character", false, Record{Parser: Parser{Tail: []byte("\xf0\x9f\x98\x80")}})
 }
 
@@ -230,14 +236,39 @@ func TestLaterRecord(t *testing.T) {
 		}
 		return append(binary.AppendUvarint(nil, uint64(len(later))), later...)
 	}
-	body := slices.Concat(add(90<<2), add(28<<2|isBytes, 4000<<2), encode(Newest, want))
+	body := slices.Concat(add(90<<2), add(98<<2|isBytes, 4000<<2), encode(Newest, want))
 	got, err := readAll(Newest, body, (*Record).fields)
 	if err != nil || len(got) != 3 || !reflect.DeepEqual(got[0], want) || !reflect.DeepEqual(got[1], want) {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	_, err = decode(t, Newest, slices.Concat(encode(Newest, want), add(28<<2, 31<<2|isBytes|mustKnow)), 2)
-	if unknown, ok := errors.AsType[*UnknownFieldError](err); !ok || unknown.Number != 31 || !strings.Contains(err.Error(), "field 31") {
-		t.Errorf("got %v, want that field 31 is unknown", err)
+	_, err = decode(t, Newest, slices.Concat(encode(Newest, want), add(98<<2, 99<<2|isBytes|mustKnow)), 2)
+	if unknown, ok := errors.AsType[*UnknownFieldError](err); !ok || unknown.Number != 99 || !strings.Contains(err.Error(), "field 99") {
+		t.Errorf("got %v, want that field 99 is unknown", err)
+	}
+}
+
+// TestCompressionMustBeKnown: who does not know the fields of compression must not take the
+// connection, and takes all others.
+func TestCompressionMustBeKnown(t *testing.T) {
+	tags := func(r Record) (must []int) {
+		c := &codec{version: Newest}
+		r.fields(c)
+		c.reading = true
+		c.readTags()
+		for _, v := range c.values {
+			if v.tag&mustKnow != 0 {
+				must = append(must, v.tag.number())
+			}
+		}
+		return must
+	}
+	r := filled(t)
+	if got := tags(r); !slices.Equal(got, []int{28, 29}) {
+		t.Errorf("fields %v must be known, want 28 and 29", got)
+	}
+	r.Window, r.Parser.Compressed = 0, false
+	if got := tags(r); got != nil {
+		t.Errorf("without compression, fields %v must be known", got)
 	}
 }
 

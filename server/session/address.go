@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -336,13 +337,44 @@ type handshakeError struct {
 	cause error
 }
 
-func (e *handshakeError) Error() string {
+func (e *handshakeError) isOfCertificate() bool {
 	var certificate *tls.CertificateVerificationError
+	return errors.As(e.cause, &certificate)
+}
+
+func (e *handshakeError) Error() string {
 	text := "TLS handshake with " + e.addr + ": " + e.cause.Error()
-	if !errors.As(e.cause, &certificate) {
+	if !e.isOfCertificate() {
 		text += "; if that port speaks no TLS, write redis://"
 	}
 	return text
+}
+
+// errTLSPort says that a plain connection came to a port that speaks TLS.
+var errTLSPort = errors.New("that port speaks TLS: write rediss://")
+
+// explain finds out whether err, with which plain connections to addr end before any answer,
+// comes from a port that speaks TLS. Redis says nothing there: it resets the connection.
+func (a *Address) explain(ctx context.Context, addr string, err error) error {
+	isCandidate := a.scheme == "redis" && a.master == "" && slices.Contains([]errorKind{errorConnection, errorTimeout}, errorKindOf(err))
+	if isCandidate && speaksTLS(ctx, addr) {
+		return fmt.Errorf("%w (%v)", errTLSPort, err)
+	}
+	return err
+}
+
+// speaksTLS reports whether a TLS handshake with addr succeeds, or is refused in TLS. Nothing
+// else is sent, so it does not matter whose certificate it is.
+func speaksTLS(ctx context.Context, addr string) bool {
+	ctx, cancel := context.WithTimeout(ctx, longestCall)
+	defer cancel()
+	dialer := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}}
+	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	if err == nil {
+		conn.Close()
+	}
+	var alert tls.AlertError
+	return err == nil || errors.As(err, &alert)
 }
 
 // quiet keeps the client library from writing to standard error: what goes

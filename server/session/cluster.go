@@ -55,7 +55,7 @@ func (c *cluster) run() {
 			c.apply(ranges)
 			known = true
 		} else if !known && c.store.stopped.Err() == nil { // later on, the nodes tell of their own
-			c.unassigned.health.onTrouble(withAdvice(err))
+			c.unassigned.health.onTrouble(c.withAdvice(err))
 		}
 		if !c.wait(err) {
 			return
@@ -64,11 +64,12 @@ func (c *cluster) run() {
 }
 
 // withAdvice adds to an error of CLUSTER SLOTS what to write instead.
-func withAdvice(err error) error {
+func (c *cluster) withAdvice(err error) error {
 	if strings.Contains(err.Error(), "cluster support disabled") {
 		return fmt.Errorf("%w: several addresses are a Redis Cluster; write one address, or those of sentinels with ?master_name=", err)
 	}
-	return err
+	address := c.store.config.Address
+	return address.explain(c.store.stopped, address.addrs[0], err)
 }
 
 // wait waits until it is time to ask for the slots again. It reports false when

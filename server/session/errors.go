@@ -21,6 +21,7 @@ const (
 	errorTimeout
 	errorConnection
 	errorTLS
+	errorCertificate
 	errorNotReplicated
 	errorDataLost
 	errorReadOnly
@@ -64,6 +65,7 @@ var errorNames = [errorKinds]struct {
 	errorTimeout:       {"timeout", scopeConnection, nil},
 	errorConnection:    {"connection", scopeConnection, nil},
 	errorTLS:           {"tls", scopeConnection, nil},
+	errorCertificate:   {"certificate", scopeConnection, nil},
 	errorNotReplicated: {"not_replicated", scopeConnection, nil},
 	errorDataLost:      {"data_lost", scopeConnection, nil},
 	errorReadOnly:      {"readonly", scopeNode, []string{"READONLY"}},
@@ -115,7 +117,9 @@ func errorKindOf(err error) errorKind {
 		return errorMoved
 	case errors.Is(err, errDamagedOwner):
 		return errorDamaged
-	case errors.As(err, &handshake):
+	case errors.As(err, &handshake) && handshake.isOfCertificate():
+		return errorCertificate
+	case errors.As(err, &handshake), errors.Is(err, errTLSPort):
 		return errorTLS
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return errorUnreachable

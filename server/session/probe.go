@@ -138,6 +138,9 @@ func (n *node) checkMode(conn *redis.Conn) error {
 	}
 	hello, err := conn.Do(n.ctx, "HELLO").Slice()
 	if err != nil && errorKindOf(err).scope() == scopeConnection {
+		if !n.up.Load() { // perhaps no address of a Redis at all
+			err = n.store.config.Address.explain(n.ctx, n.client.Options().Addr, err)
+		}
 		return err
 	}
 	for i := 0; i+1 < len(hello); i += 2 {

@@ -18,7 +18,7 @@ func TestRedisOverTLS(t *testing.T) {
 	c := a.mint().count(1)
 	a.claim(c.ID(), 1, true)
 	b := startStore(t, "rediss://"+addr)
-	b.wantTrouble(errorTLS, "certificate")
+	b.wantTrouble(errorCertificate, "certificate")
 	if b.Available() {
 		t.Error("the store is available")
 	}
@@ -32,6 +32,19 @@ func TestRedisTLSToAPlainPort(t *testing.T) {
 	a.wantTrouble(errorTLS, "if that port speaks no TLS, write redis://")
 	if a.Available() {
 		t.Error("the store is available")
+	}
+}
+
+// The port of a Redis with TLS, which only resets the connection: the store finds out, and
+// says what to write.
+func TestRedisPlainToATLSPort(t *testing.T) {
+	_, addr := redistest.StartTLS(t)
+	for _, url := range []string{"redis://" + addr, "redis://" + addr + "," + addr} {
+		a := startStore(t, url)
+		a.wantTrouble(errorTLS, "that port speaks TLS: write rediss://")
+		if a.Available() {
+			t.Errorf("%s: the store is available", url)
+		}
 	}
 }
 

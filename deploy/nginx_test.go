@@ -142,20 +142,20 @@ func TestNginxPorts(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			plain, secure := freeAddrOn(t, host), freeAddrOn(t, host)
 			cert, key := certtest.SelfSigned(t, stackHost, "::1")
-			_, blue, log := startBlue(t, map[string]string{
+			blue := startBlue(t, map[string]string{
 				"# include tls.conf;": "include tls.conf;", "/etc/turnstile/tls/fullchain.pem": cert, "/etc/turnstile/tls/privkey.pem": key,
 				"    listen " + listens + "8080": "    listen " + plain, "    listen " + listens + "443": "    listen " + secure,
 				"    listen " + others + "8080": "    # no ", "    listen " + others + "443": "    # no ",
 			})
 			for scheme, addr := range map[string]string{"http": plain, "https": secure} {
 				eventually(t, "nginx listens on "+addr, func() bool { return canConnect(addr) })
-				smokeTest(t, []string{"SSL_CERT_FILE=" + cert}, "-reaches", blue, scheme+"://"+addr)
+				smokeTest(t, []string{"SSL_CERT_FILE=" + cert}, "-reaches", blue.socket, scheme+"://"+addr)
 				if scheme == browsed {
 					browse(t, scheme+"://"+addr)
 				}
 			}
 			eventually(t, "the client's address is in the log", func() bool {
-				text, err := os.ReadFile(log)
+				text, err := os.ReadFile(blue.log)
 				return err == nil && strings.Contains(string(text), `"client_ip":"`+client+`"`)
 			})
 		})
@@ -164,32 +164,45 @@ func TestNginxPorts(t *testing.T) {
 	f("IPv6", "::1", "::1", "[::]:", "", "https")
 }
 
-// startBlue starts a server, and nginx before it; blue is its socket, as bench
-// writes it.
-func startBlue(t testing.TB, replace map[string]string) (server *child, blue, log string) {
+// A blue is a server before which nginx stands.
+type blue struct {
+	*child
+	direct string // its address of its own
+	socket string // the one that nginx has, as bench writes it
+	log    string
+}
+
+// startBlue starts a server with -compress=1, and nginx before it.
+func startBlue(t testing.TB, replace map[string]string) blue {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "blue") // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	blue, log = "unix:"+dir+"/blue.sock", dir+"/server.log"
-	direct := freeAddr(t)
-	server = startServer(t, log, direct, "-listen", direct+","+blue)
+	b := blue{direct: freeAddr(t), socket: "unix:" + dir + "/blue.sock", log: dir + "/server.log"}
+	b.child = startServer(t, b.log, b.direct, "-listen", b.direct+","+b.socket, "-compress=1")
 	os.Symlink("blue.sock", dir+"/active.sock")
 	limit, allowed := fileLimit(t)
 	replace[limit], replace["/run/turnstile/"] = allowed, dir+"/"
 	newNginxConf(t, replace).start(t)
-	return server, blue, log
+	return b
+}
+
+// startSite is startBlue with nginx at one address.
+func startSite(t testing.TB) (b blue, site string) {
+	t.Helper()
+	site = freeAddr(t)
+	b = startBlue(t, map[string]string{"    listen 8080": "    listen " + site, "    listen [::]:8080": "    # no "})
+	eventually(t, "nginx listens", func() bool { return canConnect(site) })
+	return b, site
 }
 
 // The server's last word reaches the client through nginx: also a client that is still
 // sending what is refused, and all clients of a drain.
 func TestCloseCodesThroughNginx(t *testing.T) {
 	t.Parallel()
-	site := freeAddr(t)
-	server, _, _ := startBlue(t, map[string]string{"    listen 8080": "    listen " + site, "    listen [::]:8080": "    # no "})
-	eventually(t, "nginx listens", func() bool { return canConnect(site) })
+	server, site := startSite(t)
 	tooBig := proto.AppendMaskedFrame(nil, proto.OpText, true, [4]byte{1, 2, 3, 4}, make([]byte, 10<<20))
 	for range 50 {
 		w := dialWebSocket(t, site)

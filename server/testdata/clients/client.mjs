@@ -30,8 +30,9 @@ class Client {
     this.ws.on('pong', (payload) => this.#put('pong', payload.toString()));
     this.ws.on('close', (code, reason) => this.#put('close', { close: code, reason: reason.toString() }));
     this.ws.on('error', (error) => this.#put('error', error.message));
-    this.ws.on('unexpected-response', async (_, response) => {
+    this.ws.on('unexpected-response', async (request, response) => {
       const body = (await response.toArray()).join('');
+      request.destroy(); // or the connection stays, and with it this process
       this.#put('refusal', { status: response.statusCode, body });
     });
   }

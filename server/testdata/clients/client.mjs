@@ -30,9 +30,8 @@ class Client {
     this.ws.on('pong', (payload) => this.#put('pong', payload.toString()));
     this.ws.on('close', (code, reason) => this.#put('close', { close: code, reason: reason.toString() }));
     this.ws.on('error', (error) => this.#put('error', error.message));
-    this.ws.on('unexpected-response', async (request, response) => {
+    this.ws.on('unexpected-response', async (_, response) => {
       const body = (await response.toArray()).join('');
-      request.destroy(); // or the connection stays, and with it this process
       this.#put('refusal', { status: response.statusCode, body });
     });
   }
@@ -190,4 +189,5 @@ for (const [scene, play] of Object.entries(scenes)) {
     process.exit(1);
   }
 }
-console.log(JSON.stringify(transcript));
+// A proxy keeps the connection of a refusal for a minute or more, and that keeps the process.
+process.stdout.write(`${JSON.stringify(transcript)}\n`, () => process.exit(0));

@@ -31,7 +31,7 @@ type Record struct {
 	Paused   bool   // Unparsed holds whole frames, which wait until Backlog is sent
 	Parser   Parser
 	Backlog  []byte // answers that the socket did not take yet
-	Due      int    // bytes of Backlog that must be sent before Deadline
+	Due      int    // bytes of Backlog that must be sent before Deadline; a process of version 1 may write less than 0 for none
 }
 
 // A Parser is the state of a connection's parser.
@@ -111,7 +111,7 @@ func (s *Session) fields(c *codec) {
 func (r *Record) check() error {
 	p := &r.Parser
 	switch seen := p.Seen; {
-	case r.Due < 0 || r.Due > len(r.Backlog):
+	case r.Due > len(r.Backlog):
 		return fmt.Errorf("%d bytes are due of a backlog of %d", r.Due, len(r.Backlog))
 	case seen < 0 || seen > 0 && seen > len(r.Unparsed)-frameHeaderBytes(r.Unparsed):
 		return fmt.Errorf("%d bytes of a frame are checked, and %d bytes of it and its header are there", seen, len(r.Unparsed))

@@ -146,8 +146,8 @@ func TestRecordDoesNotFit(t *testing.T) {
 	}
 	f("nothing", true, Record{})
 	f("all of the backlog is due", true, Record{Backlog: make([]byte, 3), Due: 3})
+	f("nothing is due, as a process of version 1 may say it", true, Record{Due: -59})
 	f("more than the backlog is due", false, Record{Backlog: make([]byte, 3), Due: 4})
-	f("less than nothing is due", false, Record{Due: -1})
 	seen := func(frame []byte, seen int) Record { return Record{Unparsed: frame, Parser: Parser{Seen: seen}} }
 	f("all of a short frame is checked", true, seen(frame(100, 20), 14))
 	f("its header too", false, seen(frame(100, 20), 15))

@@ -63,13 +63,5 @@ func (b blue) play(t *testing.T, command []string, address string) (saw string, 
 
 func (b blue) compressSaved(t *testing.T) (bytes float64) {
 	t.Helper()
-	page, err := fetch("http://" + b.direct + "/metrics/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(page), "\nwebsocket_compress_saved_bytes_total ")
-	if _, err := fmt.Sscan(rest, &bytes); err != nil {
-		t.Fatal(err)
-	}
-	return bytes
+	return metricOf(t, b.direct, "websocket_compress_saved_bytes_total")
 }

@@ -455,15 +455,21 @@ func startInstance(t testing.TB, dir, addr, redis string) *child {
 }
 
 // connections is how many WebSockets an instance has.
-func connections(t testing.TB, addr string) (n int) {
+func connections(t testing.TB, addr string) int {
+	t.Helper()
+	return int(metricOf(t, addr, "websocket_active_connections"))
+}
+
+// metricOf is the value of a metric without labels of the server at an address.
+func metricOf(t testing.TB, addr, name string) (value float64) {
 	t.Helper()
 	page, err := fetch("http://" + addr + "/metrics/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(page), "\nwebsocket_active_connections ")
-	if _, err := fmt.Sscan(rest, &n); err != nil {
+	_, rest, _ := strings.Cut(string(page), "\n"+name+" ")
+	if _, err := fmt.Sscan(rest, &value); err != nil {
 		t.Fatal(err)
 	}
-	return n
+	return value
 }

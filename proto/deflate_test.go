@@ -301,14 +301,7 @@ func FuzzCompressedParser(f *testing.F) {
 	f.Add(join(compressed(OpBinary, true, deflated("a")), client(OpText, true, "b"), compressed(OpText, true, "c")), []byte{9})
 	f.Fuzz(func(t *testing.T, stream, cuts []byte) {
 		want, wantRest, wantErr := listen(compressing(1000), stream)
-		var chunks [][]byte
-		for rest := slices.Clone(stream); len(rest) > 0; {
-			n := len(rest)
-			if len(cuts) > 0 {
-				n, cuts = min(n, 1+int(cuts[0])), cuts[1:]
-			}
-			chunks, rest = append(chunks, rest[:n]), rest[n:]
-		}
+		chunks := cutUp(stream, cuts)
 		for name, hear := range map[string]func() ([]heard, []byte, error){
 			"cut":   func() ([]heard, []byte, error) { return listen(compressing(1000), chunks...) },
 			"moved": func() ([]heard, []byte, error) { return relay(compressing(1000).Rules, chunks...) },

@@ -272,6 +272,18 @@ func TestHeadersAgreeWithGobwas(t *testing.T) {
 // FuzzParser holds the parser to its word that it does not matter where the
 // stream is cut, nor whether another parser goes on there: the same messages
 // and the same error as uncut.
+// cutUp is a copy of a stream in chunks; each of cuts is the length of one, less 1.
+func cutUp(stream, cuts []byte) (chunks [][]byte) {
+	for rest := slices.Clone(stream); len(rest) > 0; {
+		n := len(rest)
+		if len(cuts) > 0 {
+			n, cuts = min(n, 1+int(cuts[0])), cuts[1:]
+		}
+		chunks, rest = append(chunks, rest[:n]), rest[n:]
+	}
+	return chunks
+}
+
 func FuzzParser(f *testing.F) {
 	f.Add(client(OpText, true, "hello"), []byte{3})
 	f.Add(join(client(OpText, false, "\xf0\x9f"), client(OpPing, true, "x"), client(OpContinuation, true, "\x98\x80")), []byte{1, 2, 3})
@@ -280,14 +292,7 @@ func FuzzParser(f *testing.F) {
 	f.Add([]byte{0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, []byte{1})
 	f.Fuzz(func(t *testing.T, stream, cuts []byte) {
 		want, wantRest, wantErr := listen(fromClient(1000), stream)
-		var chunks [][]byte
-		for rest := slices.Clone(stream); len(rest) > 0; {
-			n := len(rest)
-			if len(cuts) > 0 {
-				n, cuts = min(n, 1+int(cuts[0])), cuts[1:]
-			}
-			chunks, rest = append(chunks, rest[:n]), rest[n:]
-		}
+		chunks := cutUp(stream, cuts)
 		got, rest, err := listen(fromClient(1000), chunks...)
 		if !slices.Equal(got, want) || err != wantErr {
 			t.Fatalf("cut: %q, %v; uncut: %q, %v", got, err, want, wantErr)

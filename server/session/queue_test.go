@@ -34,18 +34,24 @@ func TestQueue(t *testing.T) {
 	}
 }
 
-// A table that is made smaller while leases come and go has those that are there, and gives
-// the lock away in between.
-func TestShrinkWhileLeasesComeAndGo(t *testing.T) {
-	s := &Redis{leases: leaseTable{byID: make(map[leaseID]*redisLease)}}
+// withLeases is a store with n leases; add adds another one.
+func withLeases(n int) (s *Redis, add func()) {
+	s = &Redis{leases: leaseTable{byID: make(map[leaseID]*redisLease)}}
 	serial := uint32(0)
-	add := func() {
+	add = func() {
 		serial++
 		s.leases.add(&redisLease{ownership: ownership{token: token{lease: leaseID{serial: serial}}}})
 	}
-	for range 10 * visitMost {
+	for range n {
 		add()
 	}
+	return s, add
+}
+
+// A table that is made smaller while leases come and go has those that are there, and gives
+// the lock away in between.
+func TestShrinkWhileLeasesComeAndGo(t *testing.T) {
+	s, add := withLeases(10 * visitMost)
 	random := rand.New(rand.NewPCG(1, 0))
 	rounds := 0
 	s.shrink(func() {
@@ -115,15 +121,7 @@ func TestRequeueWhileLeasesComeAndGo(t *testing.T) {
 // While leases come and go, each of those that were there from the beginning to the end is
 // visited.
 func TestVisitWhileLeasesComeAndGo(t *testing.T) {
-	s := &Redis{leases: leaseTable{byID: make(map[leaseID]*redisLease)}}
-	serial := uint32(0)
-	add := func() {
-		serial++
-		s.leases.add(&redisLease{ownership: ownership{token: token{lease: leaseID{serial: serial}}}})
-	}
-	for range 10 * visitMost {
-		add()
-	}
+	s, add := withLeases(10 * visitMost)
 	before := slices.Clone(s.leases.all)
 	random := rand.New(rand.NewPCG(1, 0))
 	visited, rounds := make(map[*redisLease]bool), 0

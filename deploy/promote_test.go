@@ -27,7 +27,7 @@ func TestHandover(t *testing.T) {
 	s := preparedStack(t)
 	bin := map[string]string{"blue": binaries, "green": binaries}
 	if commit := os.Getenv("TURNSTILE_HANDOVER_FROM"); commit != "" {
-		bin["blue"] = programsOf(t, commit)
+		bin["blue"] = programs(t, map[string]string{"server": fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", revisiontest.Build(t, commit))})
 	}
 	s.must("dev-up.sh", "TURNSTILE_BIN="+bin["blue"])
 	c := newCrowd(t, s.site, clients)
@@ -50,18 +50,6 @@ func TestHandover(t *testing.T) {
 	}
 	c.WantUndisturbed()
 	c.Settle()
-}
-
-// programsOf is a folder with bench and the server of a commit.
-func programsOf(t *testing.T, commit string) (dir string) {
-	t.Helper()
-	dir = t.TempDir()
-	for name, path := range map[string]string{"bench": filepath.Join(binaries, "bench"), "server": revisiontest.Build(t, commit)} {
-		if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
 }
 
 // newCrowd connects n clients that send all the time. Between two bursts of messages

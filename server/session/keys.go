@@ -23,15 +23,18 @@ func ownerKey(id ID) string {
 }
 
 func recordKey(id ID, token string) string {
-	text := id.Text()
-	return keyPrefix + string(text[:]) + "}:" + token
+	return string(append(appendRecordPrefix(make([]byte, 0, 96), id), token...))
 }
 
 // appendRecordKey appends recordKey(id, t.String()).
 func appendRecordKey(buf []byte, id ID, t token) []byte {
+	return t.append(appendRecordPrefix(buf, id))
+}
+
+// appendRecordPrefix appends what stands before the token in the key of a record.
+func appendRecordPrefix(buf []byte, id ID) []byte {
 	text := id.Text()
-	buf = append(append(append(buf, keyPrefix...), text[:]...), "}:"...)
-	return t.append(buf)
+	return append(append(append(buf, keyPrefix...), text[:]...), "}:"...)
 }
 
 // A token names a lease to all processes. Attempt counts up whenever the answer

@@ -287,7 +287,7 @@ func (c *Conn) unpack(r *handover.Record) {
 	w := c.worker
 	c.state = stateOpen
 	if c.backlog = w.free.add(nil, r.Backlog, len(r.Backlog)); c.backlog != nil {
-		c.backlog.due = min(max(r.Due, 0), c.backlog.sendable)
+		c.backlog.due = min(r.Due, c.backlog.sendable)
 	}
 	c.parser.Restore(proto.ParserState{
 		Op: proto.OpCode(r.Parser.Op), Compressed: r.Parser.Compressed, Message: slices.Clone(r.Parser.Message),

@@ -31,7 +31,7 @@ type Record struct {
 	Paused   bool   // Unparsed holds whole frames, which wait until Backlog is sent
 	Parser   Parser
 	Backlog  []byte // answers that the socket did not take yet
-	Due      int    // bytes of Backlog that must be sent before Deadline; a process of version 1 may write less than 0 for none
+	Due      int    // bytes of Backlog that must be sent before Deadline
 }
 
 // A Parser is the state of a connection's parser.
@@ -106,9 +106,11 @@ func (s *Session) fields(c *codec) {
 	c.flag(26, &s.Owned)
 }
 
-// check says what of a record that was read does not fit the rest of it. Without it, a
-// process could panic when it goes on where the record says.
+// check puts right what an earlier version may write, and says what of a record that was
+// read does not fit the rest of it. Without it, a process could panic when it goes on
+// where the record says.
 func (r *Record) check() error {
+	r.Due = max(r.Due, 0) // a process of version 1 may write less than 0 for none
 	p := &r.Parser
 	switch seen := p.Seen; {
 	case r.Due > len(r.Backlog):

@@ -146,7 +146,6 @@ func TestRecordDoesNotFit(t *testing.T) {
 	}
 	f("nothing", true, Record{})
 	f("all of the backlog is due", true, Record{Backlog: make([]byte, 3), Due: 3})
-	f("nothing is due, as a process of version 1 may say it", true, Record{Due: -59})
 	f("more than the backlog is due", false, Record{Backlog: make([]byte, 3), Due: 4})
 	seen := func(frame []byte, seen int) Record { return Record{Unparsed: frame, Parser: Parser{Seen: seen}} }
 	f("all of a short frame is checked", true, seen(frame(100, 20), 14))
@@ -168,6 +167,16 @@ func TestRecordDoesNotFit(t *testing.T) {
 	f("the same without compression", false, Record{Parser: Parser{Op: 1, Compressed: true}})
 	f("a compressed message that is not begun", false, Record{Window: 8, Parser: Parser{Compressed: true}})
 	f("more than a character", false, Record{Parser: Parser{Tail: []byte("\xf0\x9f\x98\x80")}})
+}
+
+// TestLessThanNothingIsDue: a process of version 1 may write that.
+func TestLessThanNothingIsDue(t *testing.T) {
+	for version := Oldest; version <= Newest; version++ {
+		b, err := decode(t, version, encode(version, Record{Due: -59}), 1)
+		if err != nil || b.Records[0].Due != 0 {
+			t.Errorf("version %d: %+v, %v, want that nothing is due", version, b, err)
+		}
+	}
 }
 
 // TestFieldDoesNotFit: a value that the field cannot have is no other value.
@@ -307,6 +316,7 @@ func FuzzRecord(f *testing.F) {
 		f.Add(v, []byte{})
 		f.Add(v, bytes.Repeat([]byte{0xff}, 40))
 		f.Add(v, append([]byte{0}, bytes.Repeat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, 3)...))
+		f.Add(v, encode(version, Record{Due: -59}))
 		f.Add(v, encode(version, Record{
 			Unparsed: []byte{1, 0x83, 1, 2, 3, 4, 'a', 'b'}, Backlog: []byte("abc"), Due: 3,
 			Parser: Parser{Op: 1, Message: []byte("x"), Seen: 2, Tail: []byte{0xe2, 0x82}},

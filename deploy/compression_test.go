@@ -1,64 +1,50 @@
 package deploy
 
 import (
-	"fmt"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
+
+	"turnstile/server/interoptest"
 )
 
 // Clients that this project did not write play the scenario of the server's TestClients
-// directly and through nginx. What they see is the same, and what they get is compressed.
+// through nginx. They see the same as directly, and what they get is compressed.
 func TestCompressionThroughNginx(t *testing.T) {
 	t.Parallel()
 	b, site := startSite(t)
-	clients := map[string][]string{
-		"node":   {wantProgram(t, "node"), "client.mjs"},
-		"python": {wantProgram(t, "/usr/bin/python3"), "-I", "client.py"},
-	}
-	const long = 50_000 // bytes; one answer is longer
-	for name, command := range clients {
+	f := func(name string, play func(t *testing.T, address string) []byte) {
 		t.Run(name, func(t *testing.T) {
-			directly, saved := b.play(t, command, b.socket)
-			through, alsoSaved := b.play(t, command, site)
-			if through != directly {
-				t.Errorf("through nginx it sees %s\n\ndirectly %s", through, directly)
-			}
-			if saved < long || alsoSaved < long {
-				t.Errorf("compression has saved %v bytes directly and %v through nginx", saved, alsoSaved)
+			before := b.compressSaved(t)
+			interoptest.Check(t, play(t, site))
+			if saved := b.compressSaved(t) - before; !interoptest.WasCompressed(saved) {
+				t.Errorf("compression has saved %v bytes", saved)
 			}
 		})
 	}
+	f("node", clientProgram("node", "client.mjs"))
+	f("python", clientProgram("/usr/bin/python3", "-I", "client.py"))
+	f("coder", interoptest.PlayCoder)
 }
 
-var uuidPattern = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
-
-// play has a client play its scenario at an address, and returns what it saw, with the
-// sessions numbered, and how many bytes compression has saved.
-func (b blue) play(t *testing.T, command []string, address string) (saw string, saved float64) {
-	t.Helper()
-	before := b.compressSaved(t)
-	cmd := exec.CommandContext(t.Context(), command[0], append(command[1:], address)...)
-	var err error
-	if cmd.Dir, err = filepath.Abs("../server/testdata/clients"); err != nil {
-		t.Fatal(err)
-	}
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s: %v: %s", command, err, stderr.String())
-	}
-	numbers := map[string]string{}
-	saw = uuidPattern.ReplaceAllStringFunc(string(out), func(id string) string {
-		if numbers[id] == "" {
-			numbers[id] = fmt.Sprintf("session %d", len(numbers)+1)
+// clientProgram has a program play the scenario, and returns what it prints.
+func clientProgram(program string, args ...string) func(t *testing.T, address string) []byte {
+	return func(t *testing.T, address string) []byte {
+		t.Helper()
+		dir, err := filepath.Abs("../server/testdata/clients")
+		if err != nil {
+			t.Fatal(err)
 		}
-		return numbers[id]
-	})
-	return saw, b.compressSaved(t) - before
+		cmd := exec.CommandContext(t.Context(), wantProgram(t, program), append(args, address)...)
+		var stderr strings.Builder
+		cmd.Dir, cmd.Stderr = dir, &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", cmd, err, stderr.String())
+		}
+		return out
+	}
 }
 
 func (b blue) compressSaved(t *testing.T) (bytes float64) {

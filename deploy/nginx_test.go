@@ -152,6 +152,9 @@ func TestNginxPorts(t *testing.T) {
 				smokeTest(t, []string{"SSL_CERT_FILE=" + cert}, "-reaches", blue.socket, scheme+"://"+addr)
 				if scheme == browsed {
 					browse(t, scheme+"://"+addr)
+					if blue.compressSaved(t) <= 0 {
+						t.Error("the browser's answers were not compressed")
+					}
 				}
 			}
 			eventually(t, "the client's address is in the log", func() bool {

@@ -26,6 +26,7 @@ var mayImport = map[string][]string{
 	"turnstile/server/doctest":      {},
 	"turnstile/server/revisiontest": {},
 	"turnstile/server/oracle":       {"turnstile/proto"},
+	"turnstile/server/interoptest":  {"turnstile/proto", "turnstile/server/session", "github.com/coder/websocket"},
 	"turnstile/bench": {"turnstile/netpoll", "turnstile/proto",
 		"turnstile/server/admin/uplot", "github.com/HdrHistogram/hdrhistogram-go"},
 	"turnstile/server/engine": {

@@ -62,6 +62,18 @@ check("connect, send, count", async (t) => {
   assert.notEqual(await console.text("#session"), session);
 });
 
+check("the browser's messages and their replies are compressed", async (t) => {
+  const server = await startServer(t, ...silent, "-compress=1");
+  const console = await openConsole(t, server, await openContext(t));
+  const text = "0123456789".repeat(6000);
+  await console.send(text);
+  await console.sees("#count", "1");
+  await eventually("the reply is a line", async () => (await console.lines("reply")).length === 1);
+  assert.ok(text.startsWith((await console.lines("reply"))[0].replace(/…$/, ""))); // a long line is cut
+  assert.ok((await server.metric("websocket_bytes_in_total")) < text.length / 2);
+  assert.ok((await server.metric("websocket_compress_saved_bytes_total")) > text.length / 2);
+});
+
 check("a heartbeat is a line", async (t) => {
   const console = await openConsole(t, await startServer(t, "-heartbeat", "1s"), await openContext(t));
   await eventually("it shows", async () => (await console.lines("beat")).some((text) => text.startsWith("heartbeat ")));

@@ -78,6 +78,14 @@ func (p *Parser) HeldBytes() int {
 	return cap(p.started.message)
 }
 
+// Gathered is how many bytes p has of the fragments of an unfinished message.
+func (p *Parser) Gathered() int {
+	if p.started == nil {
+		return 0
+	}
+	return len(p.started.message)
+}
+
 // FrameEnd is where the frame at the front of buf ends, beyond buf or within it; 0 while
 // that is not known.
 func (p *Parser) FrameEnd(buf []byte) int64 {

@@ -12,14 +12,17 @@ import (
 // A message holds a front, which is what one short read brings, or a body, which is more.
 // These stay true:
 //
-//  1. Bodies hold at most bodyBudget together, and one message more: the favourite.
+//  1. Bodies hold at most bodyBudget together, and one message more: beyondBudget.
 //  2. Fronts hold at most a quarter of unfinishedBudget, and leastFront for each beyond it.
 //  3. A client that wants more waits, unread, until others have ended: TCP holds the rest.
-//     The first that waits goes on first, if need be as the favourite.
-//  4. While somebody waits, a body of which nothing comes for longestStandstill ends.
+//     The first that waits goes on first, if need be beyond the budget.
+//  4. While somebody waits, a body ends that comes too slowly: as much has to come in 8 s as
+//     it holds, and something every 2 s (see notePace). So a message of 64 KiB has to come at
+//     8 KiB a second, and a client that sends single bytes keeps no place.
 //
-// So nobody waits for ever: the favourite ends, stands still, or is overdue, and then the
-// first that waits is the next.
+// So nobody waits for ever: the message beyond the budget ends, is too slow, or is overdue,
+// and then the first that waits is the next. Any number of clients may send a long message
+// at the same moment: none is closed that is fast enough once it is read.
 
 const (
 	// unfinishedBudget is how many bytes of unfinished messages a worker holds, beside one
@@ -29,12 +32,14 @@ const (
 	leastFront = 1 << 10
 	// longestStandstill is for how long nothing may come of a body while others wait.
 	longestStandstill = 2 * time.Second
+	// standstillsToHold is in how many times that as much has to come as a body holds.
+	standstillsToHold = 4
 )
 
 func (u *unfinished) bodyBudget() int { return max(unfinishedBudget/2, u.worker.longestMessage()) }
 
-// most is how much all may hold, the favourite too: its message, and a frame behind that
-// needs memory for both. Only so many fronts that even leastFront is too much reach it.
+// most is how much all may hold, with the message beyond the budget, and a frame behind it
+// that needs memory for both. Only so many fronts that even leastFront is too much reach it.
 func (u *unfinished) most() int {
 	return unfinishedBudget/2 + u.bodyBudget() + 2*u.worker.longestMessage()
 }
@@ -75,7 +80,7 @@ func (u *unfinished) admits(in *input, bytes int) bool {
 		held = in.bytes
 	}
 	switch {
-	case bytes <= max(held, u.front()), in != nil && in == u.favourite:
+	case bytes <= max(held, u.front()), in != nil && in == u.beyondBudget:
 		return true
 	case held <= shortRead && len(u.waiting) > 0:
 		return false
@@ -98,6 +103,7 @@ func (u *unfinished) waitForRoom(c *Conn, wanted int) {
 	c.input.isWaiting, c.input.wanted = true, wanted
 	u.waiting = append(u.waiting, c)
 	if len(u.waiting) == 1 {
+		u.waitedSince = u.worker.loop.Now()
 		u.isDue = false // the timer has to be earlier
 		u.schedule()
 	}
@@ -121,7 +127,7 @@ func (u *unfinished) serve() {
 				return
 			}
 			in.isWaiting = false
-			c.lastRead = u.worker.loop.Now() // nothing stood still but the worker
+			u.startPace(in) // nothing stood still but the worker
 			c.watch()
 		}
 		u.waiting[0], u.waiting = nil, u.waiting[1:]
@@ -132,26 +138,57 @@ func (u *unfinished) serve() {
 // grant reserves what the first message that waits wants, if it may have it.
 func (u *unfinished) grant(in *input) bool {
 	if !u.fits(in.bytes, in.wanted) {
-		if u.favourite != nil {
+		if u.beyondBudget != nil {
 			return false
 		}
 		u.weigh(in, -1)
-		u.favourite = in
+		u.beyondBudget = in
 		u.weigh(in, 1)
 	}
 	u.hold(in, max(in.bytes, in.wanted))
 	return true
 }
 
-// endStanding closes the connections with bodies that stand still.
-func (u *unfinished) endStanding(now time.Duration) {
+// startPace lets a message be slow from now on at the earliest.
+func (u *unfinished) startPace(in *input) { in.slowAt = u.worker.loop.Now() + u.standstill }
+
+// notePace notes that so much of a message is there. Each byte is a share of the time in
+// which as much has to come as the message holds. Nobody is behind from before others wait.
+func (u *unfinished) notePace(in *input, arrived int) {
+	if n := arrived - in.arrived; n > 0 {
+		share := float64(n) / float64(in.bytes)
+		earned := time.Duration(share * standstillsToHold * float64(u.standstill))
+		in.slowAt = min(max(in.slowAt, u.waitedSince)+earned, u.worker.loop.Now()+u.standstill)
+	}
+	in.arrived = arrived
+}
+
+// endSlow closes the connections with bodies that come too slowly.
+func (u *unfinished) endSlow(now time.Duration) {
+	if u.waitedSince+u.standstill > now {
+		return
+	}
 	for in := u.first; in != nil; {
-		c, isBody := in.conn, in.bytes > shortRead || in == u.favourite
+		slow := in
 		in = in.younger
-		if isBody && c.isRead() && c.lastRead+u.standstill <= now && netpoll.Unread(int(c.fd)) == 0 {
-			c.endForMemory()
+		if u.isSlow(slow, now) {
+			slow.conn.endForMemory()
 		}
 	}
+}
+
+// isSlow reports whether a body comes too slowly. What the worker has not read is not the
+// client's fault.
+func (u *unfinished) isSlow(in *input, now time.Duration) bool {
+	c := in.conn
+	switch {
+	case !c.isRead():
+		u.startPace(in)
+		return false
+	case in.bytes <= shortRead && in != u.beyondBudget:
+		return false
+	}
+	return in.slowAt <= now && netpoll.Unread(int(c.fd)) == 0
 }
 
 // shed closes the connections whose messages are the oldest, until the others hold no more

@@ -31,14 +31,37 @@ func (a weigh) OnMessage(c *Conn, _ proto.Message, out []byte) []byte {
 
 func binary(payload string) []byte { return frame(proto.OpBinary, true, payload) }
 
-// startWeighed starts an engine with weigh at /weigh, where nothing stands still for too long.
+// aWhile is more than a test takes.
+const aWhile = time.Hour
+
+// startWeighed starts an engine with weigh at /weigh. Nothing is too slow there, unless pass
+// lets time pass.
 func startWeighed(t *testing.T, change ...func(*Config)) (h *harness, most *int) {
 	most = new(int)
 	h = startEngine(t, append(change, func(c *Config) {
 		c.Endpoints = []Endpoint{{"/weigh", func() Handler { return weigh{most: most} }}}
 	})...)
-	h.onLoop(func(w *worker) { w.unfinished.standstill = time.Hour })
+	h.onLoop(func(w *worker) { w.unfinished.standstill = aWhile })
 	return h, most
+}
+
+// pass lets so much time pass for the pace of all messages that have begun, and ends those
+// that are too slow. It runs on the loop.
+func (u *unfinished) pass(time time.Duration) {
+	u.waitedSince -= time
+	for in := u.first; in != nil; in = in.younger {
+		in.slowAt -= time
+	}
+	u.OnTimer()
+}
+
+// waits waits until a client waits for the memory of others.
+func (h *harness) waits(fd int) {
+	h.t.Helper()
+	eventually(h.t, "it waits", func() (waits bool) {
+		h.onLoop(func(w *worker) { waits = w.connOf(fd).isWaiting() })
+		return waits
+	})
 }
 
 func (h *harness) wantNoneClosedForMemory() {
@@ -93,7 +116,7 @@ func TestLongMessagesAtOnce(t *testing.T) {
 		if *most < unfinishedBudget/2 || *most > unfinishedBudget {
 			t.Errorf("they hold %d bytes at the most", *most)
 		}
-		if u.first != nil || u.bytes != 0 || u.bodies != 0 || u.favourite != nil || len(u.waiting) > 0 {
+		if u.first != nil || u.bytes != 0 || u.bodies != 0 || u.beyondBudget != nil || len(u.waiting) > 0 {
 			t.Errorf("afterwards: %+v", *u)
 		}
 	})
@@ -147,15 +170,10 @@ func TestWhoHoldsAllOfTheBudget(t *testing.T) {
 	honest := h.connectAll(2, size)
 	writeAll(t, honest[0], message)
 	exchange(t, honest[1], text("short"), thanks, buf)
-	eventually(t, "the honest one waits", func() (waits bool) {
-		h.onLoop(func(w *worker) { waits = w.connOf(honest[0]).isWaiting() })
-		return waits
-	})
+	h.waits(honest[0])
 	h.onLoop(func(w *worker) {
-		w.connOf(fds[0]).lastRead += patience
-		u.standstill = 0
-		u.OnTimer()
-		u.standstill = time.Hour
+		w.connOf(fds[0]).input.slowAt += 2 * aWhile
+		u.pass(2 * aWhile)
 		closed := 0
 		for _, c := range w.conns {
 			if c.reason == closeMessageMemory {
@@ -193,6 +211,52 @@ func TestOneMessageBeyondTheBudget(t *testing.T) {
 	h.wantNoneClosedForMemory()
 }
 
+// Others hold all of the budget, and one client the place beyond it, from which it sends part
+// after part. It is closed when it is too slow, and not before: another one waits.
+func TestPaceBeyondTheBudget(t *testing.T) {
+	const size, front, steps = 64 << 10, 9 << 10, 10
+	const leastPart = spillAtOnce / standstillsToHold / 4 // of a quarter of the longest standstill
+	f := func(name string, part int, isSlow bool) {
+		t.Run(name, func(t *testing.T) {
+			h, _ := startWeighed(t)
+			fds, message, buf := h.connectAll(2, size), binary(strings.Repeat("x", size)), make([]byte, 100)
+			h.onLoop(func(w *worker) {
+				u := &w.unfinished
+				u.bodies, u.bytes = u.bodyBudget(), u.bodyBudget() // as if others held it
+			})
+			sent, closed := 0, false
+			send := func(n int) {
+				writeAll(t, fds[0], message[sent:sent+n])
+				sent += n
+				eventually(t, "it is read", func() (read bool) {
+					h.onLoop(func(w *worker) { read = len(w.connOf(fds[0]).spill()) == sent })
+					return read
+				})
+			}
+			send(front)
+			writeAll(t, fds[1], message)
+			h.waits(fds[1])
+			for i := 0; i < steps && !closed; i++ {
+				send(part)
+				h.onLoop(func(w *worker) {
+					w.unfinished.pass(aWhile / 4)
+					closed = w.connOf(fds[0]).reason == closeMessageMemory
+				})
+			}
+			if closed != isSlow {
+				t.Fatalf("the first is closed: %v", closed)
+			}
+			if !isSlow {
+				exchange(t, fds[0], message[sent:], thanks, buf)
+			}
+			exchange(t, fds[1], nil, thanks, buf)
+		})
+	}
+	f("single bytes", 1, true)
+	f("half of what has to come", leastPart/2, true)
+	f("a little more than that", leastPart*5/4, false)
+}
+
 // In a crowd each holds leastFront, and goes on from there.
 func TestFrontsInACrowd(t *testing.T) {
 	h, _ := startWeighed(t)
@@ -200,16 +264,13 @@ func TestFrontsInACrowd(t *testing.T) {
 	other := &input{}
 	h.onLoop(func(w *worker) {
 		u := &w.unfinished
-		u.bodies, u.favourite = u.bodyBudget(), other // as if others held all
+		u.bodies, u.beyondBudget = u.bodyBudget(), other // as if others held all
 		u.fronts = unfinishedBudget/4 + 1
 		u.first, u.last = other, other
 		other.conn, other.began = w.conns[0], w.loop.Now()
 	})
 	writeAll(t, fd, message)
-	eventually(t, "it waits", func() (waits bool) {
-		h.onLoop(func(w *worker) { waits = w.conns[0].isWaiting() })
-		return waits
-	})
+	h.waits(fd)
 	h.onLoop(func(w *worker) {
 		if n := len(w.conns[0].spill()); n != leastFront {
 			t.Errorf("%d bytes are read", n)

@@ -17,6 +17,8 @@ type input struct {
 	conn           *Conn // nil while it is not one of worker.unfinished
 	older, younger *input
 	began          time.Duration // when its first byte was read
+	slowAt         time.Duration // when it is too slow, unless more of it comes: see notePace
+	arrived        int           // how much of it is there
 	bytes          int           // the memory that counts
 	wanted         int           // how much it will be, if isWaiting
 	isBegun        bool

@@ -20,16 +20,17 @@ type unfinished struct {
 	standstill time.Duration // for how long nothing may come of a body while others wait
 
 	// Owned by the worker's loop.
-	first, last *input
-	bytes       int     // the memory of all
-	fronts      int     // the memory of those that hold no more than a short read
-	bodies      int     // the memory of the others; favourite does not count
-	favourite   *input  // the one that may grow beyond the budget; nil if none has to
-	waiting     []*Conn // clients that are not read until others have ended, the first first; some no longer wait
-	timer       netpoll.Timer
-	isDue       bool // the timer is scheduled
-	isShedding  bool // shed is posted
-	isServing   bool // serve is posted
+	first, last  *input
+	bytes        int           // the memory of all
+	fronts       int           // the memory of those that hold no more than a short read
+	bodies       int           // the memory of the others, without beyondBudget's
+	beyondBudget *input        // the one that may grow although the budget is full; nil if none has to
+	waiting      []*Conn       // clients that are not read until others have ended, the first first; some no longer wait
+	waitedSince  time.Duration // when somebody last began to wait while nobody did
+	timer        netpoll.Timer
+	isDue        bool // the timer is scheduled
+	isShedding   bool // shed is posted
+	isServing    bool // serve is posted
 }
 
 // isOver reports whether the messages hold more than they may. The worker reads no
@@ -50,13 +51,15 @@ func (c *Conn) trackMessage() {
 		u.begin(in, c)
 	}
 	u.hold(in, cap(in.spill)+c.parser.HeldBytes())
+	u.notePace(in, len(in.spill)+c.parser.Gathered())
 }
 
 // begin makes a message the youngest.
 func (u *unfinished) begin(in *input, c *Conn) {
 	u.remove(in)
-	in.conn, in.isBegun = c, true
+	in.conn, in.isBegun, in.arrived = c, true, 0
 	u.append(in)
+	u.startPace(in)
 	u.schedule()
 }
 
@@ -79,7 +82,7 @@ func (u *unfinished) weigh(in *input, sign int) {
 	switch {
 	case in.bytes <= shortRead:
 		u.fronts += sign * in.bytes
-	case in != u.favourite:
+	case in != u.beyondBudget:
 		u.bodies += sign * in.bytes
 	}
 }
@@ -91,8 +94,8 @@ func (u *unfinished) remove(in *input) {
 	}
 	u.unlink(in)
 	u.weigh(in, -1)
-	if u.favourite == in {
-		u.favourite = nil
+	if u.beyondBudget == in {
+		u.beyondBudget = nil
 	}
 	in.conn, in.bytes, in.isBegun, in.isWaiting = nil, 0, false, false
 	u.serveSoon()
@@ -124,8 +127,8 @@ func (u *unfinished) unlink(in *input) {
 	in.older, in.younger = nil, nil
 }
 
-// schedule sets the timer for the oldest message, and for those that stand still while
-// others wait.
+// schedule sets the timer for the oldest message, and for those that are slow while others
+// wait.
 func (u *unfinished) schedule() {
 	if u.first == nil || u.isDue {
 		return
@@ -139,7 +142,7 @@ func (u *unfinished) schedule() {
 }
 
 // OnTimer implements netpoll.Expirer. It closes the connections whose messages are
-// overdue, or stand still while others wait.
+// overdue, or too slow while others wait.
 func (u *unfinished) OnTimer() {
 	u.isDue = false
 	now, timeout := u.worker.loop.Now(), u.worker.engine.config.MessageTimeout
@@ -154,7 +157,7 @@ func (u *unfinished) OnTimer() {
 		}
 	}
 	if len(u.waiting) > 0 {
-		u.endStanding(now)
+		u.endSlow(now)
 	}
 	u.schedule()
 }

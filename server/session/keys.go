@@ -109,7 +109,8 @@ const channelPrefix = "turnstile:instance:"
 // The keys are declared as Redis Cluster wants it, but for the caller's record
 // while the slot moves to another node: a declared key that is nowhere yet would
 // make both nodes refuse (TRYAGAIN). The node that gives the slot away refuses
-// to write the caller's record, so the script writes that first.
+// to write the caller's record, so the script writes that first. The owner comes last:
+// if the user may not delete, the expected owner must not be replaced beside its record.
 const own = `
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[2] then
@@ -130,10 +131,10 @@ if count == '' then
 	end
 end
 redis.call('SET', ARGV[7], count, 'PX', ARGV[4])
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[5])
 if ARGV[6] ~= '' then
 	redis.call('DEL', ARGV[6])
 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[5])
 return {1, count, stored and 1 or 0}
 `
 

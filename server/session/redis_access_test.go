@@ -167,6 +167,27 @@ func TestRedisRenewalIsRefused(t *testing.T) {
 	c.count(1)
 }
 
+// The right to delete is taken away while somebody resumes a session: it goes over to the
+// new owner only once the record of the older one can be deleted, or both would count.
+func TestRedisReplacedRecordIsNotDeleted(t *testing.T) {
+	server := redistest.Start(t)
+	addUser(t, server, "counter", "word", everyForm)
+	url := "redis://counter:word@" + server.Addr
+	a, b := readyStore(t, url), readyStore(t, url)
+	holder := a.mint().count(3)
+	server.Do("ACL", "SETUSER", "counter", "-del")
+	next := b.claimNow(holder.ID())
+	eventually(t, "Redis has refused it", func() bool {
+		return b.config.Metrics.Errors[errorOther].Load()+b.config.Metrics.Errors[errorAuth].Load() > 0
+	})
+	server.Do("ACL", "SETUSER", "counter", "+del")
+	if err := receive(t, "the session is claimed", next.claimed); err != nil || next.Count != 3 {
+		t.Fatalf("claimed at %d: %v", next.Count, err)
+	}
+	holder.countNow(1)
+	holder.wantOutcome(Revoked)
+}
+
 func TestRedisSentinelPassword(t *testing.T) {
 	guarded := redistest.StartGuarded(t, 0)
 	for _, s := range guarded.Sentinels {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/flate"
 	"io"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -162,4 +163,63 @@ func TestSendCompresses(t *testing.T) {
 			t.Errorf("got %.50q, compressed: %v, want %v", m.Payload, m.Inflated, inflated)
 		}
 	}
+}
+
+// mirror is an application that sends back what it gets.
+type mirror struct{ Silent }
+
+func (mirror) OnMessage(_ *Conn, m proto.Message, out []byte) []byte {
+	return proto.AppendFrame(out, m.Op, m.Payload)
+}
+
+// TestIdleConnectionsKeepNothing: a connection that has agreed on compression, and has used
+// it in both directions, takes no byte more than another one.
+func TestIdleConnectionsKeepNothing(t *testing.T) {
+	const n, attempts, smallest = 1000, 5, 8 // smallest is the size of the smallest object that a connection could have
+	h := startEngine(t, compresses(1), func(c *Config) {
+		c.MaxConnections, c.Endpoints = 2*n, []Endpoint{{"/mirror", func() Handler { return mirror{} }}}
+	})
+	message := strings.Repeat("again and ", 50)
+	plain := func() int64 { return h.heapOf(n, text(message)) }
+	compressing := func() int64 { return h.heapOf(n, compressed(message), deflateHeader) }
+	compressing() // makes the memory that the worker has for all, and its tables
+	var with, without int64
+	for range attempts { // garbage of earlier tests may go during one
+		if with, without = compressing(), plain(); with-without < n*smallest {
+			break
+		}
+	}
+	if with-without >= n*smallest {
+		t.Errorf("%d connections with compression take %d bytes, as many without it %d", n, with, without)
+	}
+	if saved := h.metrics().CompressSaved.Load(); saved < 2*n*uint64(len(message)/2) {
+		t.Errorf("compression has saved %d bytes", saved)
+	}
+}
+
+// heapOf is how many bytes of the heap n connections take that have each sent a message and
+// got the answer. It returns when they have gone.
+func (h *harness) heapOf(n int, message []byte, headers ...string) (bytes int64) {
+	h.t.(*testing.T).Run("connections", func(t *testing.T) { // which end with it
+		h := &harness{t: t, engine: h.engine, addr: h.addr}
+		burst, pong := append(message, frame(proto.OpPing, true, "?")...), proto.AppendFrame(nil, proto.OpPong, []byte("?"))
+		buf := make([]byte, 2*len(burst)+1000)
+		before := h.heapInUse()
+		for range n {
+			exchange(t, h.connect("/mirror", headers...), burst, pong, buf)
+		}
+		bytes = h.heapInUse() - before
+	})
+	eventually(h.t, "all have gone", func() bool { return h.engine.Connections() == 0 })
+	return bytes
+}
+
+// heapInUse is how many bytes of the heap are alive when the loop has done what it has.
+func (h *harness) heapInUse() int64 {
+	h.onLoop(func(*worker) {})
+	runtime.GC()
+	runtime.GC() // what a sync.Pool keeps over one
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
 }

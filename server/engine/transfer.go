@@ -172,6 +172,9 @@ func (c *Conn) record() handover.Record {
 	if c.backlog != nil {
 		r.Due = c.backlog.due
 	}
+	if c.input != nil && c.input.isBegun {
+		r.Begun = c.input.began - now
+	}
 	if c.endpoint != nil {
 		r.Endpoint = c.endpoint.path
 	}
@@ -294,6 +297,9 @@ func (c *Conn) unpack(r *handover.Record) {
 		Seen: r.Parser.Seen, Tail: r.Parser.Tail,
 	})
 	c.keepRest(r.Unparsed)
+	if c.input != nil && c.input.isBegun && r.Begun < 0 {
+		w.unfinished.backdate(c.input, w.loop.Now()+r.Begun)
+	}
 	if r.Session.ID != [16]byte{} {
 		w.engine.config.Store.Adopt(&c.session, session.State(r.Session), c)
 	}

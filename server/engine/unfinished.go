@@ -104,13 +104,36 @@ func (u *unfinished) remove(in *input) {
 // append makes a message the last of the list, with a deadline that begins now.
 func (u *unfinished) append(in *input) {
 	in.began = u.worker.loop.Now()
-	in.older = u.last
-	if u.last != nil {
-		u.last.younger = in
+	u.insert(in, u.last)
+}
+
+// insert puts a message behind an older one, or first if there is none.
+func (u *unfinished) insert(in, older *input) {
+	in.older, in.younger = older, u.first
+	if older != nil {
+		in.younger, older.younger = older.younger, in
 	} else {
 		u.first = in
 	}
-	u.last = in
+	if in.younger != nil {
+		in.younger.older = in
+	} else {
+		u.last = in
+	}
+}
+
+// backdate puts a message where it belongs that has begun in another process: a handover
+// gives a client no more time. The time of the handover itself does not count.
+func (u *unfinished) backdate(in *input, began time.Duration) {
+	older := in.older
+	for older != nil && older.began > began {
+		older = older.older
+	}
+	u.unlink(in)
+	in.began = began
+	u.insert(in, older)
+	u.isDue = false // the timer may have to be earlier
+	u.schedule()
 }
 
 func (u *unfinished) unlink(in *input) {

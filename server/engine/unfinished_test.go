@@ -106,6 +106,18 @@ func TestMessageOfAClientThatIsNotRead(t *testing.T) {
 	exchange(t, fd, text("cut")[7:], []byte(`"cut"}`), make([]byte, 1000))
 }
 
+// A client gets no more time for a message by a handover, whoever has begun one meanwhile.
+func TestMessageKeepsItsDeadlineOverAHandover(t *testing.T) {
+	h := startEngine(t, func(c *Config) { c.MessageTimeout = time.Hour })
+	other, fd := h.connect("/count"), h.connect("/count")
+	h.begin(fd, frame(proto.OpText, false, "a"))
+	h.begin(other, frame(proto.OpText, false, "b"))
+	h.onLoop(func(w *worker) { w.unfinished.first.began -= 2 * time.Hour })
+	h.handToItself()
+	exchange(t, fd, nil, tooLate, make([]byte, 1000))
+	exchange(t, other, frame(proto.OpContinuation, true, "c"), []byte(`"bc"}`), make([]byte, 1000))
+}
+
 // If even the fronts are too many, the oldest messages go. Who is within the bound ends his
 // in peace.
 func TestTheOldestMessagesGo(t *testing.T) {

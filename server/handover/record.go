@@ -25,6 +25,7 @@ type Record struct {
 	Deadline    time.Duration
 	RateTAT     time.Duration // the theoretical arrival time of the limit on messages a second
 	FrameTAT    time.Duration // likewise, of the limit on frames
+	Begun       time.Duration // when the message began whose end is still to come; 0 if there is none, or nobody knows
 
 	// Bytes, from the client and to it.
 	Unparsed []byte // bytes that were read and not handled
@@ -87,13 +88,14 @@ func (r *Record) fields(c *codec) {
 		c.byte(28, &r.Window)
 		c.flag(29, &r.Parser.Compressed)
 		c.mark = 0
+		c.duration(30, &r.Begun)
 	}
 }
 
 // LastField is the highest number of a field. Whoever adds a field with mustKnow also
 // makes the old process keep the connections that need it, if the new one's
 // Hello.LastField is lower, or says in another way that it does not know it.
-const LastField = 29
+const LastField = 30
 
 func (s *Session) fields(c *codec) {
 	c.array(19, &s.ID)

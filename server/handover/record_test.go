@@ -68,7 +68,7 @@ func versions(t *testing.T, run func(t *testing.T, version int)) {
 // ofVersion is the part of a record that a version has.
 func ofVersion(version int, r Record) Record {
 	if version == 1 {
-		r.FrameTAT, r.Window, r.Parser.Compressed = 0, 0, false
+		r.FrameTAT, r.Window, r.Parser.Compressed, r.Begun = 0, 0, false, 0
 	}
 	return r
 }

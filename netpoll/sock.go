@@ -1,8 +1,10 @@
 package netpoll
 
 import (
+	"errors"
 	"net"
 	"os"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -69,6 +71,19 @@ func NetConn(fd int) (net.Conn, error) {
 	file := os.NewFile(uintptr(fd), "accepted")
 	defer file.Close()
 	return net.FileConn(file)
+}
+
+// TakeFD takes the fd out of a net.Conn, for a Loop: the fd is non-blocking, and no longer the
+// Go runtime's. The conn is closed, also on an error; then the fd is -1.
+func TakeFD(conn net.Conn) (fd int, err error) {
+	defer conn.Close()
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd = -1
+	failed := raw.Control(func(theirs uintptr) { fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0) })
+	return fd, errors.Join(failed, err)
 }
 
 // Clock is CLOCK_MONOTONIC, which all processes of a machine share. See

@@ -82,7 +82,7 @@ func fileUsers(c *Config) []fileUser {
 		users = append(users, fileUser{"-control and handovers", 1 + clientsOfSocket})
 	}
 	if c.Redis != nil {
-		users = append(users, fileUser{"-redis", c.Redis.MaxConnections()})
+		users = append(users, fileUser{"-redis", c.Redis.MaxConnections(c.Workers)})
 	}
 	return users
 }

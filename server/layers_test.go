@@ -13,10 +13,11 @@ import (
 // mayImport is the layout of DESIGN.md: who may import whom, within the project
 // and of the libraries that have one importer.
 var mayImport = map[string][]string{
-	"turnstile/netpoll":            {"github.com/mailru/easygo/netpoll"},
-	"turnstile/proto":              {"github.com/gobwas/ws", "github.com/klauspost/compress/flate"},
-	"turnstile/metrics":            {"github.com/VictoriaMetrics/metrics"},
-	"turnstile/server/session":     {"turnstile/metrics", "github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
+	"turnstile/netpoll": {"github.com/mailru/easygo/netpoll"},
+	"turnstile/proto":   {"github.com/gobwas/ws", "github.com/klauspost/compress/flate"},
+	"turnstile/metrics": {"github.com/VictoriaMetrics/metrics"},
+	"turnstile/server/session": {"turnstile/netpoll", "turnstile/metrics",
+		"github.com/redis/go-redis/v9", "github.com/redis/go-redis/v9/maintnotifications"},
 	"turnstile/server/admin":       {"turnstile/server/admin/uplot"},
 	"turnstile/server/admin/uplot": {},
 	"turnstile/server/handover":    {},

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"slices"
 	"strings"
@@ -110,6 +111,11 @@ func startEngine(t testing.TB, change ...func(*Config)) *harness {
 	t.Cleanup(func() {
 		e.CloseListeners()
 		e.Cut()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := config.Store.Close(ctx); err != nil {
+			t.Error(err)
+		}
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}

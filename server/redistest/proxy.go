@@ -16,12 +16,12 @@ type Proxy struct {
 	// URL is for -redis.
 	URL string
 
-	t      testing.TB
-	target string
+	t testing.TB
 
 	mu      sync.Mutex
 	changed *sync.Cond
 	mode    Mode
+	target  string
 	conns   []net.Conn
 }
 
@@ -74,6 +74,13 @@ func (p *Proxy) Set(mode Mode) {
 	p.changed.Broadcast()
 }
 
+// Redirect lets new connections go to s.
+func (p *Proxy) Redirect(s *Server) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = s.Addr
+}
+
 // Cut closes all connections.
 func (p *Proxy) Cut() {
 	p.mu.Lock()
@@ -85,7 +92,10 @@ func (p *Proxy) Cut() {
 }
 
 func (p *Proxy) join(client net.Conn) {
-	server, err := net.Dial("tcp", p.target)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", target)
 	if err != nil {
 		client.Close()
 		return

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -231,6 +232,9 @@ const (
 	longestCall          = 2 * time.Second
 )
 
+// callTimeout is how long one call may take.
+func callTimeout(timeout time.Duration) time.Duration { return min(timeout/callShare, longestCall) }
+
 const (
 	// poolSize is how many connections to a node carry commands.
 	poolSize = 4
@@ -242,24 +246,25 @@ const (
 	leastNodes = 12
 )
 
-// MaxConnections is how many connections the store has at the most, with as many nodes
-// as the address names, or twice as many in a cluster.
-func (a *Address) MaxConnections() int {
+// MaxConnections is how many connections the store has at the most to serve so many loops,
+// with as many nodes as the address names, or twice as many in a cluster.
+func (a *Address) MaxConnections(loops int) int {
+	lanes := 2 * loops // of which one may be opened while another one is closed
 	switch {
 	case a.isCluster():
-		return connectionsOfNode * max(2*len(a.addrs), leastNodes)
+		return (connectionsOfNode + lanes) * max(2*len(a.addrs), leastNodes)
 	case a.master != "":
-		return connectionsOfNode * (1 + len(a.addrs))
+		return connectionsOfNode*(1+len(a.addrs)) + lanes
 	}
-	return connectionsOfNode
+	return connectionsOfNode + lanes
 }
 
 // client connects to the one server, or to the one that the sentinels name.
 func (a *Address) client(timeout time.Duration) *redis.Client {
 	if a.master == "" {
-		return a.node(a.addrs[0], timeout)
+		return a.node(a.addrs[0], timeout, nil)
 	}
-	o := a.options("", timeout)
+	o := a.options("", timeout, nil)
 	return redis.NewFailoverClient(&redis.FailoverOptions{
 		MasterName: a.master, SentinelAddrs: a.addrs, SentinelUsername: a.sentinelUsername, SentinelPassword: a.sentinelPassword,
 		Username: o.Username, Password: o.Password, DB: o.DB, TLSConfig: o.TLSConfig,
@@ -269,14 +274,30 @@ func (a *Address) client(timeout time.Duration) *redis.Client {
 	})
 }
 
-// node connects to one server.
-func (a *Address) node(addr string, timeout time.Duration) *redis.Client {
-	return redis.NewClient(a.options(addr, timeout))
+// node connects to one server. keep is given its connections, if it is not nil.
+func (a *Address) node(addr string, timeout time.Duration, keep func(*laneConn)) *redis.Client {
+	return redis.NewClient(a.options(addr, timeout, keep))
+}
+
+// masterAddr asks the sentinels, one after the other, where the master is.
+func (a *Address) masterAddr(ctx context.Context, timeout time.Duration) (addr string, err error) {
+	for _, sentinel := range a.addrs {
+		o := a.options(sentinel, timeout, nil)
+		o.Username, o.Password, o.DB = a.sentinelUsername, a.sentinelPassword, 0
+		client := redis.NewSentinelClient(o)
+		var master []string
+		master, err = client.GetMasterAddrByName(ctx, a.master).Result()
+		client.Close()
+		if err == nil && len(master) == 2 {
+			return net.JoinHostPort(master[0], master[1]), nil
+		}
+	}
+	return "", cmp.Or(err, errNoAnswer)
 }
 
 // cluster knows the whole cluster.
 func (a *Address) cluster(timeout time.Duration) *redis.ClusterClient {
-	o := a.options("", timeout)
+	o := a.options("", timeout, nil)
 	return redis.NewClusterClient(&redis.ClusterOptions{
 		Addrs: a.addrs, Username: o.Username, Password: o.Password, TLSConfig: o.TLSConfig,
 		Dialer:   o.Dialer,
@@ -288,8 +309,8 @@ func (a *Address) cluster(timeout time.Duration) *redis.ClusterClient {
 
 // options are those of a connection that repeats nothing by itself: what has to
 // be done after a failure is the store's to know.
-func (a *Address) options(addr string, timeout time.Duration) *redis.Options {
-	call := min(timeout/callShare, longestCall)
+func (a *Address) options(addr string, timeout time.Duration, keep func(*laneConn)) *redis.Options {
+	call := callTimeout(timeout)
 	o := &redis.Options{
 		Network: "tcp", Addr: addr, Username: a.username, Password: a.password, DB: a.db,
 		Protocol: 2, MaxRetries: -1, DialerRetries: 1, DisableIdentity: true, PoolSize: poolSize,
@@ -302,33 +323,56 @@ func (a *Address) options(addr string, timeout time.Duration) *redis.Options {
 	case "rediss":
 		host, _, _ := net.SplitHostPort(addr)
 		o.TLSConfig = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, InsecureSkipVerify: a.skipVerify}
-		o.Dialer = dialTLS(o.TLSConfig, call)
 	}
+	o.Dialer = (&dialer{net.Dialer{Timeout: call}, o.TLSConfig, keep}).dial
 	return o
 }
 
-// dialTLS returns a dialer whose errors say that it was the handshake that failed. A plain
-// Redis often answers nothing to it.
-func dialTLS(config *tls.Config, timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	dialer := net.Dialer{Timeout: timeout}
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		plain, err := dialer.DialContext(ctx, network, addr)
-		if err != nil {
+// A dialer connects to Redis.
+type dialer struct {
+	net.Dialer
+	tls  *tls.Config     // nil without
+	keep func(*laneConn) // is given each connection, if it is not nil
+}
+
+// dial implements redis.Options.Dialer.
+func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	socket := &socket{Conn: conn, fd: -1}
+	if d.keep != nil {
+		conn = socket
+	}
+	if d.tls != nil {
+		if conn, err = d.secure(ctx, conn, addr); err != nil {
 			return nil, err
 		}
-		own := config.Clone()
-		if own.ServerName == "" { // of a node that sentinels or a cluster name
-			own.ServerName, _, _ = net.SplitHostPort(addr)
-		}
-		conn := tls.Client(plain, own)
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		if err := conn.HandshakeContext(ctx); err != nil {
-			plain.Close()
-			return nil, &handshakeError{addr, err}
-		}
-		return conn, nil
 	}
+	if d.keep != nil {
+		kept := &laneConn{Conn: conn, socket: socket}
+		d.keep(kept)
+		conn = kept
+	}
+	return conn, nil
+}
+
+// secure makes the TLS handshake. Its errors say that it was the handshake that failed. A
+// plain Redis often answers nothing to it.
+func (d *dialer) secure(ctx context.Context, plain net.Conn, addr string) (net.Conn, error) {
+	own := d.tls.Clone()
+	if own.ServerName == "" { // of a node that sentinels or a cluster name
+		own.ServerName, _, _ = net.SplitHostPort(addr)
+	}
+	conn := tls.Client(plain, own)
+	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	defer cancel()
+	if err := conn.HandshakeContext(ctx); err != nil {
+		plain.Close()
+		return nil, &handshakeError{addr, err}
+	}
+	return conn, nil
 }
 
 // A handshakeError is that of a TLS handshake.

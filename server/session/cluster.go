@@ -185,7 +185,7 @@ func (c *cluster) nodeAt(addr string) *node {
 // add makes a node and starts it.
 func (c *cluster) add(addr, probe string) *node {
 	s := c.store
-	n := newNode(s, s.config.Address.node(addr, s.config.Timeout), addr, probe)
+	n := newNode(s, s.config.Address.node(addr, s.config.Timeout, nil), addr, probe)
 	n.up.Store(c.unassigned.up.Load()) // after the start, a new one gets time to answer
 	s.nodes = append(s.nodes, n)
 	n.start()

@@ -24,8 +24,8 @@ const (
 	pauseFirst, pauseMost = 10 * time.Millisecond, 500 * time.Millisecond
 )
 
-// A node is one Redis server that takes writes, and the goroutine that talks to
-// it: one connection, one pipeline at a time.
+// A node is one Redis server that takes writes, the goroutine that talks to it (one
+// connection, one pipeline at a time), and the lanes to it.
 type node struct {
 	health
 
@@ -39,24 +39,56 @@ type node struct {
 	probeKey    string // a key that can always be written, "" while it has no slots
 	commits     queue  // what somebody waits for, or what is not stored yet
 	claims      queue
-	looks       queue // at leases of which all is known and nobody waits
-	holdsClaims bool  // claims wait until every lease has been verified
-	batch       []inFlight
+	looks       queue     // at leases of which all is known and nobody waits
+	holdsClaims bool      // claims wait until every lease has been verified
 	hints       []leaseID // leases of other processes, which have lost their sessions
+	lanes       []*lane   // of each of Redis.loops; nil for those that are not open
+
+	flight // of the goroutine
 
 	// Owned by the goroutine.
-	storing  storeCommands
-	notes    []note // of the batch that is settled
+	opening  laneOpening
 	canary   canary
 	probes   uint64        // how many there were
 	probedAt time.Duration // when the last one was
 
 	// Atomic.
 	isOfCluster atomic.Bool // though its address is the only one
+	isSuspected atomic.Bool // a lane has failed: the next probe is due
+}
+
+// A flight is the commands that are under way on one connection.
+type flight struct {
+	batch []inFlight // Guarded by store.mu: others look at its leases.
+
+	// Owned by whom the connection belongs to.
+	storing storeCommands
+	notes   []note // what the answers mean for the holders
+}
+
+// add adds the command of a lease that is due. Under store.mu.
+func (f *flight) add(r *redisLease, now time.Duration, times *lifetimes) {
+	f.batch = append(f.batch, inFlight{lease: r, command: r.next(now, times), asking: r.asking})
+	r.asking = false
+}
+
+// sending is the leases whose commands are under way. Under store.mu.
+func (f *flight) sending() (leases []*redisLease) {
+	for i := range f.batch {
+		leases = append(leases, f.batch[i].lease)
+	}
+	return leases
+}
+
+// clearNotes forgets what has been told.
+func (f *flight) clearNotes() {
+	clear(f.notes)
+	f.notes = f.notes[:0]
 }
 
 func newNode(s *Redis, client *redis.Client, name, probe string) *node {
 	n := &node{client: client, probeKey: probe, wake: make(chan struct{}, 1)}
+	n.opening.begin()
 	n.looks.ofLooks = true
 	n.health.begin(s, name)
 	n.ctx, n.cancel = context.WithCancel(s.stopped)
@@ -75,10 +107,21 @@ func (n *node) push(r *redisLease) {
 	default:
 		n.commits.push(r)
 	}
+	n.signal()
+}
+
+// signal wakes the goroutine.
+func (n *node) signal() {
 	select {
 	case n.wake <- struct{}{}:
 	default:
 	}
+}
+
+// suspect has the node probed now.
+func (n *node) suspect() {
+	n.isSuspected.Store(true)
+	n.signal()
 }
 
 // requeueAll puts every queued lease into the queue where it belongs now.
@@ -115,6 +158,7 @@ func (n *node) run() {
 func (n *node) connect() (worked bool, err error) {
 	conn := n.client.EphemeralConn()
 	defer conn.Close()
+	defer n.closeLanes()
 	pipe := newPipeline(conn)
 	n.canary = canary{}
 	if err := n.checkMode(conn); err != nil {
@@ -127,27 +171,41 @@ func (n *node) connect() (worked bool, err error) {
 		return false, err
 	}
 	n.onSuccess()
+	n.openLanes()
+	return true, n.serve(conn, pipe)
+}
+
+// serve sends what is queued until something fails.
+func (n *node) serve(conn *redis.Conn, pipe *pipeline) error {
 	alarm := time.NewTimer(probeEvery)
 	defer alarm.Stop()
 	for {
+		select {
+		case o := <-n.opening.opened:
+			n.admit(conn, o)
+		default:
+		}
 		more, err := n.exchange(pipe)
 		if err != nil {
-			return true, err
+			return err
 		}
 		untilProbe := n.probedAt + probeEvery - n.store.config.Now()
-		if !more && untilProbe > 0 {
+		if n.isSuspected.Swap(false) || untilProbe <= 0 {
+			if err := n.probe(conn); err != nil {
+				return err
+			}
+			n.onSuccess()
+			n.openLanes()
+		} else if !more {
 			alarm.Reset(untilProbe)
 			select {
 			case <-n.ctx.Done():
-				return true, n.ctx.Err()
+				return n.ctx.Err()
 			case <-n.wake:
+			case o := <-n.opening.opened:
+				n.admit(conn, o)
 			case <-alarm.C:
 			}
-		} else if untilProbe <= 0 {
-			if err := n.probe(conn); err != nil {
-				return true, err
-			}
-			n.onSuccess()
 		}
 	}
 }
@@ -210,13 +268,14 @@ func (n *node) onSuccess() {
 
 // exchange sends one batch; more is false if nothing was queued.
 func (n *node) exchange(pipe *pipeline) (more bool, err error) {
-	batch, hints, more := n.take()
-	if len(batch)+len(hints) == 0 {
+	hints, more := n.take()
+	if len(n.batch)+len(hints) == 0 {
 		return more, nil
 	}
-	n.send(pipe, batch, hints)
-	err = n.store.settle(n, batch, hints)
-	n.storing.takeBack(err)
+	n.send(pipe, hints)
+	err = n.store.settle(n, &n.flight, hints)
+	n.store.deliver(n.notes)
+	n.clearNotes()
 	if err != nil {
 		return true, err
 	}
@@ -226,7 +285,7 @@ func (n *node) exchange(pipe *pipeline) (more bool, err error) {
 
 // take makes a batch of the fronts of the queues: commits, claims, looks. more is false
 // if all were empty.
-func (n *node) take() (batch []inFlight, hints []leaseID, more bool) {
+func (n *node) take() (hints []leaseID, more bool) {
 	s := n.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,7 +295,7 @@ func (n *node) take() (batch []inFlight, hints []leaseID, more bool) {
 	}
 	more = n.takeFrom(&n.looks, looksMost) || more
 	hints, n.hints = n.hints, nil
-	return n.batch, hints, more
+	return hints, more
 }
 
 // takeFrom adds the front of a queue to the batch. It reports false if the queue was
@@ -247,16 +306,15 @@ func (n *node) takeFrom(q *queue, most int) bool {
 	for range count {
 		r := q.pop()
 		if r.isDue(now, &s.times) {
-			n.batch = append(n.batch, inFlight{lease: r, command: r.next(now, &s.times), asking: r.asking})
-			r.asking = false
+			n.add(r, now, &s.times)
 		}
 	}
 	return count > 0
 }
 
 // send sends a batch in one pipeline. The replies are in the commands.
-func (n *node) send(pipe *pipeline, batch []inFlight, hints []leaseID) {
-	hasClaims := false
+func (n *node) send(pipe *pipeline, hints []leaseID) {
+	batch, hasClaims := n.batch, false
 	script := ownScript.Eval // the first script of a pipeline brings the text
 	for i := range batch {
 		hasClaims = hasClaims || batch[i].command.isClaim()
@@ -280,14 +338,6 @@ func (n *node) send(pipe *pipeline, batch []inFlight, hints []leaseID) {
 		overrule(batch, errDataLost, func(f *inFlight) bool { return f.command.isClaim() })
 	}
 	n.store.config.Metrics.BatchSize.Update(float64(len(batch)))
-}
-
-// sending is the leases whose commands are on their way. Under store.mu.
-func (n *node) sending() (leases []*redisLease) {
-	for i := range n.batch {
-		leases = append(leases, n.batch[i].lease)
-	}
-	return leases
 }
 
 // overrule gives those of a batch that which chooses an error in place of their reply.

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"turnstile/metrics"
+	"turnstile/netpoll"
 )
 
 // RedisConfig is what a Redis store is held to.
@@ -64,9 +66,11 @@ type Redis struct {
 	instances map[uint32]bool // the processes whose leases are or were here, this one among them
 
 	// Where commands go.
-	nodes   []*node
-	waiting queue                   // refused commands, which the watch sends again
-	routes  atomic.Pointer[[]*node] // by hash slot, or just one; changed under mu
+	loops       []*netpoll.Loop          // of the holders
+	loopNumbers map[*netpoll.Loop]uint16 // the places in loops, counted from 1
+	nodes       []*node
+	waiting     queue                   // refused commands, which the watch sends again
+	routes      atomic.Pointer[[]*node] // by hash slot, or just one; changed under mu
 }
 
 // A redisLease is a lease of this process on a session in Redis.
@@ -74,6 +78,7 @@ type redisLease struct {
 	// Fixed after Redis.begin or Redis.Adopt.
 	id   ID
 	slot uint16
+	loop uint16 // the place of its holder's loop in Redis.loops, counted from 1; 0 for none
 
 	// Guarded by Redis.mu.
 	owner  Owner // nil once it is released
@@ -114,17 +119,17 @@ func NewRedis(config RedisConfig) *Redis {
 	s.leases.byID = make(map[leaseID]*redisLease)
 	s.instances = map[uint32]bool{s.instance: true}
 	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.loopNumbers = make(map[*netpoll.Loop]uint16)
 	config.Metrics.QueueLength, config.Metrics.Available, config.Metrics.Parts = s.queueLength, s.Available, s.states
 	s.listening.begin(s, config.Address.String()+", publish/subscribe")
 	if config.Address.isCluster() {
 		s.cluster = newCluster(s)
 	} else {
-		client := config.Address.client(config.Timeout)
-		n := newNode(s, client, config.Address.String(), probeKey(0))
+		n := newNode(s, config.Address.client(config.Timeout), config.Address.String(), probeKey(0))
 		s.nodes = []*node{n}
 		s.routes.Store(&[]*node{n})
 		n.start()
-		s.start(func() { s.listen(client) })
+		s.start(func() { s.listen(n.client) })
 	}
 	s.start(s.watch)
 	return s
@@ -189,6 +194,9 @@ func (s *Redis) queueLength() (length int) {
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
 		length += len(n.batch) + n.commits.len() + n.claims.len() + n.looks.len()
+		for l := range n.openedLanes() {
+			length += len(l.batch) + l.queue.len()
+		}
 	}
 	return length + s.waiting.len()
 }
@@ -219,6 +227,7 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	r := &redisLease{id: id, slot: s.slotOf(id), owner: owner, lease: l}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	r.loop = s.loopNumber(owner)
 	switch {
 	case s.route(r).isDown():
 		return ErrUnavailable
@@ -238,12 +247,16 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 func (s *Redis) Commit(l *Lease) Outcome {
 	r := l.entry.(*redisLease)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	if !r.commit(l.Count, s.config.Now()) {
+		s.mu.Unlock()
 		s.config.Metrics.Commits[Revoked].Inc()
 		return Revoked
 	}
-	s.enqueue(r)
+	lane := s.queue(r)
+	s.mu.Unlock()
+	if lane != nil {
+		lane.commit() // the holder calls from the lane's loop
+	}
 	return Pending
 }
 
@@ -278,6 +291,9 @@ func (s *Redis) Close(ctx context.Context) error {
 		err = ErrUnavailable
 	}
 	s.stop()
+	for _, n := range s.allNodes() {
+		n.closeLanes() // not left to a goroutine that may wait for Redis: the loops end soon
+	}
 	ended := make(chan struct{})
 	go func() { s.running.Wait(); close(ended) }()
 	select {
@@ -285,6 +301,12 @@ func (s *Redis) Close(ctx context.Context) error {
 	case <-ctx.Done(): // a read that waits for Redis cannot be interrupted
 	}
 	return err
+}
+
+func (s *Redis) allNodes() []*node {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.nodes)
 }
 
 // checkDrained tells Close when every lease has been released, which is when
@@ -311,10 +333,49 @@ func (s *Redis) route(r *redisLease) *node {
 
 // enqueue has r's next command sent, if one is due. Under mu.
 func (s *Redis) enqueue(r *redisLease) {
-	isQueued := r.queued || r.isLook() && r.inLooks
-	if !isQueued && r.isDue(s.config.Now(), &s.times) {
-		s.route(r).push(r)
+	if l := s.queue(r); l != nil {
+		l.wake()
 	}
+}
+
+// queue puts r into the queue where its next command belongs, if one is due. If that is a
+// lane's, the lane has to be told. Under mu.
+func (s *Redis) queue(r *redisLease) *lane {
+	isQueued := r.queued || r.isLook() && r.inLooks
+	now := s.config.Now()
+	if isQueued || !r.isDue(now, &s.times) {
+		return nil
+	}
+	n := s.route(r)
+	if l := n.laneOf(r); l != nil && r.fitsLane(now, &s.times) {
+		l.queue.push(r)
+		return l
+	}
+	n.push(r)
+	return nil
+}
+
+// fitsLane reports whether the next command is due, and one that lanes carry.
+func (r *redisLease) fitsLane(now time.Duration, times *lifetimes) bool {
+	return r.isDue(now, times) && r.phase == phaseOwned && !r.asking && !r.mustRenew(now, times)
+}
+
+// loopNumber is the number of a holder's loop. A loop that is new gets a lane soon. Under mu.
+func (s *Redis) loopNumber(owner Owner) uint16 {
+	loop, isReal := owner.Loop().(*netpoll.Loop)
+	if !isReal {
+		return 0
+	}
+	number, isKnown := s.loopNumbers[loop]
+	if !isKnown {
+		s.loops = append(s.loops, loop)
+		number = uint16(len(s.loops))
+		s.loopNumbers[loop] = number
+		for _, n := range s.nodes {
+			n.suspect()
+		}
+	}
+	return number
 }
 
 // dropEnded forgets r if it has ended. Under mu.

@@ -225,6 +225,9 @@ func TestRedisWaitsForReplicas(t *testing.T) {
 	if got := fmt.Sprint(replica.Do("GET", recordKeyOf(t, replica, c.ID()))); got != "1" {
 		t.Errorf("the replica has %s when the count is committed", got)
 	}
+	if a.lane() != nil {
+		t.Error("a lane carries commits that no WAIT follows")
+	}
 	replica.Kill()
 	c.countNow(1)
 	c.wantOutcome(Unavailable)

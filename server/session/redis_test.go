@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"turnstile/metrics"
+	"turnstile/netpoll"
 	"turnstile/server/doctest"
 	"turnstile/server/redistest"
 )
@@ -24,7 +25,7 @@ func (l loop) Post(task func()) bool { l <- task; return true }
 type client struct {
 	t     testing.TB
 	store *Redis
-	loop  loop
+	loop  Loop
 	Lease
 
 	claimed   chan error
@@ -52,7 +53,7 @@ func (c *client) on(f func()) {
 type instance struct {
 	*Redis
 	t    testing.TB
-	loop loop
+	loop *netpoll.Loop
 
 	mu       sync.Mutex
 	troubles []trouble
@@ -81,7 +82,11 @@ func startStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 		t.Fatal(err)
 	}
 	now := func() time.Duration { return time.Since(started) + time.Hour }
-	i := &instance{t: t, loop: make(loop, 10_000)}
+	loop, err := netpoll.NewLoop(netpoll.Config{Fatal: func(err error) { panic(err) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := &instance{t: t, loop: loop}
 	config := RedisConfig{
 		Address: address, TTL: redisTTL, Timeout: redisTimeout, Max: redisMax, Now: now,
 		Metrics: metrics.New(1, metrics.Labels{}, metrics.Sources{}).NewStore(MetricLabels(), now),
@@ -100,23 +105,12 @@ func startStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 	for _, f := range change {
 		f(&config)
 	}
-	stop := make(chan struct{})
-	go func() {
-		for {
-			select {
-			case task := <-i.loop:
-				task()
-			case <-stop:
-				return
-			}
-		}
-	}()
 	i.Redis = NewRedis(config)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		i.Close(ctx)
-		close(stop)
+		i.loop.Close()
 	})
 	return i
 }
@@ -126,7 +120,26 @@ func readyStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 	t.Helper()
 	i := startStore(t, url, change...)
 	eventually(t, "the store is available", i.Available)
+	i.Redis.mu.Lock()
+	i.loopNumber(i.client())
+	i.Redis.mu.Unlock()
+	i.wantLanes()
 	return i
+}
+
+// wantLanes waits until commits go by lanes.
+func (i *instance) wantLanes() {
+	i.t.Helper()
+	eventually(i.t, "all lanes are open", func() bool {
+		i.Redis.mu.Lock()
+		defer i.Redis.mu.Unlock()
+		for _, n := range i.nodes {
+			if len(n.lanes) == 0 || slices.Contains(n.lanes, nil) {
+				return i.config.Address.replicas > 0
+			}
+		}
+		return true
+	})
 }
 
 // wantTrouble waits until the store has told of an error of that kind, in which text

@@ -1,33 +1,30 @@
 package session
 
-// settle takes in what has become of a batch. The error is one after which the
-// connection is of no use.
-func (s *Redis) settle(n *node, batch []inFlight, hints []leaseID) (failure error) {
-	notes := n.notes[:0]
+// settle takes in what has become of a pipeline. What it means for the holders is in
+// f.notes, to be told to them. The error is one after which the connection is of no use.
+func (s *Redis) settle(n *node, f *flight, hints []leaseID) (failure error) {
 	var damaged []damage
 	s.mu.Lock()
-	for i := range batch {
-		r := batch[i].lease
-		got, err := batch[i].answer()
+	for i := range f.batch {
+		r := f.batch[i].lease
+		got, err := f.batch[i].answer()
 		damaged = s.appendDamage(damaged, n, r, err)
-		e := r.onAnswer(&batch[i].command, got)
+		e := r.onAnswer(&f.batch[i].command, got)
 		if err := s.onError(n, r, err); err != nil && failure == nil {
 			failure = err
 		}
 		s.tellReplaced(n, e.replaced)
-		notes = s.appendNote(notes, r, e.news)
+		f.notes = s.appendNote(f.notes, r, e.news)
 		s.dropEnded(r)
 		s.enqueue(r)
 	}
 	if failure != nil {
 		n.hints = append(n.hints, hints...) // Redis may not have published them
 	}
-	clear(batch)
-	n.batch = batch[:0]
+	clear(f.batch)
+	f.batch = f.batch[:0]
 	s.mu.Unlock()
-	s.deliver(notes)
-	clear(notes)
-	n.notes = notes
+	f.storing.takeBack(failure)
 	for _, d := range damaged {
 		s.config.OnDamaged(d.id, d.err)
 	}
@@ -64,6 +61,7 @@ func (s *Redis) tellReplaced(n *node, replaced token) {
 		s.verify(s.leases.get(replaced.lease))
 	case replaced.lease.instance != s.instance || s.hasGiven:
 		n.hints = append(n.hints, replaced.lease)
+		n.signal()
 	}
 }
 

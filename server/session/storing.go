@@ -3,6 +3,8 @@ package session
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"strconv"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -38,6 +40,38 @@ func (c *storeCommand) set(id ID, do *command) {
 	c.count, c.millis = do.count, do.ttl.Milliseconds()
 	c.reply = c.reply[:0]
 	c.SetErr(nil)
+}
+
+// appendTo appends the command as it is sent. See "RESP protocol spec" in Redis's documentation.
+func (c *storeCommand) appendTo(buf []byte) []byte {
+	args := c.Args()
+	buf = appendHeader(buf, '*', len(args))
+	var space [128]byte // a key has 85 bytes at the most
+	for _, arg := range args {
+		text := appendArg(space[:0], arg)
+		buf = append(append(appendHeader(buf, '$', len(text)), text...), "\r\n"...)
+	}
+	return buf
+}
+
+// appendHeader appends the type and the length of what follows.
+func appendHeader(buf []byte, kind byte, length int) []byte {
+	return append(strconv.AppendInt(append(buf, kind), int64(length), 10), "\r\n"...)
+}
+
+// appendArg appends one of storeArgs.
+func appendArg(buf []byte, arg any) []byte {
+	switch a := arg.(type) {
+	case string:
+		return append(buf, a...)
+	case *recordKeyBytes:
+		return append(buf, *a...)
+	case *uint64:
+		return strconv.AppendUint(buf, *a, 10)
+	case *int64:
+		return strconv.AppendInt(buf, *a, 10)
+	}
+	panic(fmt.Sprintf("BUG: an argument of type %T", arg))
 }
 
 // Write implements io.Writer, for a part of the reply.

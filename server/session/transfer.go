@@ -99,6 +99,7 @@ func (s *Redis) Adopt(l *Lease, state State, owner Owner) {
 	l.grant(state.Count)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	r.loop = s.loopNumber(owner)
 	s.leases.add(r)
 	s.listenTo(r.token.lease.instance)
 	s.enqueue(r)

@@ -57,6 +57,9 @@ func (s *Redis) unsettled() (lists []func() []*redisLease) {
 	defer s.mu.Unlock()
 	for _, n := range s.nodes {
 		lists = append(lists, n.sending, n.commits.waiting, n.claims.waiting)
+		for l := range n.openedLanes() {
+			lists = append(lists, l.sending, l.queue.waiting)
+		}
 	}
 	return append(lists, s.waiting.waiting)
 }

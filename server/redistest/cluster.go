@@ -1,11 +1,13 @@
 package redistest
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A Cluster is a Redis Cluster.
@@ -109,11 +111,23 @@ func (g *Guarded) CurrentMaster() *Server {
 	return nil
 }
 
-// WaitForAnotherMaster waits until a failover from old is over.
+// WaitForAnotherMaster waits until a failover from old is over. On a busy machine sentinels
+// may ask for votes all at once, again and again. So after a while one is told to go ahead,
+// as an operator would tell it.
 func (g *Guarded) WaitForAnotherMaster(old *Server) {
 	g.Master.t.Helper()
-	g.Sentinels[0].Until("there is another master", func() bool { return g.CurrentMaster() != old })
+	asked := time.Now()
+	g.Sentinels[0].Until("there is another master", func() bool {
+		if time.Since(asked) > electionPatience {
+			asked = time.Now()
+			g.Sentinels[0].Client.Do(context.Background(), "SENTINEL", "FAILOVER", masterName) // refused while one is under way
+		}
+		return g.CurrentMaster() != old
+	})
 }
+
+// electionPatience is how long an election may take: some rounds of it.
+const electionPatience = 15 * time.Second
 
 // Follow makes s a replica of master at once; the sentinels take some ten
 // seconds to tell a master that has come back.

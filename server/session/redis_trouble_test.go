@@ -169,6 +169,7 @@ func TestRedisCannotBeReachedAtStart(t *testing.T) {
 	if err := a.Mint(&l, a.client()); err != ErrUnavailable || a.Available() {
 		t.Errorf("available: %v; a new session: %v", a.Available(), err)
 	}
+	a.wantTrouble(errorUnreachable, "")
 	server.Restart()
 	eventually(t, "the store is available", a.Available)
 	a.mint().count(1)

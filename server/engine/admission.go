@@ -18,7 +18,8 @@ import (
 //     The first that waits goes on first, if need be beyond the budget.
 //  4. While somebody waits, a body ends that comes too slowly: as much has to come in 8 s as
 //     it holds, and something every 2 s (see notePace). So a message of 64 KiB has to come at
-//     8 KiB a second, and a client that sends single bytes keeps no place.
+//     8 KiB a second, and a client that sends single bytes keeps no place. Nor does one that
+//     does not take its answers, so that the worker does not read it.
 //
 // So nobody waits for ever: the message beyond the budget ends, is too slow, or is overdue,
 // and then the first that waits is the next. Any number of clients may send a long message
@@ -182,13 +183,21 @@ func (u *unfinished) endSlow(now time.Duration) {
 func (u *unfinished) isSlow(in *input, now time.Duration) bool {
 	c := in.conn
 	switch {
+	case in.bytes <= shortRead && in != u.beyondBudget:
+		return false
+	case c.takesNothing():
+		return in.slowAt <= now
 	case !c.isRead():
 		u.startPace(in)
 		return false
-	case in.bytes <= shortRead && in != u.beyondBudget:
-		return false
 	}
 	return in.slowAt <= now && netpoll.Unread(int(c.fd)) == 0
+}
+
+// takesNothing reports whether the client is not read because its socket is full of answers.
+func (c *Conn) takesNothing() bool {
+	isStopped := c.paused || c.backlog.length() > highWater
+	return c.leaving == leavingNot && isStopped && len(c.backlog.ready()) > 0
 }
 
 // shed closes the connections whose messages are the oldest, until the others hold no more

@@ -257,6 +257,65 @@ func TestPaceBeyondTheBudget(t *testing.T) {
 	f("a little more than that", leastPart*5/4, false)
 }
 
+// A client is not read while many answers wait. It goes if it does not take them, and others
+// wait for the memory of its message; but not if the answers wait for the store.
+func TestClientThatTakesNoAnswersKeepsNoPlace(t *testing.T) {
+	const size, answers = 60 << 10, highWater + 1
+	f := func(name string, sendable int, goes bool) {
+		t.Run(name, func(t *testing.T) {
+			h, _ := startWeighed(t)
+			fds, message := h.connectAll(2, size), binary(strings.Repeat("x", size))
+			h.onLoop(func(w *worker) {
+				u := &w.unfinished
+				u.bodies, u.bytes = u.bodyBudget(), u.bodyBudget() // as if others held it
+			})
+			writeAll(t, fds[0], message[:size/2])
+			eventually(t, "it is read", func() (read bool) {
+				h.onLoop(func(w *worker) { read = len(w.connOf(fds[0]).spill()) == size/2 })
+				return read
+			})
+			writeAll(t, fds[1], message)
+			h.waits(fds[1])
+			h.onLoop(func(w *worker) {
+				c := w.connOf(fds[0])
+				c.keep(make([]byte, answers), sendable) // as if its socket were full
+				c.storing = sendable == 0
+				w.unfinished.pass(2 * aWhile)
+				if c.reason == closeMessageMemory != goes {
+					t.Errorf("it ends as %d", c.reason)
+				}
+				c.dropHeld()
+			})
+			if goes {
+				exchange(t, fds[1], nil, thanks, make([]byte, 100))
+			}
+		})
+	}
+	f("its socket is full", answers, true)
+	f("they wait for the store", 0, false)
+}
+
+// Whole frames that wait until answers have gone count as what is unfinished does.
+func TestFramesThatWaitCount(t *testing.T) {
+	const size = 40 << 10
+	h, _ := startWeighed(t)
+	fd := h.connect("/weigh")
+	h.onLoop(func(w *worker) {
+		c, u := w.conns[0], &w.unfinished
+		c.paused = true
+		c.keepRest(binary(strings.Repeat("x", size)))
+		if u.bodies < size || u.bytes < size {
+			t.Errorf("%d bytes count, %d of bodies", u.bytes, u.bodies)
+		}
+		c.resume()
+		c.flush()
+		if u.bodies != 0 || u.bytes != 0 || u.first != nil {
+			t.Errorf("afterwards: %+v", *u)
+		}
+	})
+	exchange(t, fd, nil, thanks, make([]byte, 100))
+}
+
 // In a crowd each holds leastFront, and goes on from there.
 func TestFrontsInACrowd(t *testing.T) {
 	h, _ := startWeighed(t)

@@ -13,7 +13,8 @@ import (
 //
 // A message begins with its first byte, and ends with its last; a control frame that
 // stands alone is one too. The time in which the worker does not read the client does not
-// count.
+// count. What a paused client has sent is in the budget too, although it may be whole
+// frames: such a client, and a fragment of it, could stay paused for ever.
 type unfinished struct {
 	// Fixed after newWorker.
 	worker     *worker
@@ -44,7 +45,7 @@ func (c *Conn) trackMessage() {
 	switch {
 	case in == nil:
 		return
-	case c.paused || c.state != stateOpen: // whole frames wait, or a request has its own deadline
+	case c.state != stateOpen: // a request has its own deadline
 		u.remove(in)
 		return
 	case !in.isBegun:

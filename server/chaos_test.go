@@ -140,7 +140,7 @@ func (c *chaos) startClients() (sessions []*oracle.Session) {
 func (c *chaos) unfold(length time.Duration) {
 	deadline := time.Now().Add(length)
 	for n := 0; time.Now().Before(deadline) || !c.hasShownEnough() && time.Since(deadline) < patience; n++ {
-		time.Sleep(time.Duration(c.random.IntN(400)) * time.Millisecond)
+		time.Sleep(time.Duration(c.random.IntN(400)) * time.Millisecond) // in which the clients go on
 		i := c.random.IntN(len(c.servers))
 		server := c.servers[i]
 		what := c.random.IntN(4)
@@ -162,7 +162,7 @@ func (c *chaos) unfold(length time.Duration) {
 			pause := time.Duration(c.random.IntN(1500)) * time.Millisecond
 			c.note("pause server %s for %v", server.addr, pause)
 			server.signal(syscall.SIGSTOP)
-			time.Sleep(pause)
+			time.Sleep(pause) // this is what happens
 			server.signal(syscall.SIGCONT)
 		case 3:
 			c.redis(c)
@@ -174,7 +174,7 @@ func (c *chaos) pauseRedis(s *redistest.Server) {
 	pause := time.Duration(c.random.IntN(3000)) * time.Millisecond // the store's timeout is 2 s
 	c.note("pause redis %s for %v", s.Addr, pause)
 	s.Pause()
-	time.Sleep(pause)
+	time.Sleep(pause) // this is what happens
 	s.Continue()
 }
 
@@ -182,7 +182,7 @@ func (c *chaos) killRedis(s *redistest.Server) {
 	away := time.Duration(c.random.IntN(1000)) * time.Millisecond
 	c.note("kill redis %s for %v", s.Addr, away)
 	s.Kill()
-	time.Sleep(away)
+	time.Sleep(away) // this is what happens
 	s.Restart()
 }
 
@@ -255,7 +255,7 @@ func (c *chaos) live(s *oracle.Session, random *rand.Rand, alone bool) {
 	for c.ctx.Err() == nil {
 		conn, err := s.Dial(c.addrs[random.IntN(2)], chaosPatience)
 		if err != nil {
-			time.Sleep(time.Duration(random.IntN(20)) * time.Millisecond)
+			time.Sleep(time.Duration(random.IntN(20)) * time.Millisecond) // as a client does before it tries again
 			continue
 		}
 		c.converse(conn, random, alone)
@@ -279,6 +279,6 @@ func (c *chaos) converse(conn *oracle.Conn, random *rand.Rand, alone bool) {
 		if conn.Round(random, alone) != nil {
 			return
 		}
-		time.Sleep(time.Duration(random.IntN(10)) * time.Millisecond)
+		time.Sleep(time.Duration(random.IntN(10)) * time.Millisecond) // as a client that has nothing to say
 	}
 }

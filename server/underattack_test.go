@@ -49,7 +49,7 @@ func TestAbuse(t *testing.T) {
 		beside = startHonest(startServer(t, abusedFlags()...))
 	}
 	length := secondsOf(t, abuseSetting, 25*time.Second)
-	time.Sleep(length / 5)
+	time.Sleep(length / 5) // in which honest clients measure
 	quiet := h.figures()
 	before := p.footprint()
 	t.Logf("quiet:        %v\n%v", quiet, before)
@@ -223,7 +223,7 @@ func (h *honest) attack(length time.Duration) figures {
 	beside.Go(func() { h.p.stdout.readSlowlyUntil(over) })
 	beside.Go(func() { h.standStillUntil(over) })
 	end := h.p.startAttackers()
-	time.Sleep(length)
+	time.Sleep(length) // in which honest clients measure, and the attackers attack
 	end()
 	close(over)
 	beside.Wait()
@@ -282,7 +282,7 @@ func (p *process) probeUntil(over chan struct{}) {
 			p.t.Errorf("probe %d: %s", asked, response.Status)
 		}
 		worst = max(worst, time.Since(start))
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // as a supervisor does between probes
 	}
 	p.t.Logf("%d probes, the longest took %v", asked, worst.Round(time.Millisecond))
 }
@@ -311,7 +311,7 @@ func (h *honest) standStillUntil(over chan struct{}) {
 		}
 		h.loop.Call(func() { h.excused = time.Now().Add(time.Hour) })
 		h.p.signal(syscall.SIGSTOP)
-		time.Sleep(standstill)
+		time.Sleep(standstill) // this is the attack
 		h.p.signal(syscall.SIGCONT)
 		h.loop.Call(func() { h.excused = time.Now().Add(standstill / 2) })
 	}

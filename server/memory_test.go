@@ -48,9 +48,11 @@ func resident(t testing.TB, pid int) (bytes int) {
 	return bytes
 }
 
-// TestMemoryComesBack: when 15,000 clients and their sessions have gone, the server
-// is nearly as small as before. It comes to 10 to 21 % above, since code and tables of
-// the runtime are in memory once they have been used; without shrinking it stays at 80 %.
+// TestMemoryComesBack: when 15,000 clients and their sessions have gone, the server is
+// nearly as small as before. Of its 16 MB, 8 to 10 % more stay: 0.3 MB of code that has run,
+// 0.3 MB of the collector's tables and of its list of spans, and 0.7 MB of the heap, which
+// is pages that few objects share and buffers that have been used. Without shrinking it
+// stays at 80 %.
 func TestMemoryComesBack(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector keeps memory of its own")
@@ -73,7 +75,7 @@ func TestMemoryComesBack(t *testing.T) {
 		s.connectAll(p, clients, nil)
 		full := resident(t, pid)
 		s.close()
-		eventually(t, "memory comes back", func() bool { return resident(t, pid) < before*130/100 })
+		eventually(t, "memory comes back", func() bool { return resident(t, pid) < before*120/100 })
 		t.Logf("%d MB before, %d with %d clients, %d after", before>>20, full>>20, clients, resident(t, pid)>>20)
 	}
 }

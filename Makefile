@@ -170,9 +170,13 @@ chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each
 abuse: ## Attack one server in all ways at once for ABUSE seconds (60): its honest clients may wait twice as long as those of one beside
 	TURNSTILE_ABUSE_SECONDS=$(ABUSE) $(GO) test -count=1 -timeout 0 -run 'TestAbuse$$' -v ./server
 
+CLIENTS  ?= 10000
+COMPRESS ?= 0
+BUSY     ?= 0
 .PHONY: handover-10k
-handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice (FROM=COMMIT: over a server of it)
-	cd deploy && TURNSTILE_HANDOVER_CLIENTS=10000 TURNSTILE_HANDOVER_TIMES=10 TURNSTILE_HANDOVER_FROM=$(FROM) $(GO) test -count=1 -timeout 20m -run 'TestHandover$$' -v .
+handover-10k: ## Ten live handovers of 10,000 connections through nginx, all of which send: nobody may notice (CLIENTS=19000; COMPRESS=1: all is compressed; BUSY=1: other programs keep the processors busy; FROM=COMMIT: over a server of it)
+	cd deploy && TURNSTILE_HANDOVER_CLIENTS=$(CLIENTS) TURNSTILE_HANDOVER_TIMES=10 TURNSTILE_HANDOVER_FROM=$(FROM) \
+		TURNSTILE_HANDOVER_COMPRESS=$(COMPRESS) TURNSTILE_HANDOVER_BUSY=$(BUSY) $(GO) test -count=1 -timeout 20m -run 'TestHandover$$' -v .
 
 .PHONY: test-peers
 test-peers: ## Build the servers of bench/peers and see that they do the same job

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,44 +22,93 @@ import (
 // Clients send all the time while blue hands them over to green, and green to
 // blue: no connection ends, no message is lost or counted twice.
 // TURNSTILE_HANDOVER_CLIENTS and TURNSTILE_HANDOVER_TIMES make it larger; with
-// TURNSTILE_HANDOVER_FROM, blue is a server of that commit.
+// TURNSTILE_HANDOVER_FROM, blue is a server of that commit; with
+// TURNSTILE_HANDOVER_COMPRESS=1, all messages are compressed, and with
+// TURNSTILE_HANDOVER_BUSY=1, other programs keep the processors busy.
 func TestHandover(t *testing.T) {
 	clients, times := fromEnvironment(t, "TURNSTILE_HANDOVER_CLIENTS", 300), fromEnvironment(t, "TURNSTILE_HANDOVER_TIMES", 2)
-	s := preparedStack(t)
-	bin := map[string]string{"blue": binaries, "green": binaries}
-	if commit := os.Getenv("TURNSTILE_HANDOVER_FROM"); commit != "" {
-		bin["blue"] = programs(t, map[string]string{"server": fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", revisiontest.Build(t, commit))})
+	compress := fromEnvironment(t, "TURNSTILE_HANDOVER_COMPRESS", 0) != 0
+	s, bin, start := preparedStack(t), handoverBinaries(t), oracle.StartCrowd
+	if compress {
+		t.Setenv("TURNSTILE_COMPRESS", "1")
+		start = oracle.StartCompressingCrowd
 	}
 	s.must("dev-up.sh", "TURNSTILE_BIN="+bin["blue"])
-	c := newCrowd(t, s.site, clients)
+	c := start(t, s.site, clients, restOf(clients))
+	if fromEnvironment(t, "TURNSTILE_HANDOVER_BUSY", 0) != 0 {
+		keepBusy(t)
+	}
 	next, last := "green", "blue"
 	first := map[string]footprint{}
 	for range times {
-		out := s.must("promote.sh", "TURNSTILE_BIN="+bin[next])
-		if want := fmt.Sprintf("%s took over %d connections", next, clients); !strings.Contains(out, want) {
-			t.Errorf("not %q in:\n%s", want, out)
-		}
-		s.wantServing(next)
-		c.WantUndisturbed()
-		now := s.footprint(next)
-		t.Logf("to %s: %s; %+v", next, s.handover(next), now)
+		now := s.handOver(c, next, bin[next])
 		if _, again := first[next]; !again {
 			first[next] = now
 		}
 		now.wantLike(t, first[next])
 		next, last = last, next
 	}
+	if compress {
+		s.wantCompressed(c, last)
+	}
 	c.WantUndisturbed()
 	c.Settle()
 }
 
-// newCrowd connects n clients that send all the time. Between two bursts of messages
-// each rests for a second, and longer in a larger crowd: two cores serve about 2,000
-// bursts a second.
+// handOver promotes a colour, with programs in a folder, which has to take over the whole
+// crowd.
+func (s *stack) handOver(c *oracle.Crowd, to, bin string) footprint {
+	s.t.Helper()
+	out := s.must("promote.sh", "TURNSTILE_BIN="+bin)
+	if want := fmt.Sprintf("%s took over %d connections", to, c.Size()); !strings.Contains(out, want) {
+		s.t.Errorf("not %q in:\n%s", want, out)
+	}
+	s.wantServing(to)
+	c.WantUndisturbed()
+	now := s.footprint(to)
+	s.t.Logf("to %s: %s; %+v", to, s.handover(to), now)
+	return now
+}
+
+// handoverBinaries is the folder of each colour's programs.
+func handoverBinaries(t *testing.T) map[string]string {
+	t.Helper()
+	bin := map[string]string{"blue": binaries, "green": binaries}
+	if commit := os.Getenv("TURNSTILE_HANDOVER_FROM"); commit != "" {
+		bin["blue"] = programs(t, map[string]string{"server": fmt.Sprintf("#!/bin/sh\nexec %s \"$@\"\n", revisiontest.Build(t, commit))})
+	}
+	return bin
+}
+
+// keepBusy has a process for each processor that does nothing but take it, until the end of
+// the test, however that comes.
+func keepBusy(t *testing.T) {
+	t.Helper()
+	const spin = "while kill -0 $PPID; do i=0; while [ $i -lt 99999 ]; do i=$((i+1)); done; done"
+	for range runtime.NumCPU() {
+		startChild(t, t.TempDir(), nil, "/bin/sh", "-c", spin)
+	}
+}
+
+// wantCompressed has each client of a crowd get answers from a colour, which compression has
+// to make shorter.
+func (s *stack) wantCompressed(c *oracle.Crowd, colour string) {
+	s.t.Helper()
+	c.WaitRounds(1)
+	if s.value(s.metrics(colour), "websocket_compress_saved_bytes_total") == 0 {
+		s.t.Error("no answer was compressed")
+	}
+}
+
+// newCrowd connects n clients that send all the time.
 func newCrowd(t testing.TB, addr string, n int) *oracle.Crowd {
 	t.Helper()
-	return oracle.StartCrowd(t, addr, n, time.Second*time.Duration(max(1, n/2000)))
+	return oracle.StartCrowd(t, addr, n, restOf(n))
 }
+
+// restOf is how long a client of n rests between two bursts of messages: a second, and
+// longer in a larger crowd, since two cores serve about 2,000 bursts a second.
+func restOf(n int) time.Duration { return time.Second * time.Duration(max(1, n/2000)) }
 
 // fromEnvironment is a number that a variable may set.
 func fromEnvironment(t *testing.T, name string, number int) int {

@@ -165,7 +165,7 @@ func TestVariablesOfTheStackStayWithTheScripts(t *testing.T) {
 	}
 	var found []string
 	for variable := range strings.SplitSeq(string(environment), "\x00") {
-		if strings.HasPrefix(variable, "TURNSTILE_") && !strings.HasPrefix(variable, "TURNSTILE_HANDOVER_") {
+		if strings.HasPrefix(variable, "TURNSTILE_") {
 			found = append(found, variable)
 		}
 	}

@@ -121,9 +121,14 @@ func (s *stack) command(words []string, env ...string) *exec.Cmd {
 	words = append(slices.Clone(s.before), words...)
 	cmd := exec.Command(words[0], words[1:]...)
 	cmd.Dir = cmp.Or(s.source, "..")
-	cmd.Env = append(append(os.Environ(), s.environment()...), env...)
+	cmd.Env = slices.Concat(slices.DeleteFunc(os.Environ(), isOurs), s.environment(), env)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
+}
+
+// isOurs reports whether a variable is one of the tests' own: a server would warn of it.
+func isOurs(variable string) bool {
+	return strings.HasPrefix(variable, "TURNSTILE_HANDOVER_") || strings.HasPrefix(variable, "TURNSTILE_PROMOTION_")
 }
 
 func (s *stack) environment() []string {

@@ -47,9 +47,14 @@ type frame struct {
 
 // open upgrades conn and reads the first frame, which says where the session
 // stands.
-func open(conn net.Conn, target string) (c *Conn, hello frame, err error) {
+func open(conn net.Conn, target string, compress bool) (c *Conn, hello frame, err error) {
 	c = &Conn{Conn: conn, parser: proto.Parser{Rules: &rules}}
-	if _, err := conn.Write(proto.AppendRequest(nil, "turnstile", target, proto.Subprotocol)); err != nil {
+	request := proto.AppendRequest(nil, "turnstile", target, proto.Subprotocol)
+	if compress {
+		c.parser.Rules = &proto.Rules{MaxMessage: rules.MaxMessage}
+		request = offerCompression(request)
+	}
+	if _, err := conn.Write(request); err != nil {
 		return nil, hello, err
 	}
 	for proto.HeaderEnd(c.unread, 0) == 0 {
@@ -60,6 +65,9 @@ func open(conn net.Conn, target string) (c *Conn, hello frame, err error) {
 	header := c.unread[:proto.HeaderEnd(c.unread, 0)]
 	if err := proto.CheckUpgrade(header); err != nil {
 		return nil, hello, err
+	}
+	if compress && !agreesOnCompression(header) {
+		return nil, hello, fmt.Errorf("the server does not compress: %q", header)
 	}
 	c.unread = bytes.Clone(c.unread[len(header):])
 	hello, err = c.read()
@@ -104,8 +112,15 @@ func (c *Conn) Send(alone bool) error {
 		message = fmt.Sprintf("must be %d", c.next+uint64(len(c.waiting))+1)
 	}
 	s.mu.Unlock()
+	var request []byte
+	if s.compress {
+		message += padding
+		request = appendCompressed(nil, message)
+	} else {
+		request = proto.AppendMaskedFrame(nil, proto.OpText, true, mask, []byte(message))
+	}
 	c.waiting = append(c.waiting, message)
-	_, err := c.Write(proto.AppendMaskedFrame(nil, proto.OpText, true, mask, []byte(message)))
+	_, err := c.Write(request)
 	return err
 }
 
@@ -185,6 +200,11 @@ func (c *Conn) answered(f frame) {
 
 // read reads the next text frame. What breaks the protocol is a violation.
 func (c *Conn) read() (f frame, err error) {
+	if c.parser.Rules != &rules {
+		inflater := inflaters.Get().(*proto.Inflater)
+		c.parser.Rules.Inflater = inflater
+		defer inflaters.Put(inflater)
+	}
 	for {
 		m, n, err := c.parser.Next(c.unread)
 		if err != nil {

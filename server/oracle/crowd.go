@@ -36,6 +36,7 @@ type Crowd struct {
 	online  int             // clients that were answered on the connection that they have
 	pauses  []time.Duration // from the end of a connection to the first answer on the next
 	ends    Ends
+	refusal error // why a client could not connect last
 }
 
 // A client is one of a crowd. Its goroutine owns what nothing guards.
@@ -77,11 +78,24 @@ func (e Ends) String() string {
 // The clients leave at the end of the test.
 func StartCrowd(t testing.TB, addr string, n int, rest time.Duration) *Crowd {
 	t.Helper()
+	return startCrowd(t, addr, n, rest, false)
+}
+
+// StartCompressingCrowd is StartCrowd with clients that agree on compression. Their messages
+// are compressed, and long enough that their answers are shorter so.
+func StartCompressingCrowd(t testing.TB, addr string, n int, rest time.Duration) *Crowd {
+	t.Helper()
+	return startCrowd(t, addr, n, rest, true)
+}
+
+func startCrowd(t testing.TB, addr string, n int, rest time.Duration, compress bool) *Crowd {
+	t.Helper()
 	c := &Crowd{t: t, addr: addr, rest: rest}
 	c.changed = sync.NewCond(&c.mu)
 	c.ctx, c.leave = context.WithCancel(t.Context())
 	for i := range n {
 		m := &client{crowd: c, session: c.findings.NewSession(""), random: rand.New(rand.NewPCG(uint64(i), 0))}
+		m.session.compress = compress
 		c.clients = append(c.clients, m)
 		c.running.Go(m.live)
 	}
@@ -99,6 +113,7 @@ func (m *client) live() {
 	for c.ctx.Err() == nil {
 		conn, err := m.session.Dial(c.addr, patience)
 		if err != nil {
+			c.onRefusal(err)
 			select {
 			case <-c.ctx.Done():
 			case <-time.After(time.Duration(10+m.random.IntN(40)) * time.Millisecond):
@@ -155,6 +170,12 @@ func (m *client) onAnswers() {
 	c.changed.Broadcast()
 }
 
+func (c *Crowd) onRefusal(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refusal = err
+}
+
 // onEnd notes that a connection has ended.
 func (m *client) onEnd(err error) {
 	c := m.crowd
@@ -178,8 +199,8 @@ func (c *Crowd) wait(what string, condition func() bool) {
 	defer c.mu.Unlock()
 	for !condition() {
 		if !time.Now().Before(deadline) {
-			c.t.Fatalf("not within %v: %s; of %d clients %d are online; connections ended: %v",
-				patience, what, len(c.clients), c.online, c.ends)
+			c.t.Fatalf("not within %v: %s; of %d clients %d are online; connections ended: %v; last refusal: %v",
+				patience, what, len(c.clients), c.online, c.ends, c.refusal)
 		}
 		c.changed.Wait()
 	}

@@ -59,6 +59,7 @@ func (f *Findings) violation(format string, args ...any) {
 // A Session is one session and what is known of it.
 type Session struct {
 	findings *Findings
+	compress bool // its connections agree on compression, and use it
 
 	mu       sync.Mutex
 	id       string            // "" until the server has made one up
@@ -104,7 +105,7 @@ func (s *Session) connect(conn net.Conn) (*Conn, error) {
 		target += "?session_id=" + s.id
 	}
 	s.mu.Unlock()
-	c, hello, err := open(conn, target)
+	c, hello, err := open(conn, target, s.compress)
 	if err != nil {
 		return nil, err
 	}

@@ -107,9 +107,11 @@ func (n *node) open(index int) openedLane {
 			return o
 		}
 	}
-	client := a.node(addr, timeout, func(c *laneConn) { o.conn = c })
+	dialled := make(chan *laneConn, poolSize) // go-redis dials on a goroutine, which it may leave behind
+	client := a.node(addr, timeout, func(c *laneConn) { dialled <- c })
 	defer client.Close()
 	if o.err = client.Set(n.ctx, n.proofKey(index), o.proof, probeTTL).Err(); o.err == nil {
+		o.conn = <-dialled
 		o.err = o.conn.keep()
 	}
 	return o

@@ -102,8 +102,19 @@ func someJSON(length int) string {
 	return list[:length-1] + "]"
 }
 
-func benchmarkEcho(b *testing.B, frame []byte, message, flag string) {
-	p := startServer(b, "-echo", flag)
+// BenchmarkLongest is for how long at most one client's compressed message holds a loop: the
+// server's CPU for a message of -max-message, and for its echo, which is compressed too.
+func BenchmarkLongest(b *testing.B) {
+	for _, size := range []int{64 << 10, 1 << 20} {
+		b.Run(fmt.Sprintf("json=%d", size), func(b *testing.B) {
+			message := someJSON(size)
+			benchmarkEcho(b, deflated(proto.OpText, true, compress(message)), message, "-compress", fmt.Sprintf("-max-message=%d", size))
+		})
+	}
+}
+
+func benchmarkEcho(b *testing.B, frame []byte, message string, flags ...string) {
+	p := startServer(b, append(flags, "-echo")...)
 	p.waitReady()
 	w := p.open("/ws/echo/", deflateHeader)
 	bytesNow := func() float64 { return p.metric("websocket_bytes_in_total") + p.metric("websocket_bytes_out_total") }

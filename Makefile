@@ -163,7 +163,7 @@ fuzz: ## Fuzz each target for 100,000 executions (FUZZ=3600: again and again for
 				[ $$(date +%s) -lt $$end ]; do :; done; done; done
 
 .PHONY: chaos
-chaos: ## Kill, pause and restart servers and Redis for CHAOS seconds (300) each: single, cluster, sentinel
+chaos: ## Harm servers and Redis in all ways for CHAOS seconds (300) each: single, TLS, cluster, sentinel
 	TURNSTILE_CHAOS_SECONDS=$(CHAOS) $(GO) test -count=1 -timeout 0 -run TestChaos -v ./server
 
 .PHONY: abuse

@@ -6,10 +6,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,10 +20,10 @@ import (
 )
 
 // The oracle: clients that keep what they sent and what they were told, over
-// two servers and one Redis, while a seeded random schedule kills, pauses,
-// drains and restarts all of them. The promises that must hold are in the comment
-// of package oracle: a count that was seen is never lost, none is given twice or
-// left out, those that are counted are the first ones, and a session has one owner.
+// two servers and one Redis, while a seeded random schedule goes through all
+// faults. The promises that must hold are in the comment of package oracle: a count
+// that was seen is never lost, none is given twice or left out, those that are
+// counted are the first ones, a session has one owner, and the newest wins.
 //
 // TURNSTILE_CHAOS_SECONDS makes each run longer, TURNSTILE_CHAOS_SEED repeats a
 // schedule (as far as the machine lets it). Built with the tag unfenced, whose
@@ -30,41 +31,28 @@ import (
 
 func TestChaos(t *testing.T) {
 	t.Parallel()
+	options := append([]string{"--appendonly", "yes", "--appendfsync", "always"}, chaosUser...)
 	t.Run("single", func(t *testing.T) {
 		t.Parallel()
-		redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-		runChaos(t, redis.URL(), 20*time.Second, func(c *chaos) {
-			if c.random.IntN(2) == 0 {
-				c.pauseRedis(redis)
-			} else {
-				c.killRedis(redis)
-			}
-		})
+		redis := redistest.Start(t, options...)
+		proxy := redistest.StartProxy(t, redis)
+		runChaos(t, singleForm(redis, proxy, redis.URL(), proxy.URL), 20*time.Second)
+	})
+	t.Run("tls", func(t *testing.T) {
+		t.Parallel()
+		redis, addr := redistest.StartTLS(t, options...)
+		proxy := redistest.StartProxyTo(t, addr)
+		const query = "?skip_verify=true"
+		runChaos(t, singleForm(redis, proxy, "rediss://"+addr+query, "rediss://"+proxy.Addr+query), 10*time.Second)
 	})
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
-		cluster := redistest.StartCluster(t, 3, "--appendonly", "yes", "--appendfsync", "always")
-		runChaos(t, cluster.URL, 10*time.Second, func(c *chaos) {
-			node := cluster.Nodes[c.random.IntN(len(cluster.Nodes))]
-			if c.random.IntN(2) == 0 {
-				c.pauseRedis(node)
-			} else {
-				c.killRedis(node)
-			}
-		})
+		runChaos(t, clusterForm(redistest.StartCluster(t, 3, options...)), 10*time.Second)
 	})
 	t.Run("sentinel", func(t *testing.T) {
 		t.Parallel()
-		guarded := redistest.StartGuarded(t, 2, "--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0")
-		runChaos(t, guarded.URL+"&wait_replicas=2", 20*time.Second, func(c *chaos) {
-			if c.random.IntN(2) == 0 {
-				c.pauseRedis(guarded.CurrentMaster()) // which may come back beside another one
-			} else {
-				c.failover(guarded)
-			}
-			guarded.WaitForReplicas(2)
-			c.waitForResumes(100)
-		})
+		guarded := redistest.StartGuarded(t, 2, append(options, "--repl-diskless-sync-delay", "0")...)
+		runChaos(t, sentinelForm(guarded), 20*time.Second)
 	})
 }
 
@@ -77,19 +65,25 @@ const (
 
 type chaos struct {
 	t       *testing.T
+	form    form
 	random  *rand.Rand // of the schedule's goroutine
 	seed    uint64
-	addrs   [2]string       // of the servers
-	servers [2]*process     // of the schedule's goroutine
-	redis   func(*chaos)    // does something to Redis
-	ctx     context.Context // ends when the clients have to leave
-	clients sync.WaitGroup
+	isLong  bool
+	addrs   [2]string   // of the servers
+	servers [2]*process // of the schedule's goroutine
+
+	sessions []*oracle.Session
+	ctx      context.Context // ends when the clients have to leave
+	clients  sync.WaitGroup
+	left     atomic.Int64 // claims whose client has left
 
 	findings oracle.Findings
 	events   []string
+	faults   int
+	counts   map[string]int // of faults, by name
 }
 
-func runChaos(t *testing.T, url string, length time.Duration, redis func(*chaos)) {
+func runChaos(t *testing.T, f form, length time.Duration) {
 	length = secondsOf(t, "TURNSTILE_CHAOS_SECONDS", length)
 	seed := rand.Uint64()
 	if text := os.Getenv("TURNSTILE_CHAOS_SEED"); text != "" {
@@ -99,26 +93,34 @@ func runChaos(t *testing.T, url string, length time.Duration, redis func(*chaos)
 		}
 	}
 	t.Logf("TURNSTILE_CHAOS_SEED=%d", seed)
-	c := &chaos{t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 0)), redis: redis}
+	c := &chaos{
+		t: t, form: f, seed: seed, random: rand.New(rand.NewPCG(seed, 0)), counts: make(map[string]int),
+		isLong: os.Getenv("TURNSTILE_CHAOS_SECONDS") != "",
+	}
+	t.Cleanup(c.tellSchedule)
+	c.startServers()
+	var leave context.CancelFunc
+	c.ctx, leave = context.WithCancel(t.Context())
+	c.startClients()
+	c.unfold(length)
+	leave()
+	c.clients.Wait()
+	c.settle()
+	c.report()
+}
+
+func (c *chaos) startServers() {
 	for i := range c.servers {
-		c.servers[i] = startServer(t, "-redis", url, "-store-timeout", "2s",
+		c.servers[i] = startServer(c.t, "-redis", c.form.urls[i], "-store-timeout", "2s",
 			"-drain-timeout", "1s", "-write-timeout", "2s", "-heartbeat", "2s", "-workers", "2")
 		c.addrs[i] = c.servers[i].addr
 	}
 	for _, p := range c.servers {
 		p.waitReady()
 	}
-	var leave context.CancelFunc
-	c.ctx, leave = context.WithCancel(t.Context())
-	sessions := c.startClients()
-	c.unfold(length)
-	leave()
-	c.clients.Wait()
-	c.settle(sessions)
-	c.report()
 }
 
-func (c *chaos) startClients() (sessions []*oracle.Session) {
+func (c *chaos) startClients() {
 	for i := range uint64(chaosSolos + chaosDuels) {
 		id, rivals := session.NewID().String(), uint64(1)
 		if i >= chaosSolos {
@@ -127,73 +129,36 @@ func (c *chaos) startClients() (sessions []*oracle.Session) {
 			id = "" // the server makes it up
 		}
 		s := c.findings.NewSession(id)
-		sessions = append(sessions, s)
+		c.sessions = append(c.sessions, s)
 		for side := range rivals {
 			c.clients.Go(func() { c.live(s, rand.New(rand.NewPCG(c.seed, 1+2*i+side)), rivals == 1) })
 		}
 	}
-	return sessions
 }
 
-// unfold does something to Redis, then one thing after the other, for about
-// length; for longer on a machine on which little happens in that time.
+// unfold goes through all faults, in another order each time, for about length; for
+// longer on a machine on which little happens in that time.
 func (c *chaos) unfold(length time.Duration) {
 	deadline := time.Now().Add(length)
-	for n := 0; time.Now().Before(deadline) || !c.hasShownEnough() && time.Since(deadline) < patience; n++ {
+	var deck []fault
+	for time.Now().Before(deadline) || !c.hasShownEnough() && time.Since(deadline) < patience {
+		if len(deck) == 0 {
+			deck = c.shuffled()
+		}
 		time.Sleep(time.Duration(c.random.IntN(400)) * time.Millisecond) // in which the clients go on
-		i := c.random.IntN(len(c.servers))
-		server := c.servers[i]
-		what := c.random.IntN(4)
-		if n == 0 {
-			what = 3
-		}
-		switch what {
-		case 0:
-			c.note("kill server %s", server.addr)
-			server.signal(syscall.SIGKILL)
-			server.wait()
-			c.servers[i] = server.startAgain()
-		case 1:
-			c.note("drain server %s", server.addr)
-			server.signal(syscall.SIGTERM)
-			server.wait()
-			c.servers[i] = server.startAgain()
-		case 2:
-			pause := time.Duration(c.random.IntN(1500)) * time.Millisecond
-			c.note("pause server %s for %v", server.addr, pause)
-			server.signal(syscall.SIGSTOP)
-			time.Sleep(pause) // this is what happens
-			server.signal(syscall.SIGCONT)
-		case 3:
-			c.redis(c)
-		}
+		c.faults++
+		c.counts[deck[0].name]++
+		deck[0].happen(c)
+		deck = deck[1:]
 	}
 }
 
-func (c *chaos) pauseRedis(s *redistest.Server) {
-	pause := time.Duration(c.random.IntN(3000)) * time.Millisecond // the store's timeout is 2 s
-	c.note("pause redis %s for %v", s.Addr, pause)
-	s.Pause()
-	time.Sleep(pause) // this is what happens
-	s.Continue()
-}
-
-func (c *chaos) killRedis(s *redistest.Server) {
-	away := time.Duration(c.random.IntN(1000)) * time.Millisecond
-	c.note("kill redis %s for %v", s.Addr, away)
-	s.Kill()
-	time.Sleep(away) // this is what happens
-	s.Restart()
-}
-
-// failover kills the master and waits until another one has its place.
-func (c *chaos) failover(g *redistest.Guarded) {
-	master := g.CurrentMaster()
-	c.note("kill redis master %s", master.Addr)
-	master.Kill()
-	g.WaitForAnotherMaster(master)
-	master.Restart()
-	master.Follow(g.CurrentMaster())
+// shuffled is all faults in random order, but for the first one, which the form has for
+// Redis.
+func (c *chaos) shuffled() (deck []fault) {
+	deck = slices.Concat(c.form.faults, faultsOfAllForms)
+	c.random.Shuffle(len(deck)-1, func(i, j int) { deck[i+1], deck[j+1] = deck[j+1], deck[i+1] })
+	return deck
 }
 
 // waitForResumes waits until clients have gone on so often.
@@ -210,50 +175,81 @@ func (c *chaos) note(format string, args ...any) {
 }
 
 // settle resumes every session once more, with everything in order again.
-func (c *chaos) settle(sessions []*oracle.Session) {
+func (c *chaos) settle() {
 	for _, p := range c.servers {
 		p.waitReady()
 	}
-	for i, s := range sessions {
-		var conn *oracle.Conn
-		eventually(c.t, "a session is resumed", func() bool {
-			var err error
-			conn, err = s.Dial(c.addrs[i%2], chaosPatience)
-			return err == nil
-		})
+	for i, s := range c.sessions {
+		conn := c.resume(s, i%2)
 		s.CheckEnd(conn.Start)
 		conn.Close()
 	}
 }
 
+// resume resumes a session at a server, as soon as that lets it.
+func (c *chaos) resume(s *oracle.Session, server int) (conn *oracle.Conn) {
+	c.t.Helper()
+	eventually(c.t, "a session is resumed", func() bool {
+		var err error
+		conn, err = s.Dial(c.addrs[server], chaosPatience)
+		return err == nil
+	})
+	return conn
+}
+
 func (c *chaos) report() {
-	violations := c.findings.Violations()
+	violations := c.findings.Count()
 	answers, resumes := c.findings.Totals()
-	c.t.Logf("%d events, %d resumes, %d answers", len(c.events), resumes, answers)
+	c.t.Logf("%d violations in %d faults (%s); %d answers checked, %d resumes, %d claims whose client left",
+		violations, c.faults, c.told(), answers, resumes, c.left.Load())
 	if fenceIsBroken {
-		if len(violations) == 0 {
+		if violations == 0 {
 			c.t.Error("the fence is broken and the oracle has not noticed")
 		}
 		return
 	}
-	if len(violations) > 0 {
-		c.t.Errorf("%s\nthe schedule:\n%s", strings.Join(violations, "\n"), strings.Join(c.events, "\n"))
+	if violations > 0 {
+		c.t.Error(strings.Join(c.findings.Violations(), "\n"))
 	}
 	if !c.hasShownEnough() {
 		c.t.Error("too little happened: the run shows nothing")
 	}
 }
 
+// tellSchedule says what happened, if the test has failed.
+func (c *chaos) tellSchedule() {
+	if c.t.Failed() {
+		c.t.Logf("the schedule:\n%s", strings.Join(c.events, "\n"))
+	}
+}
+
+// told says how often each fault happened.
+func (c *chaos) told() string {
+	var counts []string
+	for name, n := range c.counts {
+		counts = append(counts, fmt.Sprint(name, ": ", n))
+	}
+	slices.Sort(counts)
+	return strings.Join(counts, ", ")
+}
+
+// hasShownEnough reports whether enough happened; in a long run, every fault has to.
 func (c *chaos) hasShownEnough() bool {
 	answers, resumes := c.findings.Totals()
-	return answers >= 1000 && resumes >= 100 && len(c.events) >= 3
+	every := len(c.counts) == len(c.form.faults)+len(faultsOfAllForms)
+	return answers >= 1000 && resumes >= 100 && c.faults >= 3 && (every || !c.isLong)
 }
 
 // live connects again and again until the end. A client that is alone knows
-// exactly what each message's count must be.
+// exactly what each message's count must be, and sometimes asks one server and leaves
+// before it resumes at the other one.
 func (c *chaos) live(s *oracle.Session, random *rand.Rand, alone bool) {
 	for c.ctx.Err() == nil {
-		conn, err := s.Dial(c.addrs[random.IntN(2)], chaosPatience)
+		i := random.IntN(2)
+		if alone && s.ID() != "" && random.IntN(8) == 0 {
+			c.leave(s, 1-i, time.Duration(random.IntN(20))*time.Millisecond)
+		}
+		conn, err := s.Dial(c.addrs[i], chaosPatience)
 		if err != nil {
 			time.Sleep(time.Duration(random.IntN(20)) * time.Millisecond) // as a client does before it tries again
 			continue
@@ -263,6 +259,13 @@ func (c *chaos) live(s *oracle.Session, random *rand.Rand, alone bool) {
 			conn.Conn.(*net.TCPConn).SetLinger(0) // a reset
 		}
 		conn.Close()
+	}
+}
+
+// leave asks a server for a session, and leaves.
+func (c *chaos) leave(s *oracle.Session, server int, after time.Duration) {
+	if s.Leave(c.addrs[server], after) == nil {
+		c.left.Add(1)
 	}
 }
 

@@ -21,10 +21,18 @@ type Conn struct {
 	Start uint64 // the count at which the session was resumed
 
 	session *Session
-	next    uint64   // the count of the last answer
-	waiting []string // what was sent and has no answer
+	life    *life         // of the session
+	next    uint64        // the count of the last answer
+	waiting []sentMessage // what was sent and has no answer
 	parser  proto.Parser
 	unread  []byte
+}
+
+// A sentMessage is a message, and what was known of its session when it was sent.
+type sentMessage struct {
+	text   string
+	life   int // the number of the session's
+	losses int // that were over
 }
 
 // ErrBye ends a connection whose server has said goodbye.
@@ -42,7 +50,9 @@ type frame struct {
 	Message   string `json:"message"`
 	Type      string `json:"type"`
 	Error     string `json:"error"`
+	Reason    string `json:"reason"`
 	Bye       bool   `json:"bye"`
+	Total     uint64 `json:"total"`
 }
 
 // open upgrades conn and reads the first frame, which says where the session
@@ -105,13 +115,12 @@ func (c *Conn) Send(alone bool) error {
 	s := c.session
 	s.mu.Lock()
 	s.sent++
-	s.unsolved++
+	c.life.unsolved++
 	s.alone = alone
 	message := fmt.Sprintf("message %d", s.sent)
 	if alone {
 		message = fmt.Sprintf("must be %d", c.next+uint64(len(c.waiting))+1)
 	}
-	s.mu.Unlock()
 	var request []byte
 	if s.compress {
 		message += padding
@@ -119,7 +128,8 @@ func (c *Conn) Send(alone bool) error {
 	} else {
 		request = proto.AppendMaskedFrame(nil, proto.OpText, true, mask, []byte(message))
 	}
-	c.waiting = append(c.waiting, message)
+	c.waiting = append(c.waiting, sentMessage{message, s.life.number, s.loss.over})
+	s.mu.Unlock()
 	_, err := c.Write(request)
 	return err
 }
@@ -144,10 +154,27 @@ func (c *Conn) Receive() error {
 		case err != nil:
 			return err
 		case f.Bye || f.Error != "":
+			c.checkBye(f)
 			return ErrBye
 		case f.Type == "": // neither a heartbeat nor the like
 			c.answered(f)
 			return nil
+		}
+	}
+}
+
+// IsOpen pings the server, and reports whether that answers: it has not ended the
+// connection.
+func (c *Conn) IsOpen() bool {
+	c.SetDeadline(time.Now().Add(patience))
+	c.Write(proto.AppendMaskedFrame(nil, proto.OpPing, true, mask, nil))
+	for {
+		f, err := c.read()
+		if err != nil || f.Bye || f.Error != "" {
+			return false
+		}
+		if f.Type == typePong {
+			return true
 		}
 	}
 }
@@ -173,8 +200,19 @@ func (c *Conn) lastWord(err error) error {
 	return err
 }
 
+// checkBye holds a goodbye to the promise that the newest connection wins: one that is
+// alone is the newest, since all that asked before have left.
+func (c *Conn) checkBye(f frame) {
+	c.session.mu.Lock()
+	alone := c.session.alone
+	c.session.mu.Unlock()
+	if alone && f.Reason == "session_taken_over" {
+		c.violation("taken over at %d, but nobody has asked for it since", f.Total)
+	}
+}
+
 func (c *Conn) answered(f frame) {
-	s := c.session
+	s, l := c.session, c.life
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.next++
@@ -182,23 +220,33 @@ func (c *Conn) answered(f frame) {
 		s.findings.violation("session %s: count %d of %q answers nothing", s.id, f.Count, f.Message)
 		return
 	}
-	if f.Count != c.next || f.Message != c.waiting[0] || f.SessionID != s.id {
+	sent := c.waiting[0]
+	if f.Count != c.next || f.Message != sent.text || f.SessionID != s.id {
 		s.findings.violation("session %s, resumed at %d: got count %d of %q, want %d of %q",
-			s.id, c.Start, f.Count, f.Message, c.next, c.waiting[0])
+			s.id, c.Start, f.Count, f.Message, c.next, sent.text)
 	}
-	if before, double := s.answered[f.Count]; double {
+	if before, double := l.answered[f.Count]; double && !l.isContested {
 		s.findings.violation("session %s: count %d is the answer to %q and to %q", s.id, f.Count, before, f.Message)
 	}
+	if sent.life > l.number {
+		s.findings.violation("session %s: count %d was given after the session had started anew elsewhere", s.id, f.Count)
+	}
 	c.waiting = c.waiting[1:]
-	s.answered[f.Count] = f.Message
-	s.highest = max(s.highest, f.Count)
-	s.unsolved--
+	l.answered[f.Count] = f.Message
+	l.highest = max(l.highest, f.Count)
+	l.unsolved--
+	if !l.isContested { // or it may be one that does not know that it has lost the session
+		s.loss.onSign(sent.losses)
+	}
 	s.findings.mu.Lock()
 	s.findings.answers++
 	s.findings.mu.Unlock()
 }
 
-// read reads the next text frame. What breaks the protocol is a violation.
+// typePong is the type of a pong, which read returns like a text frame.
+const typePong = "pong"
+
+// read reads the next text frame, or pong. What breaks the protocol is a violation.
 func (c *Conn) read() (f frame, err error) {
 	if c.parser.Rules != &rules {
 		inflater := inflaters.Get().(*proto.Inflater)
@@ -222,6 +270,8 @@ func (c *Conn) read() (f frame, err error) {
 			return f, net.ErrClosed
 		case proto.OpPing:
 			_, err = c.Write(proto.AppendMaskedFrame(nil, proto.OpPong, true, mask, m.Payload))
+		case proto.OpPong:
+			return frame{Type: typePong}, nil
 		case proto.OpContinuation:
 			err = c.more()
 		}

@@ -5,15 +5,22 @@
 //   - never doubled, never skipped: a session's counts are 1, 2, 3, … over all
 //     its connections, and no count is the answer to two messages;
 //   - prefix: of what a connection sent, the first messages are those counted;
-//   - one owner: nothing is answered on a connection after another one resumed.
+//   - one owner: nothing is answered on a connection after another one resumed;
+//   - the newest wins: a session is taken over only by a connection that asked for
+//     it later, and not by one that has left before.
+//
+// Where a test breaks the store itself, it says so with Session.Lose and
+// Session.Bar: what is promised then stands there.
 //
 // It is for tests. All of it is safe for concurrent use but for a Conn, which
 // belongs to one goroutine, and a Crowd, whose methods belong to the test's.
 package oracle
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -43,6 +50,13 @@ func (f *Findings) Violations() []string {
 	return told
 }
 
+// Count is how many promises were broken so far.
+func (f *Findings) Count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.violations)
+}
+
 // Totals are how many messages were answered and how many sessions resumed.
 func (f *Findings) Totals() (answers, resumes int) {
 	f.mu.Lock()
@@ -61,20 +75,26 @@ type Session struct {
 	findings *Findings
 	compress bool // its connections agree on compression, and use it
 
-	mu       sync.Mutex
-	id       string            // "" until the server has made one up
-	answered map[uint64]string // the message that each count was the answer to
-	highest  uint64            // count that was seen
-	sent     uint64            // messages, by all connections
-	unsolved uint64            // of them without an answer: they may be counted or not
-	alone    bool              // one connection at a time uses it
-	last     *Conn
+	mu    sync.Mutex
+	id    string // "" until the server has made one up
+	life  *life  // since the store lost the session the last time
+	sent  uint64 // messages, by all connections
+	alone bool   // one connection at a time uses it
+	loss  loss
+	bar   bar
 }
 
 // NewSession is a session that no connection has resumed yet. With an empty id
 // the server makes one up at the first connect.
 func (f *Findings) NewSession(id string) *Session {
-	return &Session{findings: f, id: id, answered: make(map[uint64]string)}
+	return &Session{findings: f, id: id, life: newLife(0, 0)}
+}
+
+// ID is the session's, "" if nobody has resumed it yet.
+func (s *Session) ID() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.id
 }
 
 // dialTimeout is short, since clients try again: a server that has not taken a
@@ -99,56 +119,82 @@ func (s *Session) Dial(addr string, timeout time.Duration) (*Conn, error) {
 
 // connect resumes the session over conn, which it upgrades.
 func (s *Session) connect(conn net.Conn) (*Conn, error) {
-	s.mu.Lock()
-	seen, target := s.highest, "/ws/chat/"
-	if s.id != "" {
-		target += "?session_id=" + s.id
-	}
-	s.mu.Unlock()
-	c, hello, err := open(conn, target, s.compress)
+	a := s.ask()
+	c, hello, err := open(conn, a.target, s.compress)
 	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.awaitEnd(conn)
+		}
 		return nil, err
 	}
-	s.resumed(hello, seen)
-	c.session, c.Start, c.next = s, hello.Count, hello.Count
-	s.mu.Lock()
-	s.last = c
-	s.mu.Unlock()
+	s.resumed(c, hello, a)
 	return c, nil
 }
 
-// resumed checks the count at which the session goes on; seen is the highest
-// that was known before it was asked for.
-func (s *Session) resumed(hello frame, seen uint64) {
+// An asked is what was known of a session when it was asked for.
+type asked struct {
+	target string
+	life   *life
+	seen   uint64 // the highest count
+	losses int    // that were over
+	bar    bar
+}
+
+func (s *Session) ask() asked {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := asked{target: "/ws/chat/", life: s.life, seen: s.life.highest, losses: s.loss.over, bar: s.bar}
+	if s.id != "" {
+		a.target += "?session_id=" + s.id
+	}
+	return a
+}
+
+// resumed checks the count at which the session goes on.
+func (s *Session) resumed(c *Conn, hello frame, a asked) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.id = hello.SessionID
-	if hello.Count < seen {
-		s.findings.violation("session %s: %d was seen, and it is resumed at %d", s.id, seen, hello.Count)
+	s.checkBar(hello.Count, a)
+	l, seen := s.lifeOf(hello.Count, a)
+	if !l.isContested {
+		s.checkStart(hello.Count, seen, l)
 	}
-	if most := uint64(len(s.answered)) + s.unsolved; hello.Count > most {
-		s.findings.violation("session %s: resumed at %d, but only %d messages can be counted", s.id, hello.Count, most)
-	}
-	if l := s.last; s.alone && hello.Count > l.next+uint64(len(l.waiting)) {
-		s.findings.violation("session %s: resumed at %d, but the last connection had %d answers "+
-			"and sent %d more: an older one's were counted late",
-			s.id, hello.Count, l.next, len(l.waiting))
-	}
+	s.loss.onSign(a.losses)
+	c.session, c.life, c.Start, c.next = s, l, hello.Count, hello.Count
+	l.last = c
 	s.findings.mu.Lock()
 	s.findings.resumes++
 	s.findings.mu.Unlock()
+}
+
+// checkStart holds the count at which a session is resumed to what was seen of its life
+// before it was asked for. Under mu.
+func (s *Session) checkStart(count, seen uint64, l *life) {
+	if count < seen {
+		s.findings.violation("session %s: %d was seen, and it is resumed at %d", s.id, seen, count)
+	}
+	if count > l.most() {
+		s.findings.violation("session %s: resumed at %d, but only %d messages can be counted", s.id, count, l.most())
+	}
+	if last := l.last; s.alone && last != nil && count > last.next+uint64(len(last.waiting)) {
+		s.findings.violation("session %s: resumed at %d, but the last connection had %d answers "+
+			"and sent %d more: an older one's were counted late",
+			s.id, count, last.next, len(last.waiting))
+	}
 }
 
 // CheckEnd holds the count at which the session ends to what was seen of it.
 func (s *Session) CheckEnd(count uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for n := range s.answered {
+	for n := range s.life.answered {
 		if n > count {
 			s.findings.violation("session %s ends at %d, and %d was answered", s.id, count, n)
 		}
 	}
-	if missing := count - uint64(len(s.answered)); missing > s.unsolved {
-		s.findings.violation("session %s ends at %d with %d answers, and only %d messages had none", s.id, count, len(s.answered), s.unsolved)
+	l := s.life
+	if missing := count - l.start - uint64(len(l.answered)); missing > l.unsolved {
+		s.findings.violation("session %s ends at %d with %d answers, and only %d messages had none", s.id, count, len(l.answered), l.unsolved)
 	}
 }

@@ -13,8 +13,8 @@ import (
 // A Proxy stands between a store and a redis-server, to lose and to delay what
 // goes through it.
 type Proxy struct {
-	// URL is for -redis.
-	URL string
+	// URL is for -redis, Addr its host:port.
+	URL, Addr string
 
 	t testing.TB
 
@@ -22,8 +22,34 @@ type Proxy struct {
 	changed *sync.Cond
 	mode    Mode
 	target  string
-	conns   []net.Conn
+	links   map[*link]bool
+	limits  [2]int // of links, -1 for none
+	cuts    int    // links that have come to their limit
 }
+
+// A link is a connection through a proxy.
+type link struct {
+	ends [2]net.Conn // by Side
+	left [2]int      // how many bytes may still come from that end, -1 for all
+
+	ended int // of its ends
+}
+
+func (l *link) close() {
+	for _, conn := range l.ends {
+		conn.Close()
+	}
+}
+
+// A Side is one of the two that talk through a proxy.
+type Side int
+
+const (
+	FromStore Side = iota // commands
+	FromRedis             // answers
+)
+
+var unlimited = [2]int{-1, -1}
 
 // A Mode is what a Proxy does with what it is given.
 type Mode int
@@ -43,11 +69,20 @@ var session = regexp.MustCompile(`turnstile:\{[0-9a-f]{8}-`)
 // StartProxy runs a proxy to s.
 func StartProxy(t testing.TB, s *Server) *Proxy {
 	t.Helper()
+	return StartProxyTo(t, s.Addr)
+}
+
+// StartProxyTo runs a proxy to the port at addr, which may speak TLS.
+func StartProxyTo(t testing.TB, addr string) *Proxy {
+	t.Helper()
 	l, err := net.Listen("tcp", Host+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{t: t, target: s.Addr, URL: "redis://" + l.Addr().String()}
+	p := &Proxy{
+		t: t, target: addr, Addr: l.Addr().String(), URL: "redis://" + l.Addr().String(),
+		links: make(map[*link]bool), limits: unlimited,
+	}
 	p.changed = sync.NewCond(&p.mu)
 	t.Cleanup(func() {
 		l.Close()
@@ -85,10 +120,37 @@ func (p *Proxy) Redirect(s *Server) {
 func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, conn := range p.conns {
-		conn.Close()
+	for l := range p.links {
+		l.close()
 	}
-	p.conns = nil
+}
+
+// CutAfter cuts each connection, also each new one, as soon as n more bytes have come
+// from a side: in the middle of a pipeline, or of its answers. It returns when some
+// connections were cut.
+func (p *Proxy) CutAfter(n int, from Side, some int) {
+	p.t.Helper()
+	limits := unlimited
+	limits[from] = n
+	enough := p.limit(limits) + some
+	until(p.t, "connections come to their limit", "", func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.cuts >= enough
+	})
+	p.limit(unlimited)
+}
+
+// limit sets how much may still come through each connection, and returns how many were
+// cut so far.
+func (p *Proxy) limit(limits [2]int) (cuts int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limits = limits
+	for l := range p.links {
+		l.left = limits
+	}
+	return p.cuts
 }
 
 func (p *Proxy) join(client net.Conn) {
@@ -101,16 +163,17 @@ func (p *Proxy) join(client net.Conn) {
 		return
 	}
 	p.mu.Lock()
-	p.conns = append(p.conns, client, server)
+	l := &link{ends: [2]net.Conn{client, server}, left: p.limits}
+	p.links[l] = true
 	p.mu.Unlock()
 	var scripted atomic.Bool
-	go p.copy(server, client, func(mode Mode, data []byte) (wait, drop bool) {
+	go p.copy(l, FromStore, func(mode Mode, data []byte) (wait, drop bool) {
 		if bytes.Contains(data, []byte("\r\neval")) && session.Match(data) {
 			scripted.Store(true)
 		}
 		return mode == Delay, false
 	})
-	go p.copy(client, server, func(mode Mode, data []byte) (wait, drop bool) {
+	go p.copy(l, FromRedis, func(mode Mode, data []byte) (wait, drop bool) {
 		drop = mode == Swallow || mode == SwallowScripts && scripted.Load() ||
 			mode == SwallowMessages && bytes.Contains(data, []byte("\r\nmessage\r\n"))
 		return mode == DelayScripts && scripted.Load(), drop
@@ -118,7 +181,8 @@ func (p *Proxy) join(client net.Conn) {
 }
 
 // copy passes on what comes from one side, as rule says of the mode.
-func (p *Proxy) copy(to, from net.Conn, rule func(Mode, []byte) (wait, drop bool)) {
+func (p *Proxy) copy(l *link, side Side, rule func(Mode, []byte) (wait, drop bool)) {
+	from, to := l.ends[side], l.ends[1-side]
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := from.Read(buf)
@@ -128,17 +192,46 @@ func (p *Proxy) copy(to, from net.Conn, rule func(Mode, []byte) (wait, drop bool
 			p.changed.Wait()
 			wait, drop = rule(p.mode, buf[:n])
 		}
+		n, isCut := p.take(l, side, n)
 		p.mu.Unlock()
 		if !drop && n > 0 {
 			to.Write(buf[:n])
 		}
+		if isCut {
+			l.close()
+		}
 		if err != nil {
-			if err == io.EOF {
-				to.(*net.TCPConn).CloseWrite()
-			} else {
-				to.Close()
-			}
+			p.onEnd(l, to, err)
 			return
 		}
 	}
+}
+
+// take says how many of n bytes that have come from a side go on, and whether the link
+// is cut behind them. Under mu.
+func (p *Proxy) take(l *link, side Side, n int) (most int, isCut bool) {
+	left := &l.left[side]
+	switch {
+	case *left < 0:
+		return n, false
+	case n < *left:
+		*left -= n
+		return n, false
+	}
+	p.cuts++
+	most, *left = *left, -1
+	return most, true
+}
+
+// onEnd passes on the end of what comes from one side.
+func (p *Proxy) onEnd(l *link, to net.Conn, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l.ended++
+	if err == io.EOF && l.ended < len(l.ends) {
+		to.(*net.TCPConn).CloseWrite()
+		return
+	}
+	l.close()
+	delete(p.links, l)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"time"
@@ -44,6 +45,7 @@ type lane struct {
 	telling  bool   // the holders of a batch are being told
 	isDense  bool   // the last pipeline had more than one commit
 	watched  bool   // for writing too
+	begun    bool
 	ended    bool
 }
 
@@ -66,7 +68,10 @@ func (l *lane) begin() {
 	l.timer.Owner = l
 	if err := l.loop.Add(l.conn.socket.fd, netpoll.Readable, l.onReady); err != nil {
 		l.fail(err)
+		return
 	}
+	l.begun = true
+	l.send()
 }
 
 // commit sends what a holder has queued. It runs on the loop. If commits come one at a time
@@ -99,7 +104,7 @@ func (l *lane) run() {
 // send sends what is queued, if nothing is under way. It runs on the loop. It tells no
 // holder anything: it may run within a holder's Commit.
 func (l *lane) send() {
-	if l.ended || l.telling || !l.take() {
+	if !l.begun || l.ended || l.telling || !l.take() {
 		return
 	}
 	for i := range l.batch {
@@ -133,7 +138,7 @@ func (l *lane) take() bool {
 		return false
 	}
 	now := s.config.Now()
-	for range min(l.queue.len(), laneMost) {
+	for l.queue.len() > 0 && len(l.batch) < laneMost {
 		if r := l.queue.pop(); r.fitsLane(now, &s.times) {
 			l.add(r, now, &s.times)
 		} else {
@@ -264,18 +269,36 @@ func (l *lane) OnTimer() {
 	switch {
 	case l.ended || l.answered == len(l.batch):
 	case l.loop.Now()-l.sentAt >= l.node.call():
-		l.fail(errLaneTimeout)
+		l.late()
 	default:
 		l.setTimer()
 	}
 }
 
-// fail ends a lane that is of no use, and has the node looked at.
+// late ends a lane whose answers do not come. It reads first: the loop may have stood still,
+// and not Redis.
+func (l *lane) late() {
+	sentAt := l.sentAt
+	err := l.read()
+	switch {
+	case err == nil && len(l.batch) > 0 && l.sentAt == sentAt:
+		l.fail(errLaneTimeout)
+	case err != nil:
+		l.fail(err)
+	case len(l.batch) > 0:
+		l.setTimer()
+	}
+}
+
+// fail ends a lane that is of no use, and has the node looked at. That Redis has closed an
+// idle connection is no error.
 func (l *lane) fail(err error) {
 	if l.ended {
 		return
 	}
-	l.node.store.config.Metrics.Errors[errorKindOf(err)].Inc()
+	if err != io.EOF || len(l.batch) > 0 {
+		l.node.store.config.Metrics.Errors[errorKindOf(err)].Inc()
+	}
 	l.end()
 	l.node.suspect()
 }

@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"golang.org/x/sys/unix"
 
+	"turnstile/netpoll"
 	"turnstile/server/redistest"
 )
 
@@ -119,6 +122,75 @@ func TestLaneWritesTheRestLater(t *testing.T) {
 	}
 	if a.lane() != lane {
 		t.Error("the lane has ended")
+	}
+}
+
+// While a pipeline is under way, all that is queued behind it has to be verified: it goes to
+// the node's goroutine, and nothing stays.
+func TestLaneLeavesNothing(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL())
+	var clients []*client
+	for range 2*laneMost + 1 {
+		clients = append(clients, a.mint().count(1))
+	}
+	server.Pause()
+	a.onLoop(func() {
+		for _, c := range clients {
+			c.Count++
+			a.Commit(&c.Lease)
+		}
+	})
+	a.verifyAll()
+	server.Continue()
+	for _, c := range clients {
+		c.wantOutcome(Committed)
+	}
+	a.settle()
+}
+
+// A loop that stood still finds the answer that came meanwhile, and keeps its lane.
+func TestLaneOfALoopThatStoodStill(t *testing.T) {
+	server := redistest.Start(t)
+	a := readyStore(t, server.URL())
+	c, lane := a.mint().count(1), a.lane()
+	a.onLoop(func() {
+		c.Count++
+		a.Commit(&c.Lease)
+		for netpoll.Unread(lane.conn.socket.fd) == 0 { // until Redis has answered
+			runtime.Gosched()
+		}
+		lane.sentAt -= lane.node.call()
+		lane.OnTimer()
+	})
+	c.wantOutcome(Committed)
+	if a.lane() != lane {
+		t.Error("the lane has ended")
+	}
+}
+
+// A connection that was asked for before the node's own was lost is not admitted, though what
+// was written through it can be read: a replica may have it.
+func TestLaneOfAnEarlierConnection(t *testing.T) {
+	server := redistest.Start(t)
+	i := startStore(t, server.URL())
+	n := i.nodes[0]
+	own, earlier := n.client.Conn(), n.client.Conn()
+	defer own.Close()
+	defer earlier.Close()
+	i.Redis.mu.Lock()
+	i.loopNumber(i.client())
+	i.Redis.mu.Unlock()
+	n.missingLanes()
+	for _, asked := range []*redis.Conn{earlier, own} {
+		o := n.open(asked, 0)
+		if o.err != nil {
+			t.Fatal(o.err)
+		}
+		n.admit(own, o)
+		if got, want := i.lane() != nil, asked == own; got != want {
+			t.Errorf("admitted: %v, want %v", got, want)
+		}
 	}
 }
 

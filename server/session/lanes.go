@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"slices"
 	"time"
 
@@ -27,12 +28,14 @@ func (o *laneOpening) begin() {
 }
 
 // An openedLane is a connection for the lane of a loop, or says why there is none. What
-// was written through it proves that it is one to the node's server.
+// was written through it proves that it is one to the node's server: the same to which the
+// node's own connection was when it was asked for, and is.
 type openedLane struct {
-	index int
-	conn  *laneConn
-	proof string
-	err   error
+	of         *redis.Conn // the node's own connection
+	index      int
+	conn       *laneConn
+	key, proof string
+	err        error
 }
 
 var errOtherServer = errors.New("a second connection came to another server than the first")
@@ -61,7 +64,7 @@ func (n *node) openedLanes() iter.Seq[*lane] {
 
 // openLanes begins to open the lanes that are missing, at most once for each probe. WAIT
 // would count for one connection alone, so with wait_replicas there are none.
-func (n *node) openLanes() {
+func (n *node) openLanes(own *redis.Conn) {
 	s := n.store
 	now := s.config.Now()
 	if s.config.Address.replicas > 0 || n.opening.triedAt != 0 && now-n.opening.triedAt < probeEvery {
@@ -71,7 +74,7 @@ func (n *node) openLanes() {
 		n.opening.triedAt = now
 		n.opening.loops[index] = true
 		s.start(func() {
-			o := n.open(index)
+			o := n.open(own, index)
 			select {
 			case n.opening.opened <- o:
 			case <-n.ctx.Done():
@@ -98,8 +101,8 @@ func (n *node) missingLanes() (missing []int) {
 }
 
 // open makes a connection, as go-redis does it, and writes a proof.
-func (n *node) open(index int) openedLane {
-	o := openedLane{index: index, proof: rand.Text()}
+func (n *node) open(own *redis.Conn, index int) openedLane {
+	o := openedLane{of: own, index: index, key: n.proofKey(index), proof: rand.Text()}
 	a, timeout := n.store.config.Address, n.store.config.Timeout
 	addr := n.client.Options().Addr
 	if a.master != "" {
@@ -110,7 +113,7 @@ func (n *node) open(index int) openedLane {
 	dialled := make(chan *laneConn, poolSize) // go-redis dials on a goroutine, which it may leave behind
 	client := a.node(addr, timeout, func(c *laneConn) { dialled <- c })
 	defer client.Close()
-	if o.err = client.Set(n.ctx, n.proofKey(index), o.proof, probeTTL).Err(); o.err == nil {
+	if o.err = client.Set(n.ctx, o.key, o.proof, probeTTL).Err(); o.err == nil {
 		o.conn = <-dialled
 		o.err = o.conn.keep()
 	}
@@ -132,44 +135,39 @@ func (o *openedLane) close() {
 }
 
 // admit puts a connection on its loop, if the node's own connection sees what was written
-// through it.
-func (n *node) admit(conn *redis.Conn, o openedLane) {
+// through it. What was asked for by an earlier one proves nothing: a replica, which has
+// become the master since, may have it too.
+func (n *node) admit(own *redis.Conn, o openedLane) {
 	delete(n.opening.loops, o.index)
-	if o.err == nil {
-		o.err = n.check(conn, &o)
+	if o.err == nil && (o.of != own || n.check(own, &o) != nil || !n.addLane(o)) {
+		o.close()
+		o.err = errOtherServer
 	}
 	if o.err != nil {
 		n.store.config.Metrics.Errors[errorKindOf(o.err)].Inc()
-		return
-	}
-	if l := n.addLane(o); l == nil {
-		o.close()
-	} else if !l.loop.Post(l.begin) { // the loop has ended
-		n.remove(l)
-		o.close()
 	}
 }
 
-func (n *node) check(conn *redis.Conn, o *openedLane) error {
-	if proof, err := conn.Get(n.ctx, n.proofKey(o.index)).Result(); err != nil || proof != o.proof {
-		o.close()
-		return errOtherServer
+func (n *node) check(own *redis.Conn, o *openedLane) error {
+	proof, err := own.Get(n.ctx, o.key).Result()
+	if err == nil && proof != o.proof {
+		err = errOtherServer
 	}
-	return nil
+	return err
 }
 
-// addLane makes the lane of a connection; nil if the store has been closed.
-func (n *node) addLane(o openedLane) *lane {
+// addLane makes the lane of a connection, unless the store or the loop has been closed.
+func (n *node) addLane(o openedLane) bool {
 	s := n.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopped.Err() != nil {
-		return nil
-	}
 	l := &lane{node: n, loop: s.loops[o.index], index: o.index, conn: o.conn}
 	l.task = l.run
+	if s.stopped.Err() != nil || !l.loop.Post(l.begin) {
+		return false
+	}
 	n.lanes[o.index] = l
-	return l
+	return true
 }
 
 // closeLanes ends all lanes, and waits until what they had under way is settled: whoever
@@ -185,11 +183,8 @@ func (n *node) closeLanes() {
 
 // remove takes a lane out of use. What it had queued goes elsewhere.
 func (n *node) remove(l *lane) {
-	s := n.store
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	n.store.mu.Lock()
 	n.lanes[l.index] = nil
-	for l.queue.len() > 0 {
-		s.enqueue(l.queue.pop())
-	}
+	n.store.mu.Unlock()
+	n.store.requeue(&l.queue, runtime.Gosched)
 }

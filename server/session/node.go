@@ -171,7 +171,7 @@ func (n *node) connect() (worked bool, err error) {
 		return false, err
 	}
 	n.onSuccess()
-	n.openLanes()
+	n.openLanes(conn)
 	return true, n.serve(conn, pipe)
 }
 
@@ -195,7 +195,7 @@ func (n *node) serve(conn *redis.Conn, pipe *pipeline) error {
 				return err
 			}
 			n.onSuccess()
-			n.openLanes()
+			n.openLanes(conn)
 		} else if !more {
 			alarm.Reset(untilProbe)
 			select {

@@ -104,9 +104,9 @@ func (r refusal) Error() string { return string(r) }
 // RedisError implements redis.Error.
 func (refusal) RedisError() {}
 
-// storeCommands are the commands that the pipelines of a node use again. The node's
-// goroutine owns them. It uses none again before go-redis has brought the answers to the
-// whole pipeline: then all of it has been written. What was in a pipeline that failed is
+// storeCommands are the commands that the pipelines of one connection use again. Whose it is
+// owns them. It uses none again before the answers to the whole pipeline have come: then all
+// of it has been written. What was in a pipeline that failed is
 // never used again, so it does not matter what a lost connection still does with it.
 type storeCommands struct {
 	all  []*storeCommand

@@ -173,14 +173,15 @@ func TestLaneOfALoopThatStoodStill(t *testing.T) {
 // was written through it can be read: a replica may have it.
 func TestLaneOfAnEarlierConnection(t *testing.T) {
 	server := redistest.Start(t)
-	i := startStore(t, server.URL())
-	n := i.nodes[0]
+	i := readyStore(t, server.URL())
+	n := newNode(i.Redis, i.config.Address.client(i.config.Timeout), "another", probeKey(0)) // its goroutine is the test's
 	own, earlier := n.client.Conn(), n.client.Conn()
-	defer own.Close()
-	defer earlier.Close()
-	i.Redis.mu.Lock()
-	i.loopNumber(i.client())
-	i.Redis.mu.Unlock()
+	t.Cleanup(func() {
+		n.closeLanes()
+		own.Close()
+		earlier.Close()
+		n.client.Close()
+	})
 	n.missingLanes()
 	for _, asked := range []*redis.Conn{earlier, own} {
 		o := n.open(asked, 0)
@@ -188,8 +189,11 @@ func TestLaneOfAnEarlierConnection(t *testing.T) {
 			t.Fatal(o.err)
 		}
 		n.admit(own, o)
-		if got, want := i.lane() != nil, asked == own; got != want {
-			t.Errorf("admitted: %v, want %v", got, want)
+		i.Redis.mu.Lock()
+		admitted := n.lanes[0] != nil
+		i.Redis.mu.Unlock()
+		if admitted != (asked == own) {
+			t.Errorf("admitted: %v, want %v", admitted, asked == own)
 		}
 	}
 }

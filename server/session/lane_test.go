@@ -76,7 +76,7 @@ func TestLaneIsCut(t *testing.T) {
 // An answer that does not come ends the lane, though the rest of the store goes on.
 func TestLaneIsNotAnswered(t *testing.T) {
 	server := redistest.Start(t)
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 2 * time.Second })
+	a := readyStore(t, server.URL())
 	c, silent := a.mint().count(1), a.lane()
 	ours, theirs := socketPair(t)
 	a.onLoop(func() { // the lane talks to somebody who says nothing

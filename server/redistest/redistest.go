@@ -4,10 +4,12 @@
 package redistest
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -126,9 +128,16 @@ func (s *Server) WaitGone() {
 	}
 }
 
-// Pause stops the process with SIGSTOP: it keeps its connections and answers
-// nothing until Continue.
-func (s *Server) Pause() { s.cmd.Process.Signal(syscall.SIGSTOP) }
+// Pause stops the process with SIGSTOP, and returns when it stands still: it keeps its
+// connections and answers nothing until Continue.
+func (s *Server) Pause() {
+	s.t.Helper()
+	s.cmd.Process.Signal(syscall.SIGSTOP)
+	until(s.t, "the process stands still", s.dir, func() bool {
+		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.PID()), "stat"))
+		return err != nil || bytes.Contains(stat, []byte(") T ")) || bytes.Contains(stat, []byte(") Z ")) // others may kill it
+	})
+}
 
 // Continue ends a Pause.
 func (s *Server) Continue() { s.cmd.Process.Signal(syscall.SIGCONT) }

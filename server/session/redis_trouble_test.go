@@ -294,8 +294,10 @@ func TestRedisRefuses(t *testing.T) {
 	}
 }
 
+// Redis reads its file at the start, and refuses meanwhile. It reads slowly until that was
+// noticed: 200 keys would take 10 s.
 func TestRedisLoading(t *testing.T) {
-	server := redistest.Start(t, "--key-load-delay", "3000", "--loading-process-events-interval-bytes", "1024")
+	server := redistest.Start(t, "--key-load-delay", "50000", "--loading-process-events-interval-bytes", "1024")
 	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
 	var clients []*client
 	for range 100 {
@@ -306,6 +308,7 @@ func TestRedisLoading(t *testing.T) {
 	restarted := make(chan struct{})
 	go func() { server.Restart(); close(restarted) }()
 	eventually(t, "it was noticed", func() bool { return a.config.Metrics.Errors[errorLoading].Load() > 0 })
+	server.Do("CONFIG", "SET", "key-load-delay", "0")
 	<-restarted
 	for _, c := range clients {
 		c.count(1)

@@ -312,21 +312,15 @@ func (p *process) getOver(conn net.Conn, path string) (status int, body string, 
 // metric reads one value off /metrics/; name includes the labels.
 func (p *process) metric(name string) float64 {
 	p.t.Helper()
-	return p.metricOf(p.metrics(p.dial), name)
-}
-
-// metricFrom is metric, scraped from another loopback address.
-func (p *process) metricFrom(ip, name string) float64 {
-	p.t.Helper()
-	return p.metricOf(p.metrics(func() net.Conn { return p.dialFrom(ip) }), name)
+	return p.metricOf(p.metrics(), name)
 }
 
 // metrics is the page of metrics. It may be refused while the page before still counts
 // for its address.
-func (p *process) metrics(dial func() net.Conn) (page string) {
+func (p *process) metrics() (page string) {
 	p.t.Helper()
 	eventually(p.t, "the metrics are served", func() bool {
-		status, body, _ := p.getOver(dial(), "/metrics/")
+		status, body, _ := p.getOver(p.dial(), "/metrics/")
 		page = body
 		return status == http.StatusOK
 	})

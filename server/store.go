@@ -27,6 +27,9 @@ func (s *server) openRedis() {
 		OnRecovered: func(node string, after time.Duration) {
 			s.log.Info().Str("redis", node).Int64("duration_ms", after.Milliseconds()).Msg("store_available")
 		},
+		OnLaneTrouble: func(node string, kind fmt.Stringer, err error) {
+			s.log.Warn().Err(err).Str("redis", node).Stringer("kind", kind).Msg("store_lane_failed")
+		},
 		OnDamaged: func(id session.ID, err error) {
 			s.log.Error().Err(err).Stringer("session_id", id).Msg("session_damaged")
 		},

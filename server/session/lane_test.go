@@ -208,7 +208,7 @@ func TestLaneToAnotherServer(t *testing.T) {
 	eventually(t, "the store is available", a.Available)
 	proxy.Redirect(other)
 	c := a.mint()
-	eventually(t, "the lane is refused", func() bool { return a.config.Metrics.Errors[errorConnection].Load() > 0 })
+	a.wantLaneTrouble(errorConnection)
 	c.count(1)
 	if got := other.Keys("turnstile:{*-*}*"); len(got) > 0 || a.lane() != nil {
 		t.Errorf("the other server has %q, the lane is %v", got, a.lane())
@@ -217,6 +217,39 @@ func TestLaneToAnotherServer(t *testing.T) {
 	a.wantLanes()
 	c.count(1)
 	a.claim(c.ID(), 2, true)
+}
+
+// wantLaneTrouble waits until lanes were refused more than once, and expects to have been
+// told once.
+func (i *instance) wantLaneTrouble(kind errorKind) {
+	i.t.Helper()
+	eventually(i.t, "lanes are refused", func() bool { return i.config.Metrics.Errors[kind].Load() > 1 })
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if len(i.laneTroubles) != 1 || i.laneTroubles[0].kind != kind || i.laneTroubles[0].err == nil {
+		i.t.Errorf("told of %v, want one %s", i.laneTroubles, kind)
+	}
+}
+
+// Redis takes no more connections: commits go over the node's own, and the lane opens when
+// there is room.
+func TestLaneFindsRedisFull(t *testing.T) {
+	server := redistest.Start(t)
+	a := startStore(t, server.URL())
+	eventually(t, "the store is available", a.Available)
+	connected := strings.Count(server.Do("CLIENT", "LIST").(string), "\n")
+	server.Do("CONFIG", "SET", "maxclients", connected)
+	c := a.mint().count(2)
+	eventually(t, "it is told", func() bool { // the answer, or the end of the connection
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return len(a.laneTroubles) > 0
+	})
+	c.count(1)
+	server.Do("CONFIG", "SET", "maxclients", 1000)
+	a.wantLanes()
+	c.count(1)
+	a.claim(c.ID(), 4, true)
 }
 
 // TestLaneParses cuts answers at every point.

@@ -21,6 +21,7 @@ type laneOpening struct {
 	// Owned by the node's goroutine.
 	loops   map[int]bool  // to whose lanes a connection is made
 	triedAt time.Duration // when it last began
+	told    toldKinds     // of which errors OnLaneTrouble knows since a lane was opened
 }
 
 func (o *laneOpening) begin() {
@@ -139,21 +140,40 @@ func (o *openedLane) close() {
 // become the master since, may have it too.
 func (n *node) admit(own *redis.Conn, o openedLane) {
 	delete(n.opening.loops, o.index)
-	if o.err == nil && (o.of != own || n.check(own, &o) != nil || !n.addLane(o)) {
+	if o.of != own || n.ctx.Err() != nil {
 		o.close()
-		o.err = errOtherServer
+		return
 	}
-	if o.err != nil {
-		n.store.config.Metrics.Errors[errorKindOf(o.err)].Inc()
+	err := o.err
+	if err == nil {
+		err = n.check(own, &o)
 	}
+	if err != nil || !n.addLane(o) {
+		o.close()
+	}
+	n.opening.note(n, err)
 }
 
 func (n *node) check(own *redis.Conn, o *openedLane) error {
 	proof, err := own.Get(n.ctx, o.key).Result()
-	if err == nil && proof != o.proof {
+	if errors.Is(err, redis.Nil) || err == nil && proof != o.proof {
 		err = errOtherServer
 	}
 	return err
+}
+
+// note tells of the first error of each kind since a lane was opened.
+func (o *laneOpening) note(n *node, err error) {
+	if err == nil {
+		o.told = toldKinds{}
+		return
+	}
+	s, kind := n.store, errorKindOf(err)
+	s.config.Metrics.Errors[kind].Inc()
+	if !o.told[kind] {
+		o.told[kind] = true
+		s.config.OnLaneTrouble(n.name, kind, s.config.Address.withoutUser(err))
+	}
 }
 
 // addLane makes the lane of a connection, unless the store or the loop has been closed.

@@ -29,6 +29,10 @@ type RedisConfig struct {
 	// label of Metrics.Errors), since the first may hide the cause. They are called from any goroutine.
 	OnTrouble   func(node string, kind fmt.Stringer, err error)
 	OnRecovered func(node string, after time.Duration)
+	// OnLaneTrouble is told once for each kind of error, until a lane is opened, why a worker
+	// has no connection of its own to a node: its commits then go over the node's, at twice
+	// the price. It is called from any goroutine.
+	OnLaneTrouble func(node string, kind fmt.Stringer, err error)
 	// OnDamaged is told of a session that cannot be claimed, since Redis has something else
 	// in its keys than the store writes. It is called from any goroutine.
 	OnDamaged func(id ID, err error)

@@ -55,9 +55,10 @@ type instance struct {
 	t    testing.TB
 	loop *netpoll.Loop
 
-	mu       sync.Mutex
-	troubles []trouble
-	damaged  []ID
+	mu           sync.Mutex
+	troubles     []trouble
+	laneTroubles []trouble
+	damaged      []ID
 }
 
 // A trouble is what the store has told of.
@@ -96,6 +97,11 @@ func startStore(t testing.TB, url string, change ...func(*RedisConfig)) *instanc
 			i.troubles = append(i.troubles, trouble{node, kind.(errorKind), err})
 		},
 		OnRecovered: func(string, time.Duration) {},
+		OnLaneTrouble: func(node string, kind fmt.Stringer, err error) {
+			i.mu.Lock()
+			defer i.mu.Unlock()
+			i.laneTroubles = append(i.laneTroubles, trouble{node, kind.(errorKind), err})
+		},
 		OnDamaged: func(id ID, err error) {
 			i.mu.Lock()
 			defer i.mu.Unlock()

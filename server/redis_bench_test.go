@@ -12,9 +12,9 @@ import (
 
 // startBenchRedis runs a redis-server as an operator would for sessions, and
 // returns the flags of a server that uses it.
-func startBenchRedis(b *testing.B) []string {
+func startBenchRedis(b *testing.B) (*redistest.Server, []string) {
 	redis := redistest.Start(b, "--appendonly", "yes", "--appendfsync", "everysec")
-	return []string{"-redis", redis.URL()}
+	return redis, []string{"-redis", redis.URL()}
 }
 
 // BenchmarkStores is BenchmarkMessages with the sessions in the process, and in
@@ -25,7 +25,7 @@ func BenchmarkStores(b *testing.B) {
 			b.Run(fmt.Sprintf("conns=%d/inflight=%d/store=%s", load.conns, load.inFlight, store), func(b *testing.B) {
 				var flags []string
 				if store == "redis" {
-					flags = startBenchRedis(b)
+					_, flags = startBenchRedis(b)
 				}
 				benchmarkMessages(b, load.conns, load.inFlight, flags...)
 			})
@@ -38,7 +38,8 @@ func BenchmarkStores(b *testing.B) {
 // due.
 func BenchmarkRedisRate(b *testing.B) {
 	const conns, every = 10_000, 500 * time.Microsecond
-	p := startServer(b, startBenchRedis(b)...)
+	_, flags := startBenchRedis(b)
+	p := startServer(b, flags...)
 	p.waitReady()
 	s := newSwarm(b, 2)
 	sent := make(map[*swarmClient]*atomic.Int64)
@@ -69,12 +70,27 @@ func BenchmarkRedisRate(b *testing.B) {
 	}
 }
 
-// BenchmarkRedisResume cuts 10,000 clients, and has them all come back with
-// their sessions at once.
+// BenchmarkRedisResume cuts 10,000 clients, and has them all come back with their
+// sessions at once, each with a message; to the embedded store beside. It reports the CPU of
+// the server and of the Redis for one of them.
 func BenchmarkRedisResume(b *testing.B) {
+	for _, store := range []string{"memory", "redis"} {
+		b.Run("store="+store, func(b *testing.B) {
+			var flags []string
+			var redis *redistest.Server
+			if store == "redis" {
+				redis, flags = startBenchRedis(b)
+			}
+			benchmarkResume(b, redis, flags...)
+		})
+	}
+}
+
+func benchmarkResume(b *testing.B, redis *redistest.Server, flags ...string) {
 	const conns = 10_000
-	p := startServer(b, startBenchRedis(b)...)
+	p := startServer(b, flags...)
 	p.waitReady()
+	var ofServer, ofRedis time.Duration
 	for b.Loop() {
 		b.StopTimer()
 		s := newSwarm(b, 2)
@@ -86,6 +102,10 @@ func BenchmarkRedisResume(b *testing.B) {
 		s.until("a reply each", func() bool { return replies.Load() == conns })
 		sessions := s.leaveAll()
 		replies.Store(0)
+		ofServer -= totalCPU(b, p.cmd.Process.Pid)
+		if redis != nil {
+			ofRedis -= totalCPU(b, redis.PID())
+		}
 		b.StartTimer()
 		for _, session := range sessions {
 			s.dial(p.addr, "/ws/chat/?session_id="+session, func(c *swarmClient) {
@@ -96,7 +116,18 @@ func BenchmarkRedisResume(b *testing.B) {
 		}
 		s.until("a reply each", func() bool { return replies.Load() == conns })
 		b.StopTimer()
+		ofServer += totalCPU(b, p.cmd.Process.Pid)
+		if redis != nil {
+			ofRedis += totalCPU(b, redis.PID())
+		}
 		s.close()
 		b.StartTimer()
 	}
+	b.ReportMetric(float64(ofServer.Microseconds())/float64(conns*b.N), "server-µs/resume")
+	b.ReportMetric(float64(ofRedis.Microseconds())/float64(conns*b.N), "redis-µs/resume")
+}
+
+func totalCPU(t testing.TB, pid int) time.Duration {
+	user, system := cpuTime(t, pid)
+	return user + system
 }

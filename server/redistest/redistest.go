@@ -26,7 +26,10 @@ import (
 const Host = "127.0.0.78"
 
 // patience bounds every wait; nothing waits for so long that works.
-const patience = time.Minute
+const patience = 2 * time.Minute
+
+// answerPatience is how long a server may take for one answer.
+const answerPatience = 30 * time.Second
 
 // A Server is one redis-server process, or one redis-sentinel.
 type Server struct {
@@ -69,7 +72,10 @@ func newServer(t testing.TB) *Server {
 		t.Fatal(err)
 	}
 	s := &Server{t: t, dir: dir, Addr: reserveAddr(t), Socket: filepath.Join(dir, "redis.sock")}
-	s.Client = redis.NewClient(&redis.Options{Addr: s.Addr, MaxRetries: -1, Protocol: 2, DisableIdentity: true})
+	s.Client = redis.NewClient(&redis.Options{
+		Addr: s.Addr, MaxRetries: -1, Protocol: 2, DisableIdentity: true,
+		DialTimeout: answerPatience, ReadTimeout: answerPatience, WriteTimeout: answerPatience, // a busy machine may stand still
+	})
 	t.Cleanup(func() {
 		s.Client.Close()
 		s.Kill()

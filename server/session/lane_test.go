@@ -98,7 +98,7 @@ func TestLaneIsCut(t *testing.T) {
 // An answer that does not come ends the lane, though the rest of the store goes on.
 func TestLaneIsNotAnswered(t *testing.T) {
 	server := redistest.Start(t)
-	a := readyStore(t, server.URL())
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = 8 * time.Second })
 	c, silent := a.mint().count(1), a.lane()
 	ours, theirs := socketPair(t)
 	a.onLoop(func() { // the lane talks to somebody who says nothing
@@ -159,7 +159,8 @@ func TestLaneOfALoopThatStoodStill(t *testing.T) {
 	a.onLoop(func() {
 		c.Count++
 		a.Commit(&c.Lease)
-		for netpoll.Unread(lane.conn.socket.fd) == 0 { // until Redis has answered
+		deadline := time.Now().Add(patience)
+		for netpoll.Unread(lane.conn.socket.fd) == 0 && time.Now().Before(deadline) { // until Redis has answered
 			runtime.Gosched()
 		}
 		lane.sentAt -= lane.node.call()

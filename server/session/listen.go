@@ -105,8 +105,8 @@ func (s *Redis) newChannels(subscribed map[uint32]bool) (names []string) {
 func (s *Redis) onReceived(message any) {
 	switch message := message.(type) {
 	case *redis.Subscription:
-		s.listening.onSuccess()
 		s.verifyAll() // hints that were published before were not received
+		s.listening.onSuccess()
 	case *redis.Message:
 		name := strings.TrimPrefix(message.Channel, channelPrefix)
 		instance, err := strconv.ParseUint(name, 16, 32)

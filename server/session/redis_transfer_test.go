@@ -139,9 +139,9 @@ func TestRedisGiverIsSilent(t *testing.T) {
 		a.renew()
 	})
 	silent("when Redis is back", func() {
-		a.mu.Lock()
+		a.Redis.mu.Lock()
 		n := a.nodes[0]
-		a.mu.Unlock()
+		a.Redis.mu.Unlock()
 		a.holdClaims(n)
 		a.admitClaims(n)
 	})
@@ -271,7 +271,7 @@ func TestRedisTransferWithoutRedis(t *testing.T) {
 	stored := a.mint().count(3)
 	a.settle()
 	server.Kill()
-	eventually(t, "the store has noticed", func() bool { a.mu.Lock(); defer a.mu.Unlock(); return len(a.troubles) > 0 })
+	a.wantSomeTrouble()
 	minted := a.mint()
 	states := []State{stored.lend(), minted.lend()}
 	if states[1].Held || states[1].Owned {
@@ -324,8 +324,8 @@ func TestRedisTokensAreTransferred(t *testing.T) {
 	proxy.Set(redistest.Swallow)
 	first.countNow(1)
 	server.Until("the commit is carried out", func() bool { return slices.Equal(recordsOf(server, first.ID()), []string{"2"}) })
-	proxy.Cut()
 	proxy.Set(redistest.Pass)
+	proxy.Cut()
 	first.wantOutcome(Committed)
 	second := first.handOver(b)
 	if second.entry.(*redisLease).token.attempt == 0 {
@@ -340,16 +340,16 @@ func TestRedisTokensAreTransferred(t *testing.T) {
 func TestRedisLendsWhatIsQueued(t *testing.T) {
 	server := redistest.Start(t)
 	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
-	busy, idle := a.mint().count(1), a.mint().count(1)
+	idle := a.mint().count(1)
 	a.settle()
 	record := recordKeyOf(t, server, idle.ID())
 	server.Do("SET", record, "nobody writes here")
 	server.Pause()
-	busy.countNow(1)
+	claim := a.claimNow(someID) // by the node's goroutine, as the look that is queued behind it
 	eventually(t, "the queue is held up", func() bool {
 		a.Redis.mu.Lock()
 		defer a.Redis.mu.Unlock()
-		return busy.entry.(*redisLease).inFlight
+		return claim.entry.(*redisLease).inFlight
 	})
 	a.onHint(idle.entry.(*redisLease).token.lease)
 	_, ok := a.Lend(&idle.Lease)
@@ -360,7 +360,7 @@ func TestRedisLendsWhatIsQueued(t *testing.T) {
 		t.Errorf("lent: %v, queued: %v", ok, queued)
 	}
 	server.Continue()
-	busy.wantOutcome(Committed)
+	claim.wantClaimed(0, false)
 	a.settle()
 	if got := server.Do("GET", record); got != "nobody writes here" {
 		t.Errorf("the record is written: %v", got)

@@ -27,6 +27,9 @@ const testHost = "127.0.0.74"
 // patience bounds every wait of the tests; nothing waits for so long that works.
 const patience = time.Minute
 
+// messageTimeout is of the harness's engine.
+const messageTimeout = time.Hour
+
 const someSession = "1df8902a-2987-496f-a19a-937f834b88d1"
 
 // tally is an application that counts, and says so in the frames of the counter.
@@ -89,7 +92,7 @@ func startEngine(t testing.TB, change ...func(*Config)) *harness {
 	config := Config{
 		Workers: 1, Endpoints: []Endpoint{{"/count", func() Handler { return tally{} }}},
 		MaxConnections: 1000, MaxMessage: 64 << 10,
-		Heartbeat: 30 * time.Second, HandshakeTimeout: patience, WriteTimeout: patience, MessageTimeout: 30 * time.Second,
+		Heartbeat: time.Hour, HandshakeTimeout: patience, WriteTimeout: patience, MessageTimeout: messageTimeout,
 		Store: store, Metrics: metrics.New(1, labels, metrics.Sources{}), Log: zerolog.Nop(), Plain: make(aPlain, 10),
 		PlacesBeyondLimit: 4, PlainPlaces: 10,
 		Fatal: func(err error) { t.Error(err) },
@@ -249,6 +252,18 @@ func (c *Conn) arrive(t testing.TB, client int, p []byte) {
 	for deadline := time.Now().Add(patience); netpoll.Unread(int(c.fd)) < len(p); {
 		if time.Now().After(deadline) {
 			t.Errorf("%d of %d bytes have come within %v", netpoll.Unread(int(c.fd)), len(p), patience)
+			return
+		}
+	}
+}
+
+// endArrives waits, like arrive, until the kernel has brought the client's end.
+func (c *Conn) endArrives(t testing.TB) {
+	t.Helper()
+	end := []unix.PollFd{{Fd: c.fd, Events: unix.POLLRDHUP}}
+	for deadline := time.Now().Add(patience); end[0].Revents&unix.POLLRDHUP == 0; unix.Poll(end, 0) {
+		if time.Now().After(deadline) {
+			t.Errorf("the end has not come within %v", patience)
 			return
 		}
 	}

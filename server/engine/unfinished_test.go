@@ -49,9 +49,9 @@ func TestMessageHasADeadline(t *testing.T) {
 			h := startEngine(t)
 			fd, buf := h.connect("/count"), make([]byte, 1000)
 			h.begin(fd, front)
-			h.age(20 * time.Second)
+			h.age(messageTimeout * 2 / 3)
 			exchange(t, fd, append(more, frame(proto.OpPing, true, "alive")...), proto.AppendFrame(nil, proto.OpPong, []byte("alive")), buf)
-			h.age(11 * time.Second)
+			h.age(messageTimeout/3 + time.Second)
 			exchange(t, fd, nil, tooLate, buf)
 		})
 	}
@@ -64,7 +64,7 @@ func TestMessageHasADeadline(t *testing.T) {
 		h := startEngine(t)
 		fd := h.connect("/count")
 		h.begin(fd, front)
-		h.age(31 * time.Second)
+		h.age(messageTimeout + time.Second)
 		exchange(t, fd, nil, tooLate, make([]byte, 1000))
 		if closed := h.metrics().Closes[closeMessageTimeout].Load(); closed != 0 {
 			t.Errorf("%d are closed before the client has", closed)
@@ -87,7 +87,7 @@ func TestEachMessageHasItsOwnDeadline(t *testing.T) {
 	half := text("cut in two")
 	h.begin(fd, half[:4])
 	for range 5 {
-		h.age(20 * time.Second)
+		h.age(messageTimeout * 2 / 3)
 		exchange(t, fd, append(half[4:len(half):len(half)], half[:4]...), []byte(`"cut in two"}`), buf)
 	}
 }
@@ -98,7 +98,7 @@ func TestMessageOfAClientThatIsNotRead(t *testing.T) {
 	fd := h.connect("/count")
 	h.begin(fd, text("cut")[:7])
 	h.onLoop(func(w *worker) { w.heldBytes += heldBudget + 1 })
-	h.age(31 * time.Second)
+	h.age(messageTimeout + time.Second)
 	h.onLoop(func(w *worker) {
 		w.heldBytes -= heldBudget + 1
 		w.conns[0].watch()
@@ -108,11 +108,11 @@ func TestMessageOfAClientThatIsNotRead(t *testing.T) {
 
 // A client gets no more time for a message by a handover, whoever has begun one meanwhile.
 func TestMessageKeepsItsDeadlineOverAHandover(t *testing.T) {
-	h := startEngine(t, func(c *Config) { c.MessageTimeout = time.Hour })
+	h := startEngine(t)
 	other, fd := h.connect("/count"), h.connect("/count")
 	h.begin(fd, frame(proto.OpText, false, "a"))
 	h.begin(other, frame(proto.OpText, false, "b"))
-	h.onLoop(func(w *worker) { w.unfinished.first.began -= 2 * time.Hour })
+	h.onLoop(func(w *worker) { w.unfinished.first.began -= 2 * messageTimeout })
 	h.handToItself()
 	exchange(t, fd, nil, tooLate, make([]byte, 1000))
 	exchange(t, other, frame(proto.OpContinuation, true, "c"), []byte(`"bc"}`), make([]byte, 1000))

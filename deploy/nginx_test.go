@@ -430,7 +430,7 @@ func TestInstances(t *testing.T) {
 func wantNoRefusals(t *testing.T, site, addr string, instance *child) {
 	t.Helper()
 	var findings oracle.Findings
-	conn, err := findings.NewSession("").Dial(addr, patience)
+	conn, err := findings.NewSession("").DialPatiently(addr)
 	if err != nil {
 		t.Fatal(err)
 	}

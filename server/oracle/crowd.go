@@ -284,7 +284,7 @@ func (c *Crowd) Settle() {
 	c.t.Helper()
 	c.Leave()
 	for _, m := range c.clients {
-		conn, err := m.session.Dial(c.addr, patience)
+		conn, err := m.session.DialPatiently(c.addr)
 		if err != nil {
 			c.t.Fatalf("a session cannot be resumed at the end: %v", err)
 		}

@@ -117,6 +117,19 @@ func (s *Session) Dial(addr string, timeout time.Duration) (*Conn, error) {
 	return c, nil
 }
 
+// DialPatiently is Dial for who does not try again: a machine that others keep busy may need
+// more than dialTimeout to connect.
+func (s *Session) DialPatiently(addr string) (c *Conn, err error) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		c, err = s.Dial(addr, patience)
+		var dial *net.OpError
+		if !errors.As(err, &dial) || dial.Op != "dial" || !dial.Timeout() {
+			break
+		}
+	}
+	return c, err
+}
+
 // connect resumes the session over conn, which it upgrades.
 func (s *Session) connect(conn net.Conn) (*Conn, error) {
 	a := s.ask()

@@ -84,6 +84,15 @@ func (c *Conn) hasClosed() bool {
 	return c.eof || c.reason == closePeer || c.input != nil && c.input.closed
 }
 
+// endLinger closes a connection whose client had its time to close. If the loop is behind,
+// the client's close may be in the socket and not read yet: to close over it would be a RST.
+func (c *Conn) endLinger() {
+	if c.isRead() {
+		c.onReadable()
+	}
+	c.close(c.reason)
+}
+
 // skip drops p, which came after the server's last word was known. The client's close
 // frame in it ends the connection, once everything is sent.
 func (c *Conn) skip(p []byte) {

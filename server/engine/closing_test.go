@@ -82,6 +82,23 @@ func TestCloseFrameThatWaitedInTheSpill(t *testing.T) {
 	exchange(t, fd, nil, []byte("\x88\x02\x03\xe8"), make([]byte, 100))
 }
 
+// The client's close has come, and the worker comes to the deadline before it reads that.
+func TestCloseFrameAtTheDeadline(t *testing.T) {
+	h := startEngine(t)
+	fd := h.lingering()
+	h.onLoop(func(w *worker) {
+		c := w.conns[0]
+		c.arrive(t, fd, frame(proto.OpClose, true, "\x03\xe8"))
+		c.deadline = w.loop.Now()
+		if c.OnTimer(); c.state != stateClosed {
+			t.Errorf("state %d", c.state)
+		}
+	})
+	if got := readToEnd(t, fd); len(got) > 0 { // which fails at a RST
+		t.Errorf("%q behind the close frame", got)
+	}
+}
+
 // A client that sends on and on does not stay, and costs no more than a bound.
 func TestFloodWhileLingering(t *testing.T) {
 	f := func(name string, reason CloseReason, most int) {

@@ -45,7 +45,7 @@ func (c *Conn) OnTimer() {
 	case c.state == stateClosing:
 		c.close(closeSlowConsumer)
 	case c.state == stateLingering:
-		c.close(c.reason)
+		c.endLinger()
 	default:
 		c.onDue(now)
 	}

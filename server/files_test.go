@@ -102,7 +102,7 @@ func TestServerFullOfFiles(t *testing.T) {
 	}
 	for _, f := range limits {
 		t.Run(fmt.Sprintf("%d files, %d workers", f.files, f.workers), func(t *testing.T) {
-			p := startLimited(t, f.files, "-workers", fmt.Sprint(f.workers), "-handshake-timeout", "1m")
+			p := startLimited(t, f.files, "-workers", fmt.Sprint(f.workers), "-handshake-timeout", "1m", "-heartbeat", "1h")
 			p.waitListening()
 			check := bystander(p)
 			connections := int(p.metric("websocket_max_connections"))

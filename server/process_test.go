@@ -113,9 +113,10 @@ func startServerAt(t testing.TB, addr string, flags ...string) *process {
 }
 
 // patientFlags are of a server that logs to a test, and gives a slow machine its time:
-// clients for their requests, and the test until it would come to a heartbeat.
+// clients for their requests, their messages and the answers, and the test until it would come
+// to a heartbeat.
 func patientFlags() []string {
-	return []string{"-log-format", "json", "-handshake-timeout", "1m", "-heartbeat", "1h"}
+	return []string{"-log-format", "json", "-handshake-timeout", "1m", "-message-timeout", "1m", "-write-timeout", "1m", "-heartbeat", "1h"}
 }
 
 // startAgain starts a server of startServer's that has exited, at the address that

@@ -206,7 +206,7 @@ func answering(t *testing.T, counts func(n int) int) (url string) {
 func TestFaultsAreSeen(t *testing.T) {
 	f := func(what string, counts func(n int) int) {
 		t.Helper()
-		r, out, code := runBench(t, "-url", answering(t, counts), "-conns", "3", "-duration", "300ms", "echo")
+		r, out, code := runBench(t, "-url", answering(t, counts), "-conns", "3", "-duration", "1s", "echo")
 		var seen int64
 		for fault, n := range r.Parts[0].Errors {
 			if strings.HasPrefix(fault, what) {

@@ -88,14 +88,17 @@ func TestLogsArrive(t *testing.T) {
 		addrs[colour] = freeAddr(t)
 		startServer(t, s.logPath(colour), addrs[colour])
 	}
+	sessions := make(map[string]string)
 	for colour, addr := range addrs {
 		out, err := s.runTestLoki(addr, "60")
+		sessions[colour] = regexp.MustCompile(`[0-9a-f-]{36}`).FindString(out)
 		if err != nil || !strings.Contains(out, "from "+colour) {
 			t.Errorf("%s: %v: %s", colour, err, out)
 		}
 	}
 	for colour := range addrs {
-		lines := s.query(t, `{service="websocket-message-counter",level="INFO",colour="`+colour+`"} websocket_disconnected`)
+		ofSession := `session_id:="` + sessions[colour] + `"`
+		lines := s.query(t, `{service="websocket-message-counter",level="INFO",colour="`+colour+`"} `+ofSession+` websocket_disconnected`)
 		if len(lines) != 1 {
 			t.Fatalf("%s: %v", colour, lines)
 		}
@@ -136,7 +139,7 @@ func TestTestLokiFails(t *testing.T) {
 	}
 	f("did not upgrade: status 000", addr, "1")
 	startServer(t, s.logPath("elsewhere"), addr) // where nobody tails it
-	f("are not in victorialogs", addr, "1")
+	f("are not in victorialogs", addr, "3")
 	f(`unexpected argument "soon": the time must be whole seconds`, addr, "soon")
 	s.addr = addr
 	f("neither Loki answers", addr, "1")

@@ -422,12 +422,12 @@ func TestInstances(t *testing.T) {
 		startInstance(t, dir, addrs[i], cluster.URL)
 	}
 	c.Settle()
-	wantNoRefusals(t, site, addrs[2], instances[2])
+	wantNoRefusals(t, site, addrs[2], instances[2], dir+"/server.log")
 }
 
-// wantNoRefusals drains an instance, and then has it gone: clients are served by
-// the others at once.
-func wantNoRefusals(t *testing.T, site, addr string, instance *child) {
+// wantNoRefusals drains an instance, which writes to a log, and then has it gone: clients are
+// served by the others at once.
+func wantNoRefusals(t *testing.T, site, addr string, instance *child, log string) {
 	t.Helper()
 	var findings oracle.Findings
 	conn, err := findings.NewSession("").DialPatiently(addr)
@@ -435,8 +435,13 @@ func wantNoRefusals(t *testing.T, site, addr string, instance *child) {
 		t.Fatal(err)
 	}
 	defer conn.Close() // until then it does not answer the goodbye: the drain takes a moment
+	drains := func() int {
+		text, _ := os.ReadFile(log)
+		return strings.Count(string(text), `"drain_started"`)
+	}
+	before := drains()
 	instance.cmd.Process.Signal(syscall.SIGTERM)
-	eventually(t, addr+" drains", func() bool { return get(t, addr, "/readyz/").StatusCode == 503 })
+	eventually(t, addr+" drains", func() bool { return drains() > before })
 	for range 30 {
 		if r := get(t, site, "/readyz/"); r.StatusCode != 200 {
 			t.Fatalf("%s, while one of three instances drains", r.Status)

@@ -198,7 +198,7 @@ func TestPromotionOfABrokenColour(t *testing.T) {
 	}{
 		{"it does not start", "step 2", "-workers must be", []string{"TURNSTILE_WORKERS=none"}},
 		{"its binary ends at once", "step 3", "green has ended; its last lines:\n  no server\n", []string{"TURNSTILE_BIN=" + ending}},
-		{"it is not ready", "step 3", "green is not ready", []string{"TURNSTILE_REDIS=unix:///nonexistent", "TURNSTILE_PATIENCE=1"}},
+		{"it is not ready", "step 3", "green is not ready", []string{"TURNSTILE_REDIS=unix:///nonexistent", "TURNSTILE_PATIENCE=8"}},
 		{"it fails the smoke test", "step 4", "close 1009", []string{"TURNSTILE_MAX_MESSAGE=4"}},
 		{"clients do not get through", "step 6", "cannot connect", []string{"TURNSTILE_PORT=1"}},
 	} {

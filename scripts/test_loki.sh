@@ -50,11 +50,12 @@ else
 	die "neither Loki answers at $loki nor VictoriaLogs at $victorialogs"
 fi
 
-session=$(</proc/sys/kernel/random/uuid)
-status=$(connect "$session")
-[[ $status == 101 ]] || die "$site/ws/chat/ did not upgrade: status $status, not 101"
-
 end=$((SECONDS + patience))
+until session=$(</proc/sys/kernel/random/uuid) && status=$(connect "$session") && [[ $status == 101 ]]; do
+	((SECONDS < end)) || die "$site/ws/chat/ did not upgrade: status $status, not 101"
+	sleep 0.2
+done
+
 until lines=$(${store}_lines "$session") &&
 	[[ $lines == *websocket_connected* && $lines == *websocket_disconnected* ]]; do
 	((SECONDS < end)) || die "the lines of session $session are not in $store at $where after $patience s, but: ${lines:-nothing}"

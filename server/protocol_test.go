@@ -145,7 +145,7 @@ func TestTakeover(t *testing.T) {
 
 func TestHeartbeat(t *testing.T) {
 	t.Parallel() // most of it is waiting
-	p := startServer(t, "-heartbeat", "600ms")
+	p := startServer(t, "-heartbeat", "1200ms")
 	w := p.open("/ws/chat/")
 	for range 3 {
 		r := w.reply()

@@ -36,8 +36,14 @@ type Message struct {
 // the next call. The zero Parser with Rules set is at the start of a stream.
 type Parser struct {
 	Rules *Rules
+	Unfinished
+}
 
-	started *started // nil between messages, so that an idle Parser is two words
+// Unfinished is what a Parser knows of an unfinished frame and of an unfinished message. Who
+// has many streams with the same Rules keeps only that, and makes a Parser of it for each
+// call. The zero Unfinished is at the start of a stream.
+type Unfinished struct {
+	started *started // nil between messages
 }
 
 // started is the state of an unfinished frame and of an unfinished message.
@@ -59,31 +65,31 @@ type ParserState struct {
 	Tail       []byte // the first bytes of a character whose last bytes are still to come
 }
 
-// State is the state of p. Message and Tail are p's own memory.
-func (p *Parser) State() (state ParserState) {
-	if s := p.started; s != nil {
+// State is u as another process can have it. Message and Tail are u's own memory.
+func (u *Unfinished) State() (state ParserState) {
+	if s := u.started; s != nil {
 		state = ParserState{Op: s.op, Compressed: s.compressed, Message: s.message, Seen: s.seen, Tail: s.tail.bytes[:s.tail.n]}
 	}
 	return state
 }
 
-// BetweenMessages reports whether p has begun no frame and no message.
-func (p *Parser) BetweenMessages() bool { return p.started == nil }
+// BetweenMessages reports whether no frame and no message has begun.
+func (u *Unfinished) BetweenMessages() bool { return u.started == nil }
 
-// HeldBytes is how much memory p has for the fragments of an unfinished message.
-func (p *Parser) HeldBytes() int {
-	if p.started == nil {
+// HeldBytes is how much memory u has for the fragments of an unfinished message.
+func (u *Unfinished) HeldBytes() int {
+	if u.started == nil {
 		return 0
 	}
-	return cap(p.started.message)
+	return cap(u.started.message)
 }
 
-// Gathered is how many bytes p has of the fragments of an unfinished message.
-func (p *Parser) Gathered() int {
-	if p.started == nil {
+// Gathered is how many bytes u has of the fragments of an unfinished message.
+func (u *Unfinished) Gathered() int {
+	if u.started == nil {
 		return 0
 	}
-	return len(p.started.message)
+	return len(u.started.message)
 }
 
 // FrameEnd is where the frame at the front of buf ends, beyond buf or within it; 0 while
@@ -96,11 +102,11 @@ func (p *Parser) FrameEnd(buf []byte) int64 {
 	return int64(n) + h.Length
 }
 
-// Restore makes p go on from a State.
-func (p *Parser) Restore(state ParserState) {
+// Restore makes u go on from a State.
+func (u *Unfinished) Restore(state ParserState) {
 	s := started{message: state.Message, seen: state.Seen, op: state.Op, compressed: state.Compressed}
 	s.tail.n = uint8(copy(s.tail.bytes[:utf8.UTFMax-1], state.Tail))
-	p.keep(&s)
+	u.keep(&s)
 }
 
 // Next takes the next message out of buf, which starts where the last call
@@ -131,15 +137,15 @@ func (p *Parser) Next(buf []byte) (m Message, n int, err error) {
 }
 
 // keep keeps s for the next call, if anything is unfinished.
-func (p *Parser) keep(s *started) {
+func (u *Unfinished) keep(s *started) {
 	switch {
 	case s.op == OpContinuation && s.seen == 0:
-		p.started = nil
-	case p.started == nil:
+		u.started = nil
+	case u.started == nil:
 		kept := *s // so that only what is kept is on the heap
-		p.started = &kept
+		u.started = &kept
 	default:
-		*p.started = *s
+		*u.started = *s
 	}
 }
 

@@ -60,7 +60,7 @@ func (c *Conn) mayHold(size, seen int) int {
 	if u.isEmpty() && size <= readBufferBytes {
 		return size
 	}
-	gathered := 2 * c.parser.HeldBytes() // it may double
+	gathered := 2 * c.parsed.HeldBytes() // it may double
 	if u.admits(c.input, gathered+spillMemory(size)) {
 		return size
 	}

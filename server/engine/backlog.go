@@ -1,6 +1,9 @@
 package engine
 
-import "math/bits"
+import (
+	"math/bits"
+	"time"
+)
 
 // A backlog is the answers to a client that its socket has not taken yet. The front of
 // it may be sent; the rest waits for the store. A connection without such answers has
@@ -10,9 +13,11 @@ import "math/bits"
 type backlog struct {
 	buf        []byte
 	start      int // the bytes of buf before it are sent
-	due        int // bytes that must be sent before the connection's deadline
+	due        int // bytes that must be sent before the deadline
 	sendable   int // bytes that may be sent
 	committing int // bytes that may be sent once the commit under way is done
+
+	deadline time.Duration // for the bytes that are due, while the connection is open
 }
 
 // length is how many bytes wait.
@@ -141,7 +146,7 @@ func (f *freeList) move(b *backlog, n int) *backlog {
 	}
 	moved := f.get(n)
 	moved.buf = append(moved.buf, b.all()...)
-	moved.due, moved.sendable, moved.committing = b.due, b.sendable, b.committing
+	moved.due, moved.sendable, moved.committing, moved.deadline = b.due, b.sendable, b.committing, b.deadline
 	f.put(b)
 	return moved
 }

@@ -55,9 +55,9 @@ func (c *Conn) finish(reason CloseReason) {
 	if c.input != nil {
 		c.worker.unfinished.remove(c.input)
 	}
-	c.parser = proto.Parser{Rules: c.parser.Rules} // it has the fragments of a message
+	c.parsed = proto.Unfinished{} // it has the fragments of a message
 	c.skip(c.takeSpill())
-	c.deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
+	c.dueAt = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
 	c.schedule()
 }
 
@@ -75,7 +75,7 @@ func (c *Conn) linger() {
 		return
 	}
 	c.state = stateLingering
-	c.deadline = c.worker.loop.Now() + lingerTime
+	c.dueAt = c.worker.loop.Now() + lingerTime
 	c.schedule()
 }
 

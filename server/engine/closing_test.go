@@ -22,7 +22,7 @@ func (h *harness) lingering() (fd int) {
 		if c.flush(); c.state != stateLingering {
 			h.t.Errorf("state %d", c.state)
 		}
-		c.deadline = w.loop.Now() + time.Hour
+		c.dueAt = w.loop.Now() + time.Hour
 	})
 	exchange(h.t, fd, nil, []byte("\x88\x02\x03\xe8"), make([]byte, 100))
 	return fd
@@ -89,7 +89,7 @@ func TestCloseFrameAtTheDeadline(t *testing.T) {
 	h.onLoop(func(w *worker) {
 		c := w.conns[0]
 		c.arrive(t, fd, frame(proto.OpClose, true, "\x03\xe8"))
-		c.deadline = w.loop.Now()
+		c.dueAt = w.loop.Now()
 		if c.OnTimer(); c.state != stateClosed {
 			t.Errorf("state %d", c.state)
 		}
@@ -125,7 +125,7 @@ func TestFloodWhileLingering(t *testing.T) {
 			})
 			h.onLoop(func(w *worker) {
 				c := w.conns[0]
-				c.deadline = w.loop.Now()
+				c.dueAt = w.loop.Now()
 				if c.OnTimer(); c.state != stateClosed {
 					t.Errorf("at the deadline it is in state %d", c.state)
 				}

@@ -26,12 +26,12 @@ func (t terms) v2() bool { return t&termV2 != 0 }
 
 func (t terms) window() uint8 { return uint8(t & termWindow) }
 
-// agree notes the terms of the upgrade.
-func (c *Conn) agree(t terms) {
-	c.terms = t
-	if t.window() > 0 {
-		c.parser.Rules = &c.worker.inflatingRules
+// rules are those that the upgrade has agreed on.
+func (c *Conn) rules() *proto.Rules {
+	if c.terms.window() > 0 {
+		return &c.worker.inflatingRules
 	}
+	return &c.worker.rules
 }
 
 // compress compresses the frames in out[from:], if the client takes that and they are long

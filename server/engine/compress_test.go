@@ -66,7 +66,7 @@ func TestAnswersAreCompressed(t *testing.T) {
 	f(without, text(long), long, false)
 	h.onLoop(func(w *worker) {
 		c, other := w.connOf(with), w.connOf(without)
-		if c.input != nil || c.backlog != nil || !c.parser.BetweenMessages() || c.rates != nil {
+		if c.input != nil || c.backlog != nil || !c.parsed.BetweenMessages() || c.rates != nil {
 			t.Error("the connection holds memory between messages")
 		}
 		if c.terms.window() != 15 || other.terms.window() != 0 {

@@ -51,16 +51,15 @@ type Conn struct {
 	session  session.Lease
 
 	// Bytes, from the client and to it.
-	parser  proto.Parser
+	parsed  proto.Unfinished // see Conn.next
 	input   *input
 	backlog *backlog
 
 	// Deadlines, on the loop's clock, which stands still while the process does.
-	timer       netpoll.Timer
-	lastRead    time.Duration // when the client's last bytes were read
-	heartbeatAt time.Duration // when the next heartbeat is due
-	deadline    time.Duration // for the request, for the backlog's due bytes, or for the client's close
-	rates       *rates        // nil until something counts against -message-rate
+	timer    netpoll.Timer
+	lastRead time.Duration // when the client's last bytes were read
+	dueAt    time.Duration // while it is open, the next heartbeat; before, the request; after, the client's close
+	rates    *rates        // nil until something counts against -message-rate
 }
 
 // A state is where a connection stands. It only goes forward.
@@ -140,9 +139,8 @@ func newConn(w *worker, a arrival) *Conn {
 	now := w.loop.Now()
 	c := &Conn{
 		worker: w, fd: int32(a.fd), lastRead: now,
-		deadline: now + w.engine.config.HandshakeTimeout,
-		ip:       a.ip.As16(), beyond: a.beyond, charged: a.charged,
-		parser: proto.Parser{Rules: &w.rules},
+		dueAt: now + w.engine.config.HandshakeTimeout,
+		ip:    a.ip.As16(), beyond: a.beyond, charged: a.charged,
 	}
 	c.timer.Owner = c
 	return c
@@ -251,7 +249,7 @@ func (c *Conn) dispose() {
 	w.metrics.Backlog.Add(-int64(c.backlog.length()))
 	c.backlog = w.free.sent(c.backlog, c.backlog.length())
 	c.dropInput()
-	c.parser = proto.Parser{}
+	c.parsed = proto.Unfinished{}
 	w.remove(c)
 	netpoll.CloseFD(int(c.fd))
 }

@@ -16,11 +16,11 @@ const idleHeartbeats = 25
 // due yet.
 func (c *Conn) nextDeadline() time.Duration {
 	if c.state != stateOpen {
-		return c.deadline
+		return c.dueAt
 	}
-	next := min(c.heartbeatAt, c.idleAt())
+	next := min(c.dueAt, c.idleAt())
 	if len(c.backlog.ready()) > 0 {
-		next = min(next, c.deadline)
+		next = min(next, c.backlog.deadline)
 	}
 	return next
 }
@@ -41,7 +41,7 @@ func (c *Conn) OnTimer() {
 		c.countHandshake(handshakeTimeout, nil)
 		c.close(closeGone)
 	case c.storing && c.state != stateOpen:
-		c.deadline = now + c.worker.engine.config.WriteTimeout // the store has a timeout of its own, and will answer
+		c.dueAt = now + c.worker.engine.config.WriteTimeout // the store has a timeout of its own, and will answer
 	case c.state == stateClosing:
 		c.close(closeSlowConsumer)
 	case c.state == stateLingering:
@@ -68,10 +68,10 @@ func (c *Conn) onDue(now time.Duration) {
 			c.close(closeIdle)
 		}
 	}
-	if c.state == stateOpen && len(c.backlog.ready()) > 0 && now >= c.deadline {
+	if c.state == stateOpen && len(c.backlog.ready()) > 0 && now >= c.backlog.deadline {
 		c.close(closeSlowConsumer)
 	}
-	if c.state == stateOpen && now >= c.heartbeatAt {
+	if c.state == stateOpen && now >= c.dueAt {
 		c.heartbeat(now)
 	}
 }
@@ -80,7 +80,7 @@ func (c *Conn) onDue(now time.Duration) {
 // due at multiples of -heartbeat after the connection opened; missed ones are skipped.
 func (c *Conn) heartbeat(now time.Duration) {
 	every := c.worker.engine.config.Heartbeat
-	c.heartbeatAt += every * (1 + (now-c.heartbeatAt)/every)
+	c.dueAt += every * (1 + (now-c.dueAt)/every)
 	if c.answer(c.endpoint.handler.OnHeartbeat(c, c.worker.out)) {
 		return
 	}

@@ -106,15 +106,15 @@ func TestIdleConnectionHoldsNoBuffer(t *testing.T) {
 	exchange(t, fd, whole[5:], []byte(`"cut in two"}`), buf)
 	h.onLoop(func(w *worker) {
 		c := w.conns[0]
-		if c.input != nil || c.backlog != nil || c.parser != (proto.Parser{Rules: &w.rules}) {
-			t.Errorf("input %+v, backlog %d, parser %+v", c.input, c.backlog.length(), c.parser)
+		if c.input != nil || c.backlog != nil || c.parsed != (proto.Unfinished{}) {
+			t.Errorf("input %+v, backlog %d, parser %+v", c.input, c.backlog.length(), c.parsed)
 		}
 	})
 }
 
 // The size is a size class of Go's allocator: one byte more costs 16.
 func TestSizeOfAConnection(t *testing.T) {
-	if size := unsafe.Sizeof(Conn{}); size > 224 {
+	if size := unsafe.Sizeof(Conn{}); size > 208 {
 		t.Errorf("a Conn has %d bytes: is every field worth it?", size)
 	}
 }
@@ -247,9 +247,9 @@ func TestEveryByteOwedHasItsDeadline(t *testing.T) {
 			h.onLoop(func(w *worker) {
 				c := w.conns[0]
 				held := c.backlog.length()
-				c.deadline, c.backlog.due = 1, due
+				c.backlog.deadline, c.backlog.due = 1, due
 				c.onWritable()
-				moved, left, deadline = c.backlog.length() < held, c.backlog.due, c.deadline
+				moved, left, deadline = c.backlog.length() < held, c.backlog.due, c.backlog.deadline
 			})
 		}
 		return left, deadline
@@ -332,6 +332,7 @@ func TestTakeoverWithinACallback(t *testing.T) {
 type stolen struct{ lease session.Lease }
 
 func (*stolen) OnTakenOver()                                       {}
+func (*stolen) Holding() *session.Lease                            { panic("nothing is pending") }
 func (*stolen) Loop() session.Loop                                 { panic("nothing is pending") }
 func (*stolen) OnClaimed(bool, error)                              { panic("nothing is pending") }
 func (*stolen) OnCommitted(session.Outcome, uint64, time.Duration) { panic("nothing is pending") }

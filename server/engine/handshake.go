@@ -137,7 +137,7 @@ func (c *Conn) upgrade(e *endpoint) {
 		return
 	}
 	w.out = out
-	c.agree(termsOf(request.Protocol == proto.Subprotocol, request.Window))
+	c.terms = termsOf(request.Protocol == proto.Subprotocol, request.Window)
 	resumed, result := false, c.admit(request)
 	if result == handshakeUpgraded {
 		resumed, result = c.ask(e.handler.OnRequest(c, request))
@@ -189,7 +189,7 @@ func (c *Conn) open(requestID []byte, resumed bool) {
 	w := c.worker
 	c.state = stateOpen
 	c.opened = netpoll.Monotonic()
-	c.heartbeatAt = w.loop.At(c.opened) + w.engine.config.Heartbeat
+	c.dueAt = w.loop.At(c.opened) + w.engine.config.Heartbeat
 	c.schedule()
 	c.reportOpened(requestID)
 	c.answer(c.endpoint.handler.OnOpen(c, resumed, w.out))

@@ -57,7 +57,7 @@ func (c *Conn) takeSpill() (spill []byte) {
 
 // keepRest makes rest the spill. It may be a part of the old spill's memory.
 func (c *Conn) keepRest(rest []byte) {
-	if len(rest) == 0 && c.parser.BetweenMessages() {
+	if len(rest) == 0 && c.parsed.BetweenMessages() {
 		c.dropInput()
 		return
 	}
@@ -90,7 +90,13 @@ func (c *Conn) dropInput() {
 // the worker's buffer, of which size bytes would be used: if copying the spill would cost
 // more, or if they are no more than a part of a long frame.
 func (c *Conn) needsOwnMemory(spill []byte, size int) bool {
-	return len(spill) >= spillSmall || len(spill) >= spillLeast && c.parser.FrameEnd(spill) > int64(size)
+	return len(spill) >= spillSmall || len(spill) >= spillLeast && c.frameEnd(spill) > int64(size)
+}
+
+// frameEnd is where the frame at the front of a spill ends; 0 while that is not known.
+func (c *Conn) frameEnd(spill []byte) int64 {
+	p := proto.Parser{Rules: c.rules()}
+	return p.FrameEnd(spill)
 }
 
 // spillSize is how much memory a spill needs for what comes next of its frame: as much as a
@@ -99,7 +105,7 @@ func (c *Conn) needsOwnMemory(spill []byte, size int) bool {
 // own length, and as much garbage.
 func (c *Conn) spillSize(spill []byte) int {
 	room := max(spillAtOnce, 2*len(spill))
-	if end := c.parser.FrameEnd(spill); end > 0 {
+	if end := c.frameEnd(spill); end > 0 {
 		room = int(min(int64(room), max(end, int64(len(spill)))+spillSlack))
 	}
 	return max(room, cap(spill))

@@ -132,7 +132,7 @@ func (c *Conn) onFrames(buf []byte) (used int) {
 			c.yield()
 			return used
 		}
-		m, n, err := c.parser.Next(buf[used:])
+		m, n, err := c.next(buf[used:])
 		used += n
 		if err != nil {
 			c.fail(err.(*proto.Error))
@@ -146,7 +146,7 @@ func (c *Conn) onFrames(buf []byte) (used int) {
 		if m.Op == proto.OpContinuation {
 			return used
 		}
-		if c.input != nil && c.parser.BetweenMessages() {
+		if c.input != nil && c.parsed.BetweenMessages() {
 			c.input.isBegun = false // what is unfinished later is another message
 		}
 		c.onFrame(m)
@@ -158,6 +158,14 @@ func (c *Conn) onFrames(buf []byte) (used int) {
 		}
 	}
 	return used
+}
+
+// next takes the next message out of buf: see proto.Parser.
+func (c *Conn) next(buf []byte) (m proto.Message, n int, err error) {
+	p := proto.Parser{Rules: c.rules(), Unfinished: c.parsed}
+	m, n, err = p.Next(buf)
+	c.parsed = p.Unfinished
+	return m, n, err
 }
 
 func (c *Conn) onFrame(m proto.Message) {

@@ -157,20 +157,25 @@ func (c *Conn) freeze() {
 
 // record makes a record of the connection, without its session.
 func (c *Conn) record() handover.Record {
-	monotonic, parser, tats := netpoll.Monotonic(), c.parser.State(), c.rates.times()
+	monotonic, parser, tats := netpoll.Monotonic(), c.parsed.State(), c.rates.times()
 	now := c.worker.loop.At(monotonic)
 	r := handover.Record{
 		Frozen: netpoll.Clock(), V2: c.terms.v2(), Window: c.terms.window(), IP: c.ip, Charged: c.charged,
 		Paused: c.paused && c.state == stateOpen,
-		Opened: c.opened - monotonic, LastRead: c.lastRead - now, HeartbeatAt: c.heartbeatAt - now,
-		Deadline: c.deadline - now, RateTAT: tats.messageTAT - now, FrameTAT: tats.frameTAT - now,
+		Opened: c.opened - monotonic, LastRead: c.lastRead - now,
+		RateTAT: tats.messageTAT - now, FrameTAT: tats.frameTAT - now,
 		Unparsed: c.spill(), Backlog: c.backlog.all(),
 		Parser: handover.Parser{
 			Op: uint8(parser.Op), Compressed: parser.Compressed, Message: parser.Message, Seen: parser.Seen, Tail: parser.Tail,
 		},
 	}
+	if c.state == stateOpen {
+		r.HeartbeatAt = c.dueAt - now
+	} else {
+		r.Deadline = c.dueAt - now
+	}
 	if c.backlog != nil {
-		r.Due = c.backlog.due
+		r.Due, r.Deadline = c.backlog.due, c.backlog.deadline-now
 	}
 	if c.input != nil && c.input.isBegun {
 		r.Begun = c.input.began - now
@@ -271,16 +276,18 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 	frozen := netpoll.Monotonic() - (netpoll.Clock() - r.Frozen)
 	c := newConn(w, arrival{fd: fd, charged: r.Charged})
 	c.ip, c.paused = r.IP, r.Paused
-	c.agree(termsOf(r.V2, r.Window))
+	c.terms = termsOf(r.V2, r.Window)
 	c.opened = frozen + r.Opened
 	frozen = w.loop.At(frozen)
-	c.lastRead, c.heartbeatAt = frozen+r.LastRead, frozen+r.HeartbeatAt
-	c.deadline = frozen + r.Deadline
+	c.lastRead, c.dueAt = frozen+r.LastRead, frozen+r.Deadline
 	if message, frame := frozen+r.RateTAT, frozen+r.FrameTAT; max(message, frame) > w.loop.Now() {
 		c.rates = &rates{message, frame}
 	}
 	if r.Endpoint != "" {
-		c.endpoint = w.endpointAt([]byte(r.Endpoint))
+		c.endpoint, c.dueAt = w.endpointAt([]byte(r.Endpoint)), frozen+r.HeartbeatAt
+		if c.backlog = w.free.add(nil, r.Backlog, len(r.Backlog)); c.backlog != nil {
+			c.backlog.due, c.backlog.deadline = min(r.Due, c.backlog.sendable), frozen+r.Deadline
+		}
 	}
 	return c
 }
@@ -289,10 +296,7 @@ func (w *worker) newArrived(fd int, r *handover.Record) *Conn {
 func (c *Conn) unpack(r *handover.Record) {
 	w := c.worker
 	c.state = stateOpen
-	if c.backlog = w.free.add(nil, r.Backlog, len(r.Backlog)); c.backlog != nil {
-		c.backlog.due = min(r.Due, c.backlog.sendable)
-	}
-	c.parser.Restore(proto.ParserState{
+	c.parsed.Restore(proto.ParserState{
 		Op: proto.OpCode(r.Parser.Op), Compressed: r.Parser.Compressed, Message: slices.Clone(r.Parser.Message),
 		Seen: r.Parser.Seen, Tail: r.Parser.Tail,
 	})

@@ -29,11 +29,14 @@ func TestArrivedKeepsItsTimes(t *testing.T) {
 	h.onLoop(func(w *worker) {
 		before := w.loop.At(netpoll.Monotonic())
 		r.Frozen = netpoll.Clock() - away
+		asking := w.newArrived(pair[0], &r)
+		r.Endpoint, r.Backlog, r.Due = "/count", []byte("x"), 1
 		c := w.newArrived(pair[0], &r)
 		took := w.loop.At(netpoll.Monotonic()) - before
 		for name, got := range map[string][2]time.Duration{
 			"opened":   {w.loop.At(c.opened), r.Opened},
-			"lastRead": {c.lastRead, r.LastRead}, "heartbeatAt": {c.heartbeatAt, r.HeartbeatAt}, "deadline": {c.deadline, r.Deadline},
+			"lastRead": {c.lastRead, r.LastRead}, "request": {asking.dueAt, r.Deadline},
+			"heartbeat": {c.dueAt, r.HeartbeatAt}, "backlog": {c.backlog.deadline, r.Deadline},
 		} {
 			// Both clocks tick between their readings, for as long as it took.
 			if off := got[0] - (before - away + got[1]); off < -took || off > took {
@@ -43,12 +46,12 @@ func TestArrivedKeepsItsTimes(t *testing.T) {
 		if tat := c.rates.times().messageTAT; tat != c.lastRead-r.LastRead+r.RateTAT {
 			t.Errorf("messageTAT is %v", tat)
 		}
-		c.state, c.endpoint = stateOpen, w.endpoints[0]
-		due, every := c.heartbeatAt, w.engine.config.Heartbeat
+		c.state = stateOpen
+		due, every := c.dueAt, w.engine.config.Heartbeat
 		c.heartbeat(due + 2*every + time.Second) // it was away for two of them
 		w.out = w.out[:0]
-		if c.heartbeatAt != due+3*every {
-			t.Errorf("the next heartbeat is %v after the one that was due, want %v", c.heartbeatAt-due, 3*every)
+		if c.dueAt != due+3*every {
+			t.Errorf("the next heartbeat is %v after the one that was due, want %v", c.dueAt-due, 3*every)
 		}
 	})
 }

@@ -51,8 +51,8 @@ func (c *Conn) trackMessage() {
 	case !in.isBegun:
 		u.begin(in, c)
 	}
-	u.hold(in, cap(in.spill)+c.parser.HeldBytes())
-	u.notePace(in, len(in.spill)+c.parser.Gathered())
+	u.hold(in, cap(in.spill)+c.parsed.HeldBytes())
+	u.notePace(in, len(in.spill)+c.parsed.Gathered())
 }
 
 // begin makes a message the youngest.

@@ -183,9 +183,14 @@ func (c *Conn) dropHeld() {
 }
 
 // startWriteDeadline makes all sendable bytes of the backlog due. Bytes that are added
-// later get a deadline of their own after that.
+// later get a deadline of their own after that. The last bytes have that of the client's
+// close.
 func (c *Conn) startWriteDeadline() {
 	c.backlog.due = c.backlog.sendable
-	c.deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
+	deadline := &c.backlog.deadline
+	if c.state != stateOpen {
+		deadline = &c.dueAt
+	}
+	*deadline = c.worker.loop.Now() + c.worker.engine.config.WriteTimeout
 	c.schedule()
 }

@@ -55,6 +55,9 @@ var _ session.Owner = (*Conn)(nil)
 // Loop implements session.Owner.
 func (c *Conn) Loop() session.Loop { return c.worker.loop }
 
+// Holding implements session.Owner.
+func (c *Conn) Holding() *session.Lease { return &c.session }
+
 // OnClaimed implements session.Owner. The 101 was waiting for it.
 func (c *Conn) OnClaimed(resumed bool, err error) {
 	switch {

@@ -12,6 +12,7 @@ import (
 // An inFlight is a command in a pipeline. The lease goes on meanwhile.
 type inFlight struct {
 	lease   *redisLease
+	id      ID
 	command command
 	asking  bool           // the node takes the slot over, and answers only behind ASKING
 	sent    redis.Cmder    // has the reply
@@ -28,7 +29,7 @@ func (f *inFlight) append(n *node, pipe redis.Pipeliner, script evaluate) (scrip
 	}
 	switch f.command.phase {
 	case phaseFind:
-		f.sent = pipe.Get(ctx, ownerKey(f.lease.id))
+		f.sent = pipe.Get(ctx, ownerKey(f.id))
 	case phaseOwned:
 		f.appendStore(n, pipe)
 	default:
@@ -42,13 +43,13 @@ func (f *inFlight) append(n *node, pipe redis.Pipeliner, script evaluate) (scrip
 // session.
 func (f *inFlight) appendStore(n *node, pipe redis.Pipeliner) {
 	if f.command.renew { // first: the record must never live longer than the owner's key
-		f.renewed = pipe.PExpire(n.ctx, ownerKey(f.lease.id), n.store.times.owner)
+		f.renewed = pipe.PExpire(n.ctx, ownerKey(f.id), n.store.times.owner)
 		if f.asking {
 			pipe.Do(n.ctx, "ASKING")
 		}
 	}
 	store := n.storing.take(n.ctx)
-	store.set(f.lease.id, &f.command)
+	store.set(f.id, &f.command)
 	f.sent = store
 	pipe.Process(n.ctx, store)
 }
@@ -57,9 +58,9 @@ func (f *inFlight) appendStore(n *node, pipe redis.Pipeliner) {
 func (f *inFlight) appendOwn(ctx context.Context, pipe redis.Pipeliner, script evaluate, times *lifetimes) *redis.Cmd {
 	c := &f.command
 	token := c.token.String()
-	keys, theirs, mine := []string{ownerKey(f.lease.id)}, "", recordKey(f.lease.id, token)
+	keys, theirs, mine := []string{ownerKey(f.id)}, "", recordKey(f.id, token)
 	if c.expected != "" && c.expected != token {
-		theirs = recordKey(f.lease.id, c.expected)
+		theirs = recordKey(f.id, c.expected)
 		keys = append(keys, theirs)
 	}
 	if !f.asking {

@@ -110,7 +110,7 @@ func (l *lane) send() {
 	for i := range l.batch {
 		f := &l.batch[i]
 		store := l.storing.take(l.node.ctx)
-		store.set(f.lease.id, &f.command)
+		store.set(f.id, &f.command)
 		l.out = store.appendTo(l.out)
 		f.sent = store
 	}

@@ -32,6 +32,7 @@ type tenant struct {
 	then  func() // if set, called in OnTakenOver
 }
 
+func (h *tenant) Holding() *Lease                            { panic("nothing is pending") }
 func (h *tenant) Loop() Loop                                 { panic("nothing is pending") }
 func (h *tenant) OnClaimed(bool, error)                      { panic("nothing is pending") }
 func (h *tenant) OnCommitted(Outcome, uint64, time.Duration) { panic("nothing is pending") }
@@ -633,8 +634,8 @@ func TestShrink(t *testing.T) {
 		clock.advance(ttl)
 		m.Expire()
 	}, m.Shrink)
-	r := &Redis{leases: leaseTable{byID: make(map[leaseID]*redisLease)}}
-	f("Redis", 16, func(n int) {
+	r := new(Redis)
+	f("Redis", 12, func(n int) {
 		for i := range n {
 			r.leases.add(&redisLease{ownership: ownership{token: token{lease: leaseID{serial: uint32(i)}}}})
 		}

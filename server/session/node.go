@@ -68,7 +68,7 @@ type flight struct {
 
 // add adds the command of a lease that is due. Under store.mu.
 func (f *flight) add(r *redisLease, now time.Duration, times *lifetimes) {
-	f.batch = append(f.batch, inFlight{lease: r, command: r.next(now, times), asking: r.asking})
+	f.batch = append(f.batch, inFlight{lease: r, id: r.id(), command: r.next(now, times), asking: r.asking})
 	r.asking = false
 }
 

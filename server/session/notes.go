@@ -18,7 +18,7 @@ func (s *Redis) appendNote(notes []note, r *redisLease, n news) []note {
 		return notes
 	}
 	s.count(n)
-	return append(notes, note{owner: r.owner, lease: r.lease, news: n})
+	return append(notes, note{owner: r.owner, lease: r.owner.Holding(), news: n})
 }
 
 // count updates the metrics.

@@ -9,11 +9,20 @@ import "time"
 // It is a state machine without queue, lock, clock or connection. Its user asks
 // isDue, sends the command that next returns, and gives the answer to onAnswer,
 // which returns what the lease's holder and the replaced owner have to be told.
+//
+// Most of them wait for nothing, and there is one for each connection. So what only few of
+// them need stands elsewhere.
 type ownership struct {
-	phase    phase
-	token    token
-	expected string // the token that the owner's key is expected to have, "" for no key
-	replaced token  // the owner that a command in progress replaces; zero for none
+	token token
+	rival *rival // nil for none
+
+	stored uint64 // the count that Redis has
+	wanted uint64 // the count that Redis is to have
+
+	askedAt   time.Duration // when the holder asked for what it waits for; 0 if it does not wait
+	renewedAt time.Duration // when the owner's key last got its time to live
+
+	phase phase
 
 	inFlight   bool // a command is on its way: no other one is sent
 	lent       bool // the lease may go to another process: no command is sent
@@ -22,12 +31,37 @@ type ownership struct {
 	hadOwner   bool // the session had an owner before this lease
 	confirmed  bool // Redis has had the token as the owner
 	late       bool // the claim is in doubt, or has waited: somebody may have come after it
+}
 
-	stored uint64 // the count that Redis has
-	wanted uint64 // the count that Redis is to have
+// A rival is whom a lease that is not the owner may find in its place. It is never changed,
+// so an ownership can be copied.
+type rival struct {
+	expected string // the token that the owner's key is expected to have, "" for no key
+	replaced token  // the owner that a command in progress replaces; zero for none
+}
 
-	askedAt   time.Duration // when the holder asked for what it waits for; 0 if it does not wait
-	renewedAt time.Duration // when the owner's key last got its time to live
+// expected is the token that the owner's key is expected to have, "" for no key.
+func (o *ownership) expected() string {
+	if o.rival == nil {
+		return ""
+	}
+	return o.rival.expected
+}
+
+// replaced is the owner that a command in progress replaces; zero for none.
+func (o *ownership) replaced() token {
+	if o.rival == nil {
+		return token{}
+	}
+	return o.rival.replaced
+}
+
+// expect says whom the owner's key is expected to name, and whom a command replaces.
+func (o *ownership) expect(expected string, replaced token) {
+	o.rival = nil
+	if expected != "" || replaced != (token{}) {
+		o.rival = &rival{expected, replaced}
+	}
 }
 
 // lateAfter is how long a claim may wait until the clocks of two servers say which of two
@@ -117,11 +151,13 @@ func newOwnership(token token, first phase, now time.Duration) ownership {
 // first command verifies that the lease is still the owner.
 func adoptedOwnership(state State, now time.Duration) ownership {
 	o := ownership{
-		phase: phaseRestore, token: parseToken(state.Token), expected: state.Rival,
+		phase: phaseRestore, token: parseToken(state.Token),
 		hadOwner: state.Known, confirmed: state.Owned, mustVerify: true, wanted: state.Count, renewedAt: now,
 	}
 	if state.Held {
 		o.phase, o.stored = phaseOwned, o.wanted
+	} else {
+		o.expect(state.Rival, token{})
 	}
 	return o
 }
@@ -153,7 +189,7 @@ func (o *ownership) mustRenew(now time.Duration, times *lifetimes) bool {
 // next is the command that is due. It is on its way until onAnswer.
 func (o *ownership) next(now time.Duration, times *lifetimes) command {
 	c := command{
-		phase: o.phase, token: o.token, expected: o.expected, count: o.wanted,
+		phase: o.phase, token: o.token, expected: o.expected(), count: o.wanted,
 		ttl: times.record, renew: o.mustRenew(now, times), last: o.released, at: now,
 	}
 	if c.last {
@@ -171,7 +207,7 @@ func (o *ownership) onAnswer(c *command, a answer) (e effect) {
 	case answerDone:
 		e = o.onDone(c, a)
 	case answerMissing:
-		o.phase, o.expected = phaseRestore, c.token.String()
+		o.restore(c.token)
 	case answerOwner:
 		e.news = o.onOwner(a.owner)
 	case answerUnknown:
@@ -184,6 +220,13 @@ func (o *ownership) onAnswer(c *command, a answer) (e effect) {
 	return e
 }
 
+// restore has the next command make the lease the owner again, whose key should name it, by
+// that token.
+func (o *ownership) restore(token token) {
+	o.phase = phaseRestore
+	o.expect(token.String(), o.replaced())
+}
+
 // onDone follows a command that did what it was to do.
 func (o *ownership) onDone(c *command, a answer) effect {
 	o.stored = c.count
@@ -193,8 +236,8 @@ func (o *ownership) onDone(c *command, a answer) effect {
 	if c.phase != phaseOwned || c.renew {
 		o.renewedAt = c.at
 	}
-	e := effect{replaced: o.replaced}
-	o.phase, o.confirmed, o.replaced, o.late = phaseOwned, true, token{}, false
+	e := effect{replaced: o.replaced()}
+	o.phase, o.confirmed, o.rival, o.late = phaseOwned, true, nil, false
 	if c.last {
 		o.phase = phaseEnded
 	}
@@ -214,20 +257,20 @@ func (o *ownership) onOwner(owner string) news {
 	if o.phase == phaseFind {
 		o.phase = phaseTake
 	}
-	other := parseToken(owner)
-	o.expected = owner
+	other, replaced := parseToken(owner), o.replaced()
+	defer func() { o.expect(owner, replaced) }()
 	switch {
 	case owner == "" || other.lease == o.token.lease:
 		// Nobody, or an attempt of this lease of which no answer came.
 	case o.isClaiming() && o.late && other.epoch >= o.token.epoch:
 		return o.yield()
 	case o.isClaiming():
-		o.hadOwner, o.replaced = true, other
+		o.hadOwner, replaced = true, other
 		o.token.epoch = max(o.token.epoch, other.epoch+1) // clocks differ
 	case !o.confirmed || other.epoch >= o.token.epoch:
 		return o.lose()
 	default: // This lease came after that one: Redis has lost what it had stored last.
-		o.replaced = other
+		replaced = other
 	}
 	return news{}
 }
@@ -242,7 +285,7 @@ func (o *ownership) doubt() {
 	case phaseTake:
 		o.phase = phaseFind
 	case phaseOwned:
-		o.phase, o.expected = phaseRestore, o.token.String()
+		o.restore(o.token)
 	}
 	o.token.attempt++
 }
@@ -333,7 +376,7 @@ func (o *ownership) giveAway() { o.phase = phaseEnded }
 // state is the ownership as another process adopts it.
 func (o *ownership) state(id ID) State {
 	return State{
-		ID: id, Count: o.wanted, Token: o.token.String(), Rival: o.expected,
+		ID: id, Count: o.wanted, Token: o.token.String(), Rival: o.expected(),
 		Held: o.phase == phaseOwned && o.wanted == o.stored, Known: o.hadOwner, Owned: o.confirmed,
 	}
 }

@@ -61,8 +61,8 @@ func releases(o *ownership)   { o.release() }
 func givesUp(o *ownership)    { o.giveUp(testNow) }
 func lends(o *ownership)      { o.lend() }
 func verifies(o *ownership)   { o.mustVerify = true }
-func fences(o *ownership)     { o.phase, o.expected = phaseRestore, mine.String() }
-func replaces(o *ownership)   { o.expected, o.replaced, o.hadOwner = older.String(), older, true }
+func fences(o *ownership)     { o.phase = phaseRestore; o.expect(mine.String(), token{}) }
+func replaces(o *ownership)   { o.expect(older.String(), older); o.hadOwner = true }
 func isLate(o *ownership)     { o.late = true }
 func waitsLong(o *ownership)  { o.askedAt = testNow - lateAfter }
 func renewsLong(o *ownership) { o.renewedAt = testLongAgo }
@@ -230,9 +230,9 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"take", "release", "ended, 0/0, released", "abandoned"},
 	{"take", "timeout", "take, 0/0", "claim unavailable"},
 
-	{"take from older", "done with 7", "owned, 7/7, expects older, had owner, confirmed, renewed",
+	{"take from older", "done with 7", "owned, 7/7, had owner, confirmed, renewed",
 		"claimed with 7, resumed; older has to look"},
-	{"take from older", "done without", "owned, 0/0, expects older, had owner, confirmed, renewed", "claimed with 0; older has to look"},
+	{"take from older", "done without", "owned, 0/0, had owner, confirmed, renewed", "claimed with 0; older has to look"},
 	{"take from older", "nobody", "take, 0/0, replaces older, had owner, waits", ""},
 	{"take from older", "newer", "take, 0/0, expects newer, replaces newer, epoch 201, had owner, waits", ""},
 	{"take from older", "attempt", "take, 0/0, expects attempt, replaces older, had owner, waits", ""},
@@ -257,9 +257,9 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"claim, waiting for long", "timeout", "find, 0/0", "claim unavailable; asked at 99h59m59s"},
 	{"claim, waiting for long", "no timeout", "find, 0/0", "claim unavailable; asked at 99h59m59s"},
 
-	{"take, in doubt", "done with 7", "owned, 7/7, expects older, had owner, confirmed, renewed",
+	{"take, in doubt", "done with 7", "owned, 7/7, had owner, confirmed, renewed",
 		"claimed with 7, resumed; older has to look"},
-	{"take, in doubt", "done without", "owned, 0/0, expects older, had owner, confirmed, renewed",
+	{"take, in doubt", "done without", "owned, 0/0, had owner, confirmed, renewed",
 		"claimed with 0; older has to look"},
 	{"take, in doubt", "nobody", "take, 0/0, replaces older, had owner, late, waits", ""},
 	{"take, in doubt", "newer", "ended, 0/0, expects newer, replaces older, had owner, late", "claim unavailable"},
@@ -298,7 +298,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"mint, counts in flight", "release", "restore, 0/5, in flight, released", ""},
 	{"mint, counts in flight", "timeout", "restore, 0/5, in flight", "commit unavailable"},
 
-	{"restore", "done", "owned, 5/5, expects mine, confirmed, renewed", "committed 5"},
+	{"restore", "done", "owned, 5/5, confirmed, renewed", "committed 5"},
 	{"restore", "nobody", "restore, 4/5, confirmed, waits", ""},
 	{"restore", "older", "restore, 4/5, expects older, replaces older, confirmed, waits", ""},
 	{"restore", "newer", "ended, 4/5, expects newer, confirmed, waits", "revoked"},
@@ -308,7 +308,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"restore", "release", "restore, 4/5, expects mine, confirmed, released", ""},
 	{"restore", "timeout", "restore, 4/5, expects mine, confirmed", "commit unavailable"},
 
-	{"restore from older", "done", "owned, 5/5, expects older, had owner, confirmed, renewed", "committed 5; older has to look"},
+	{"restore from older", "done", "owned, 5/5, had owner, confirmed, renewed", "committed 5; older has to look"},
 	{"restore from older", "nobody", "restore, 4/5, replaces older, had owner, confirmed, waits", ""},
 	{"restore from older", "newer", "ended, 4/5, expects newer, replaces older, had owner, confirmed, waits", "revoked"},
 	{"restore from older", "twin", "ended, 4/5, expects twin, replaces older, had owner, confirmed, waits", "revoked"},
@@ -317,7 +317,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"restore from older", "release", "restore, 4/5, expects older, replaces older, had owner, confirmed, released", ""},
 	{"restore from older", "timeout", "restore, 4/5, expects older, replaces older, had owner, confirmed", "commit unavailable"},
 
-	{"restore, silent", "done", "owned, 4/4, expects mine, confirmed, renewed", ""},
+	{"restore, silent", "done", "owned, 4/4, confirmed, renewed", ""},
 	{"restore, silent", "nobody", "restore, 4/4, confirmed", ""},
 	{"restore, silent", "older", "restore, 4/4, expects older, replaces older, confirmed", ""},
 	{"restore, silent", "newer", "ended, 4/4, expects newer, confirmed", "taken over"},
@@ -328,7 +328,7 @@ var transitions = []struct{ situation, event, after, tells string }{
 	{"restore, silent", "release", "restore, 4/4, expects mine, confirmed, released", ""},
 	{"restore, silent", "lend", "restore, 4/4, expects mine, confirmed, lent", "lent"},
 
-	{"restore, left", "done", "ended, 4/4, expects mine, confirmed, renewed, released", ""},
+	{"restore, left", "done", "ended, 4/4, confirmed, renewed, released", ""},
 	{"restore, left", "nobody", "restore, 4/4, confirmed, released", ""},
 	{"restore, left", "older", "restore, 4/4, expects older, replaces older, confirmed, released", ""},
 	{"restore, left", "newer", "ended, 4/4, expects newer, confirmed, released", ""},
@@ -536,8 +536,8 @@ func describe(o ownership) string {
 			words = append(words, fmt.Sprintf(format, values...))
 		}
 	}
-	add(o.expected != "", "expects %s", nameOf(o.expected))
-	add(o.replaced != token{}, "replaces %s", nameOf(o.replaced.String()))
+	add(o.expected() != "", "expects %s", nameOf(o.expected()))
+	add(o.replaced() != token{}, "replaces %s", nameOf(o.replaced().String()))
 	add(o.token.epoch != mine.epoch, "epoch %d", o.token.epoch)
 	add(o.token.attempt != 0, "attempt %d", o.token.attempt)
 	add(o.hadOwner, "had owner")

@@ -56,7 +56,6 @@ type Redis struct {
 	subscribe chan struct{} // says that instances has more
 
 	deliveries deliveries // Has a lock of its own.
-	shrinking  sync.Mutex // Held by Shrink, longer than mu.
 
 	mu sync.Mutex // Guards all that follows but routes.
 
@@ -77,24 +76,36 @@ type Redis struct {
 	routes      atomic.Pointer[[]*node] // by hash slot, or just one; changed under mu
 }
 
-// A redisLease is a lease of this process on a session in Redis.
+// A redisLease is a lease of this process on a session in Redis. There is one for each
+// connection: see TestSizeOfALease.
 type redisLease struct {
 	// Fixed after Redis.begin or Redis.Adopt.
-	id   ID
 	slot uint16
 	loop uint16 // the place of its holder's loop in Redis.loops, counted from 1; 0 for none
 
 	// Guarded by Redis.mu.
-	owner  Owner // nil once it is released
-	lease  *Lease
-	place  int  // in Redis.leases.all
-	queued bool // in a node's commits or claims, or in Redis.waiting
-	asking bool // the next command follows an ASK redirection
-
-	inLooks    bool // in a node's looks: perhaps in another queue as well
-	damageTold bool // OnDamaged has been told of the session
+	queued     bool  // in a node's commits or claims, or in Redis.waiting
+	asking     bool  // the next command follows an ASK redirection
+	inLooks    bool  // in a node's looks: perhaps in another queue as well
+	damageTold bool  // OnDamaged has been told of the session
+	owner      Owner // a departed one once it is released
 	ownership
 }
+
+// id is the session that the lease is on. Under mu.
+func (r *redisLease) id() ID { return r.owner.Holding().id }
+
+// A departed is the owner of a lease that its holder has released. It has the session's
+// ID, and nothing is told to it.
+type departed struct{ lease Lease }
+
+func (d *departed) Holding() *Lease     { return &d.lease }
+func (*departed) Loop() Loop            { panic("BUG: a departed owner has no loop") }
+func (*departed) OnClaimed(bool, error) { panic("BUG: a departed owner waits for nothing") }
+func (*departed) OnCommitted(Outcome, uint64, time.Duration) {
+	panic("BUG: a departed owner waits for nothing")
+}
+func (*departed) OnTakenOver() { panic("BUG: a departed owner has nothing to lose") }
 
 // lifetimes are how long what is in Redis lives.
 type lifetimes struct {
@@ -120,7 +131,6 @@ func NewRedis(config RedisConfig) *Redis {
 		config: config, times: newLifetimes(config.TTL, config.Timeout),
 		instance: rand.Uint32(), subscribe: make(chan struct{}, 1),
 	}
-	s.leases.byID = make(map[leaseID]*redisLease)
 	s.instances = map[uint32]bool{s.instance: true}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.loopNumbers = make(map[*netpoll.Loop]uint16)
@@ -187,8 +197,6 @@ func (s *Redis) Len() int {
 
 // Shrink implements Store.
 func (s *Redis) Shrink() {
-	s.shrinking.Lock()
-	defer s.shrinking.Unlock()
 	s.shrink(runtime.Gosched)
 }
 
@@ -228,7 +236,7 @@ func (s *Redis) Claim(l *Lease, id ID, owner Owner) (resumed bool, err error) {
 func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	now := s.config.Now()
 	token := token{epoch: uint64(time.Now().UnixMicro())}
-	r := &redisLease{id: id, slot: s.slotOf(id), owner: owner, lease: l}
+	r := &redisLease{slot: s.slotOf(id), owner: owner}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r.loop = s.loopNumber(owner)
@@ -241,8 +249,8 @@ func (s *Redis) begin(l *Lease, id ID, owner Owner, first phase) error {
 	s.serial++
 	token.lease = leaseID{s.instance, s.serial}
 	r.ownership = newOwnership(token, first, now)
-	s.leases.add(r)
 	l.id, l.entry = id, r
+	s.leases.add(r)
 	s.enqueue(r)
 	return nil
 }
@@ -276,7 +284,7 @@ func (s *Redis) Release(l *Lease) {
 	if r.release() {
 		s.config.Metrics.Claims[claimAbandoned].Inc()
 	}
-	r.owner, r.lease = nil, nil
+	r.owner = &departed{Lease{id: l.id}}
 	s.dropEnded(r)
 	s.enqueue(r)
 }

@@ -35,7 +35,8 @@ type client struct {
 	taken     chan struct{}
 }
 
-func (c *client) Loop() Loop { return c.loop }
+func (c *client) Loop() Loop      { return c.loop }
+func (c *client) Holding() *Lease { return &c.Lease }
 func (c *client) OnClaimed(resumed bool, err error) {
 	c.resumed = resumed
 	c.claimed <- err

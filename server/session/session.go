@@ -107,6 +107,8 @@ type Loop interface {
 type Owner interface {
 	// Loop is where OnClaimed and OnCommitted are called; always the same.
 	Loop() Loop
+	// Holding is the lease by which it holds the session, or claims it; always the same.
+	Holding() *Lease
 	// OnClaimed ends a claim that was pending; err is nil or ErrUnavailable.
 	OnClaimed(resumed bool, err error)
 	// OnCommitted ends a commit that was pending. took is how long that was. If

@@ -43,12 +43,12 @@ func (s *Redis) appendDamage(all []damage, n *node, r *redisLease, err error) []
 	if err == nil || errorKindOf(err) != errorDamaged {
 		return all
 	}
-	s.tellReplaced(n, parseToken(r.expected))
+	s.tellReplaced(n, parseToken(r.expected()))
 	if r.damageTold {
 		return all
 	}
 	r.damageTold = true
-	return append(all, damage{r.id, err})
+	return append(all, damage{r.id(), err})
 }
 
 // tellReplaced has the lease that was the owner look at its session, in whatever

@@ -66,7 +66,7 @@ func (s *Redis) Lend(l *Lease) (State, bool) {
 	if !r.lend() {
 		return State{}, false
 	}
-	return r.state(r.id), true
+	return r.state(l.id), true
 }
 
 // TakeBack implements Store.
@@ -92,7 +92,7 @@ func (s *Redis) GiveAway(l *Lease) {
 // asked; that it is still the owner is looked at in the background.
 func (s *Redis) Adopt(l *Lease, state State, owner Owner) {
 	r := &redisLease{
-		id: state.ID, slot: s.slotOf(state.ID), owner: owner, lease: l,
+		slot: s.slotOf(state.ID), owner: owner,
 		ownership: adoptedOwnership(state, s.config.Now()),
 	}
 	l.id, l.entry = state.ID, r

@@ -7,15 +7,16 @@ func (s *server) onSecond() {
 	if s.memory != nil {
 		s.memory.Expire()
 	}
-	fewerConnections := s.connectionPeak.hasHalved(s.connections())
+	connections := s.connections()
+	fewerConnections := s.connectionPeak.hasHalved(connections)
 	fewerSessions := s.sessionPeak.hasHalved(s.store.Len())
-	if fewerConnections || fewerSessions {
+	if fewerConnections || fewerSessions || s.wave.isOver(connections) {
 		go s.returnMemory() // it waits for the loops, and a collection takes some milliseconds
 	}
 }
 
-// returnMemory gives the memory of connections and sessions that have gone back to the
-// system. The Go runtime alone would take minutes for that, and keep a share.
+// returnMemory gives the memory of connections and sessions that have gone, and the garbage
+// of those that have come, back to the system. The Go runtime alone would take minutes for that, and keep a share.
 func (s *server) returnMemory() {
 	s.engine.Shrink()
 	s.store.Shrink()
@@ -37,5 +38,29 @@ func (p *peak) hasHalved(n int) bool {
 		return false
 	}
 	*p = peak(n)
+	return true
+}
+
+// A wave is many connections that come within a short time. An upgrade makes garbage, and
+// messages make none. So what the last upgrades have left, up to half of all that is alive,
+// would stay for as long as nobody else comes.
+type wave struct {
+	before int // how many connections there were a second ago
+	rest   int // how many there were after the last wave, or since then if that is fewer
+}
+
+// leastCome is how many must have come at least: the garbage of fewer, some 100 kB, is not
+// worth a collection.
+const leastCome = 1000
+
+// isOver reports whether half as many again have come, and hardly any more come. It is called
+// once a second, with how many there are now.
+func (w *wave) isOver(n int) bool {
+	comes := n-w.before > n/100
+	w.before, w.rest = n, min(w.rest, n)
+	if come := n - w.rest; comes || come < leastCome || come < w.rest/2 {
+		return false
+	}
+	w.rest = n
 	return true
 }

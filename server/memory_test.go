@@ -33,6 +33,32 @@ func TestPeakHasHalved(t *testing.T) {
 	f("they come again", "0 0", 10_000, 0, 10_000, 0)
 }
 
+func TestWaveIsOver(t *testing.T) {
+	f := func(name string, want string, counts ...int) {
+		t.Helper()
+		var w wave
+		var got strings.Builder
+		for second, n := range counts {
+			if w.isOver(n) {
+				fmt.Fprint(&got, second, " ")
+			}
+		}
+		if strings.TrimSpace(got.String()) != want {
+			t.Errorf("%s: of %v, a wave is over at %s; want %s", name, counts, &got, want)
+		}
+	}
+	f("nobody comes", "", 0, 0, 0)
+	f("too few come", "", 0, 999, 999, 999)
+	f("just enough come", "2", 0, 1000, 1000, 1000)
+	f("they come for long", "5", 0, 3000, 6000, 9000, 12_000, 12_000, 12_000)
+	f("hardly any more come", "2", 0, 10_000, 10_100, 10_200, 10_300)
+	f("some more come", "2", 0, 10_000, 10_000, 14_999, 14_999)
+	f("half as many again come", "2 4", 0, 10_000, 10_000, 15_000, 15_000)
+	f("they come slowly", "2 8", 0, 10_000, 10_000, 11_000, 12_000, 13_000, 14_000, 15_000, 15_000)
+	f("they go and come again", "2 5", 0, 10_000, 10_000, 0, 10_000, 10_000, 10_000)
+	f("they come and go", "", 0, 10_000, 200, 10_000, 200)
+}
+
 // resident is all memory of a process that is resident, in bytes: see proc(5).
 func resident(t testing.TB, pid int) (bytes int) {
 	t.Helper()

@@ -56,6 +56,7 @@ type server struct {
 
 	// Owned by the acceptor's loop.
 	connectionPeak, sessionPeak peak
+	wave                        wave
 }
 
 // sameWish is how long after the first signal others mean the same: timeout(1) and

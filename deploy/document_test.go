@@ -61,13 +61,14 @@ func metricsTable(c *catalogue) string {
 }
 
 // labelCell tells a metric's labels, and those values that are the same in
-// every deployment.
+// every deployment. Those of a metric of each node of Redis never are.
 func labelCell(m *metric) string {
 	var cells []string
+	_, ofNode := m.labels["node"]
 	for name, values := range m.labels {
-		switch name {
-		case "le":
-		case "worker", "revision":
+		switch {
+		case name == "le":
+		case name == "worker", name == "revision", ofNode:
 			cells = append(cells, "`"+name+"`")
 		default:
 			cells = append(cells, fmt.Sprintf("`%s`: %s", name, strings.Join(values, ", ")))

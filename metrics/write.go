@@ -50,7 +50,7 @@ var help = map[string]string{
 	"websocket_store_takeovers_total":        "Connections that lost their session to another instance: told, or fenced at their next count.",
 	"websocket_store_queue_sessions":         "Sessions with something to store: queued, or on its way to Redis.",
 	"websocket_store_available":              "1 while every node of Redis has answered within -store-timeout, else 0.",
-	"websocket_store_node_available":         "1 while the node has answered within -store-timeout, else 0; the kind of error.",
+	"websocket_store_node_available":         "1 while the node has answered within -store-timeout, else 0; kind is its error.",
 	"websocket_store_last_success_seconds":   "How long ago Redis last answered.",
 }
 

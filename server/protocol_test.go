@@ -314,7 +314,7 @@ func TestPlainHTTP(t *testing.T) {
 		f("/readyz"+slash, 200, "application/json", `"ready":true,"shutting_down":false`)
 		f("/metrics"+slash, 200, "text/plain", "websocket_active_connections 0")
 	}
-	f("/healthz/x", 404, "application/json", "no such path")
+	f("/healthz/x", 404, "application/json", "and for WebSockets /ws/chat/\"}")
 	f("/debug/pprof/", 404, "application/json", "no such path")
 	w := newWire(t, p.dial())
 	if response := w.request("DELETE /healthz HTTP/1.1\r\nHost: x\r\n\r\n"); response.StatusCode != 405 {
@@ -335,6 +335,9 @@ func TestEcho(t *testing.T) {
 	}
 	if want := []string{"", "\x00\xff", "ab", big}; !slices.Equal(got, want) {
 		t.Errorf("got %.100q", got)
+	}
+	if status, body, _ := p.get("/ws/"); status != 404 || !strings.Contains(body, "and for WebSockets /ws/chat/, /ws/echo/") {
+		t.Errorf("another path: %d %s", status, body)
 	}
 }
 

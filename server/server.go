@@ -110,12 +110,20 @@ func (s *server) newEndpoints() []engine.Endpoint {
 	return endpoints
 }
 
+// webSockets is where clients find the applications.
+func (s *server) webSockets() (paths []string) {
+	for _, e := range s.endpoints {
+		paths = append(paths, e.Path+"/")
+	}
+	return paths
+}
+
 func (s *server) newEngine() (*engine.Engine, error) {
 	c := s.config
 	s.plain = newPlainHTTP(admin.Config{
 		Started: s.started,
 		State:   func() (string, bool) { return s.notReady(), s.drainSince.Load() != 0 },
-		Metrics: s.metrics.Write,
+		Metrics: s.metrics.Write, WebSockets: s.webSockets(),
 	}, c.files.plainHTTP, c.HandshakeTimeout)
 	return engine.New(engine.Config{
 		Workers: c.Workers, Endpoints: s.endpoints,

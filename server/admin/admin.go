@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"time"
 )
 
@@ -19,6 +20,8 @@ type Config struct {
 	State func() (notReady string, shuttingDown bool)
 	// Metrics writes the Prometheus text format.
 	Metrics func(io.Writer)
+	// WebSockets is the paths of the endpoints, for whoever has come to another one.
+	WebSockets []string
 }
 
 // Handler serves every path of the public port that is no WebSocket endpoint.
@@ -28,7 +31,7 @@ func Handler(config Config) http.Handler {
 	handleConsole(mux)
 	config.handleProbes(mux)
 	handle(mux, "/metrics", (&metricsPage{render: config.Metrics}).ServeHTTP)
-	mux.HandleFunc("/", notFound)
+	mux.HandleFunc("/", config.notFound)
 	return readOnly(mux)
 }
 
@@ -49,9 +52,9 @@ func readOnly(next http.Handler) http.Handler {
 	})
 }
 
-func notFound(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusNotFound,
-		map[string]any{"error": "no such path: there are /, /healthz/, /readyz/, /metrics/ and the WebSocket at /ws/chat/"})
+func (c Config) notFound(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusNotFound, map[string]any{
+		"error": "no such path: there are /, /healthz/, /readyz/, /metrics/, and for WebSockets " + strings.Join(c.WebSockets, ", ")})
 }
 
 func (c Config) healthz(w http.ResponseWriter, _ *http.Request) {

@@ -134,9 +134,9 @@ func (c *Config) listening() []setting {
 			text: "Serve /ws/echo/ as well, which sends each message back.",
 			when: "a conformance suite or a benchmark runs"},
 		{name: "compress", unit: "[=BYTES]", value: &sizeFlag{&c.Compress, compressFrom, maxMessage},
-			text: fmt.Sprintf("Compress answers that are so long or longer (%d bytes where no number is given), for clients that offer "+
-				"permessage-deflate, and take what they compress. It costs CPU, two to four megabytes for each worker, "+
-				"and nothing for an idle connection.", compressFrom),
+			text: fmt.Sprintf("Compress answers of so many bytes or more (%d without a number) for clients that offer permessage-deflate, "+
+				"and take compressed messages from them. It costs CPU, and two to four megabytes for each worker; "+
+				"an idle connection costs nothing more.", compressFrom),
 			when: "answers are long, and the network is slow or dear"},
 	}
 }
@@ -153,8 +153,8 @@ func (c *Config) limits(cpus int) []setting {
 			text: "Sockets of one client address (IPv6: of one /64); further ones get 429. 0 is no limit.",
 			when: "one client must not take every place"},
 		{name: "max-message", unit: "BYTES", value: whole(&c.MaxMessage, 64<<10, 1, maxMessage),
-			text: "The longest message; a longer one closes with 1009. While one comes and is answered, it takes up to three times " +
-				"the memory of both, and an answer can be six times as long as its message.",
+			text: "The longest message; a longer one closes with 1009. Until it is answered, a message takes up to three times as " +
+				"much memory as it and its answer are long. An answer can be six times as long as its message.",
 			when: "clients send longer messages"},
 		{name: "message-rate", unit: "N/s", value: whole(&c.MessageRate, 0, 0, 1_000_000),
 			text: "Messages a second of one connection, in bursts of up to a second's worth; more closes with 1008. " +

@@ -78,7 +78,7 @@ func parseOptions(args []string, out io.Writer) (*options, error) {
 	f.IntVar(&o.InFlight, "in-flight", 1, "messages of each connection in echo that wait for their answer")
 	f.Float64Var(&o.Rate, "rate", 2000, "messages a second in rate and storm, over all connections")
 	f.IntVar(&o.Size, "size", 32, "bytes of a message's text")
-	f.DurationVar(&o.Duration, "duration", 10*time.Second, "how long echo, rate, heartbeat and churn take, each")
+	f.DurationVar(&o.Duration, "duration", 10*time.Second, "how long echo, sparse, rate, heartbeat and churn take, each")
 	f.IntVar(&o.Processes, "processes", 0, "processes of the generator; 0 is as many as file descriptors need")
 	f.IntVar(&o.Loops, "loops", 2, "event loops of each process")
 	f.StringVar(&o.Out, "out", "", "a `folder` for report.json and report.html")

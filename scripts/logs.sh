@@ -9,16 +9,17 @@ set -euo pipefail
 source "$(dirname "$0")/stack.sh"
 no_options "$@"
 
+named=$*
 services=(blue green "${PARTS[@]}" "${WATCHERS[@]}")
 for service; do
 	[[ " ${services[*]} " == *" $service "* ]] || refuse "there is no service \"$service\", but: ${services[*]}"
 done
-(($# == 0)) || services=("$@")
+(($# > 0)) || set -- "${WATCHERS[@]}" "${PARTS[@]}" blue green # the colours stand last, where a terminal shows them
 logged=
-for service in "${services[@]}"; do
+for service; do
 	! has_logs "$service" || logged=yes
 done
-[[ -n $logged ]] || die "${*:-the stack} has logged nothing yet: $(start_command blue) starts it"
+[[ -n $logged ]] || die "${named:-the stack} has logged nothing yet: $(start_command blue) starts it"
 
 trap 'exit 0' INT TERM
-show_logs "${services[@]}"
+show_logs "$@"

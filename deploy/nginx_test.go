@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"turnstile/proto"
 	"turnstile/server/admin"
 	"turnstile/server/certtest"
+	"turnstile/server/doctest"
 	"turnstile/server/oracle"
 	"turnstile/server/redistest"
 )
@@ -199,6 +201,32 @@ func startSite(t testing.TB) (b blue, site string) {
 	b = startBlue(t, map[string]string{"    listen 8080": "    listen " + site, "    listen [::]:8080": "    # no "})
 	eventually(t, "nginx listens", func() bool { return canConnect(site) })
 	return b, site
+}
+
+// nginx lets a client through whom a view of Django knows, and nobody else.
+func TestNginxAsksDjango(t *testing.T) {
+	t.Parallel()
+	django := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if cookie, err := r.Cookie("sessionid"); err != nil || cookie.Value != "known" || r.URL.Path != "/websocket-allowed/" {
+			w.WriteHeader(http.StatusForbidden)
+		}
+	}))
+	t.Cleanup(django.Close)
+	text := strings.Replace(doctest.Blocks(t, "deploy/README.md")[0].Text, "http://127.0.0.1:8001", django.URL, 1)
+	within, beside, _ := strings.Cut(text, "\n")
+	site := freeAddr(t)
+	startBlue(t, map[string]string{
+		"    listen 8080": "    listen " + site, "    listen [::]:8080": "    # no ",
+		"location /ws/ {": beside + "location /ws/ {\n" + within,
+	})
+	eventually(t, "nginx listens", func() bool { return canConnect(site) })
+	for id, want := range map[string]int{"known": 101, "made-up": 403} {
+		response := get(t, site, "/ws/chat/", "Cookie: sessionid="+id, "Connection: Upgrade", "Upgrade: websocket",
+			"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+		if response.StatusCode != want {
+			t.Errorf("the session %q gets %s, want %d", id, response.Status, want)
+		}
+	}
 }
 
 // The server's last word reaches the client through nginx: also a client that is still

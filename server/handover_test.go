@@ -555,7 +555,7 @@ func TestHandoverRedisDies(t *testing.T) {
 	atSteps(t, []string{"offer", "given", "take", "begun"}, func(t *testing.T, env string) {
 		redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 		env = fmt.Sprint(env, " ", redis.PID())
-		chain := newChain(t, "-redis", redis.URL())
+		chain := newChain(t, "-redis", redis.URL(), "-store-timeout", "1m") // a busy disk may take long to sync
 		chain.startFirst(env)
 		c := oracle.StartCrowd(t, chain.addr, brokenCrowd, 0)
 		successor := chain.startSuccessor(env)

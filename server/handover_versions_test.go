@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,7 +18,11 @@ import (
 // startOther starts a server of another version, which takes over if somebody is there.
 func (s *serverChain) startOther(binary string) *process {
 	s.t.Helper()
-	p := launch(s.t, exec.Command(binary, append([]string{"-take-over-from", s.control}, s.flags...)...))
+	flags := append([]string{"-take-over-from", s.control}, s.flags...)
+	if i := slices.Index(flags, "-message-timeout"); i >= 0 { // the first version has none
+		flags = slices.Delete(flags, i, i+2)
+	}
+	p := launch(s.t, exec.Command(binary, flags...))
 	p.addr = s.addr
 	return p
 }

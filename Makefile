@@ -105,7 +105,7 @@ metrics: ## Print the metrics of the colours that run (TEXT=active: the lines wi
 ##@ Test
 
 .PHONY: test
-test: deps check race plain test-integration unfenced browser fuzz ## Install what the tests need and run all of them
+test: deps check race plain test-integration unfenced browser ## Install what the tests need and run all of them
 
 .PHONY: deps
 deps: ## Install what the tests need: Redis, nginx, Chromium and more from Debian, foreign WebSocket clients
@@ -154,6 +154,8 @@ browser: build ## Try the console in a real browser, and its client module under
 unfenced: ## See that the chaos test notices when commits do not look who owns the session
 	$(GO) test -count=1 -tags unfenced -run TestChaos/single -v ./server
 
+# It finds something else each time, so it is no part of make test, which runs the inputs
+# that have been found.
 .PHONY: fuzz
 fuzz: ## Fuzz each target for 100,000 executions (FUZZ=3600: again and again for an hour each)
 	@for file in $$(git grep -l 'func Fuzz' -- '*_test.go'); do \

@@ -10,13 +10,15 @@ func (s *server) onSecond() {
 	connections := s.connections()
 	fewerConnections := s.connectionPeak.hasHalved(connections)
 	fewerSessions := s.sessionPeak.hasHalved(s.store.Len())
-	if fewerConnections || fewerSessions || s.wave.isOver(connections) {
+	waveIsOver := s.wave.isOver(connections)
+	if fewerConnections || fewerSessions || waveIsOver {
 		go s.returnMemory() // it waits for the loops, and a collection takes some milliseconds
 	}
 }
 
 // returnMemory gives the memory of connections and sessions that have gone, and the garbage
-// of those that have come, back to the system. The Go runtime alone would take minutes for that, and keep a share.
+// of those that have come, back to the system. The Go runtime alone would take minutes for
+// that, and keep a share.
 func (s *server) returnMemory() {
 	s.engine.Shrink()
 	s.store.Shrink()

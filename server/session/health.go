@@ -22,8 +22,15 @@ type health struct {
 	lastError atomic.Pointer[string]
 }
 
-// toldKinds are the kinds of error that OnTrouble has been told of in one outage.
+// toldKinds are the kinds of error that somebody has been told of in one outage.
 type toldKinds [errorKinds]bool
+
+// add adds a kind, and reports whether it is new.
+func (t *toldKinds) add(kind errorKind) (isNew bool) {
+	isNew = !t[kind]
+	t[kind] = true
+	return isNew
+}
 
 // begin sets up a health that has not answered yet.
 func (h *health) begin(s *Redis, name string) {
@@ -45,8 +52,7 @@ func (h *health) onTrouble(err error) {
 	s.config.Metrics.Errors[kind].Inc()
 	h.lastError.Store(&errorNames[kind].name)
 	h.failing.CompareAndSwap(0, int64(s.config.Now()))
-	if !h.told[kind] {
-		h.told[kind] = true
+	if h.told.add(kind) {
 		s.config.OnTrouble(h.name, kind, s.config.Address.withoutUser(err))
 	}
 }

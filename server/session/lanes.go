@@ -170,8 +170,7 @@ func (o *laneOpening) note(n *node, err error) {
 	}
 	s, kind := n.store, errorKindOf(err)
 	s.config.Metrics.Errors[kind].Inc()
-	if !o.told[kind] {
-		o.told[kind] = true
+	if o.told.add(kind) {
 		s.config.OnLaneTrouble(n.name, kind, s.config.Address.withoutUser(err))
 	}
 }

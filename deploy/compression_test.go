@@ -13,7 +13,7 @@ import (
 // through nginx. They see the same as directly, and what they get is compressed.
 func TestCompressionThroughNginx(t *testing.T) {
 	t.Parallel()
-	b, site := startSite(t)
+	b, site := startSite(t, map[string]string{})
 	f := func(name string, play func(t *testing.T, address string) []byte) {
 		t.Run(name, func(t *testing.T) {
 			before := b.compressSaved(t)

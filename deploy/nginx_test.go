@@ -195,10 +195,11 @@ func startBlue(t testing.TB, replace map[string]string) blue {
 }
 
 // startSite is startBlue with nginx at one address.
-func startSite(t testing.TB) (b blue, site string) {
+func startSite(t testing.TB, replace map[string]string) (b blue, site string) {
 	t.Helper()
 	site = freeAddr(t)
-	b = startBlue(t, map[string]string{"    listen 8080": "    listen " + site, "    listen [::]:8080": "    # no "})
+	replace["    listen 8080"], replace["    listen [::]:8080"] = "    listen "+site, "    # no "
+	b = startBlue(t, replace)
 	eventually(t, "nginx listens", func() bool { return canConnect(site) })
 	return b, site
 }
@@ -214,15 +215,9 @@ func TestNginxAsksDjango(t *testing.T) {
 	t.Cleanup(django.Close)
 	text := strings.Replace(doctest.Blocks(t, "deploy/README.md")[0].Text, "http://127.0.0.1:8001", django.URL, 1)
 	within, beside, _ := strings.Cut(text, "\n")
-	site := freeAddr(t)
-	startBlue(t, map[string]string{
-		"    listen 8080": "    listen " + site, "    listen [::]:8080": "    # no ",
-		"location /ws/ {": beside + "location /ws/ {\n" + within,
-	})
-	eventually(t, "nginx listens", func() bool { return canConnect(site) })
+	_, site := startSite(t, map[string]string{"location /ws/ {": beside + "location /ws/ {\n" + within})
 	for id, want := range map[string]int{"known": 101, "made-up": 403} {
-		response := get(t, site, "/ws/chat/", "Cookie: sessionid="+id, "Connection: Upgrade", "Upgrade: websocket",
-			"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+		response := get(t, site, "/ws/chat/", upgrading("Cookie: sessionid="+id)...)
 		if response.StatusCode != want {
 			t.Errorf("the session %q gets %s, want %d", id, response.Status, want)
 		}
@@ -233,7 +228,7 @@ func TestNginxAsksDjango(t *testing.T) {
 // sending what is refused, and all clients of a drain.
 func TestCloseCodesThroughNginx(t *testing.T) {
 	t.Parallel()
-	server, site := startSite(t)
+	server, site := startSite(t, map[string]string{})
 	tooBig := proto.AppendMaskedFrame(nil, proto.OpText, true, [4]byte{1, 2, 3, 4}, make([]byte, 10<<20))
 	for range 50 {
 		w := dialWebSocket(t, site)
@@ -283,6 +278,12 @@ func canConnect(addr string) bool {
 func get(t testing.TB, addr, path string, headers ...string) *http.Response {
 	t.Helper()
 	return ask(t, addr, "GET "+path+" HTTP/1.1", append(headers, "Host: "+addr)...)
+}
+
+// upgrading is headers and those that ask for a WebSocket.
+func upgrading(headers ...string) []string {
+	return append(headers, "Upgrade: websocket", "Connection: Upgrade",
+		"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
 }
 
 // ask sends a request as it is written; the answer's body has been read.
@@ -351,8 +352,7 @@ func TestNginxShowsThePublicPages(t *testing.T) {
 	}
 
 	// The client's address is in the server's log, whatever the client says.
-	upgrade := get(t, s.site, "/ws/chat/", "X-Forwarded-For: 192.0.2.1", "Upgrade: websocket", "Connection: Upgrade",
-		"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+	upgrade := get(t, s.site, "/ws/chat/", upgrading("X-Forwarded-For: 192.0.2.1")...)
 	if upgrade.StatusCode != 101 {
 		t.Fatal(upgrade.Status)
 	}
@@ -385,8 +385,7 @@ func TestNginxPassesTheHost(t *testing.T) {
 	}
 	f := func(want int, requestLine string, headers ...string) {
 		t.Helper()
-		headers = append(headers, "Upgrade: websocket", "Connection: Upgrade",
-			"Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+		headers = upgrading(headers...)
 		if r := ask(t, s.site, requestLine, headers...); r.StatusCode != want {
 			t.Errorf("%s %s: %s, want %d", requestLine, headers, r.Status, want)
 		}

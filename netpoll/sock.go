@@ -88,7 +88,19 @@ func TakeFD(conn net.Conn) (fd int, err error) {
 
 // Clock is CLOCK_MONOTONIC, which all processes of a machine share. See
 // clock_gettime(2).
-func Clock() time.Duration {
+func Clock() time.Duration { return clockOrigin + Monotonic() }
+
+// clockOrigin is the Clock when Monotonic was 0. A thread that waits between the two readings
+// makes it too large, so the least of three is taken.
+var clockOrigin = min(readOrigin(), readOrigin(), readOrigin())
+
+func readOrigin() time.Duration {
+	began := Monotonic()
+	return readClock() - began
+}
+
+// readClock asks the kernel, in a system call.
+func readClock() time.Duration {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
 		panic("BUG: " + err.Error())

@@ -190,3 +190,12 @@ func TestRaiseFDLimit(t *testing.T) {
 		t.Errorf("raised to %d, of %d: %+v", n, before.Max, after)
 	}
 }
+
+// Every process of a machine has the same Clock.
+func TestClockIsTheKernels(t *testing.T) {
+	before := readClock()
+	now := Clock()
+	if after := readClock(); now < before || now > after+time.Second {
+		t.Errorf("Clock is %v between %v and %v", now, before, after)
+	}
+}

@@ -20,7 +20,7 @@ type codec struct {
 	reading bool
 	mark    tag     // mustKnow for the fields that are written
 	err     error   // of reading
-	values  []value // of the record that is read
+	values  []value // of the record that is read; the next one uses its memory
 }
 
 // A tag is the number of a field, and how to read it:
@@ -63,12 +63,13 @@ func (c *codec) fail(err error) {
 
 // appendAll appends records, or sessions.
 func appendAll[T any](c *codec, all []T, fields func(*T, *codec)) []byte {
+	one := codec{version: c.version}
 	for i := range all {
 		if !c.isTagged() {
 			fields(&all[i], c)
 			continue
 		}
-		one := codec{version: c.version}
+		one.data = one.data[:0]
 		fields(&all[i], &one)
 		c.data = append(binary.AppendUvarint(c.data, uint64(len(one.data))), one.data...)
 	}
@@ -79,21 +80,21 @@ func appendAll[T any](c *codec, all []T, fields func(*T, *codec)) []byte {
 func readAll[T any](version int, data []byte, fields func(*T, *codec)) (all []T, err error) {
 	c := &codec{version: version, data: data, reading: true}
 	for len(c.data) > 0 {
-		var one T
-		c.readOne(func(c *codec) { fields(&one, c) })
-		all = append(all, one)
+		all = append(all, *new(T))
+		readOne(c, &all[len(all)-1], fields)
 	}
 	return all, c.err
 }
 
-func (c *codec) readOne(fields func(*codec)) {
+func readOne[T any](c *codec, record *T, fields func(*T, *codec)) {
 	if !c.isTagged() {
-		fields(c)
+		fields(record, c)
 		return
 	}
-	one := codec{version: c.version, data: c.cutBytes(), reading: true, err: c.err}
+	one := codec{version: c.version, data: c.cutBytes(), reading: true, err: c.err, values: c.values[:0]}
 	one.readTags()
-	fields(&one)
+	c.values = one.values
+	fields(record, &one)
 	if one.checkUnknown(); one.err != nil {
 		c.fail(one.err)
 	}

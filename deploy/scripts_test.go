@@ -126,8 +126,8 @@ func TestScriptsCheckVariables(t *testing.T) {
 	t.Parallel()
 	s := preparedStack(t)
 	for variable, want := range map[string]string{
-		"TURNSTILE_RUN_DIR=" + s.run + strings.Repeat("x", 100): "TURNSTILE_RUN_DIR must be a path of at most 95",
-		"TURNSTILE_RUN_DIR=/tmp/a b":                            "TURNSTILE_RUN_DIR must be a path of at most 95",
+		"TURNSTILE_RUN_DIR=" + s.run + strings.Repeat("x", 100): "TURNSTILE_RUN_DIR must be a path of at most 85",
+		"TURNSTILE_RUN_DIR=/tmp/a b":                            "TURNSTILE_RUN_DIR must be a path of at most 85",
 		"TURNSTILE_HOST=localhost":                              `TURNSTILE_HOST must be an IPv4 address, such as 127.0.0.1, got "localhost"`,
 		"TURNSTILE_HOST=127.0.0.256":                            "TURNSTILE_HOST must be an IPv4 address",
 		"TURNSTILE_PORT=abc":                                    `TURNSTILE_PORT must be a port from 1 to 65535, got "abc"`,

@@ -40,7 +40,7 @@ setting BACKEND '' backend \
 
 # What a value of each kind is.
 declare -A ALLOWED=(
-	[path]='a path of at most 95 letters, digits and any of /._+-'
+	[path]='a path of at most 85 letters, digits and any of /._+-'
 	[address]='an IPv4 address, such as 127.0.0.1'
 	[port]='a port from 1 to 65535'
 	[programs]='a folder with the programs server and bench'
@@ -50,9 +50,9 @@ declare -A ALLOWED=(
 	[backend]='processes, compose or units'
 )
 
-# The path becomes part of nginx's configuration, and of sockets' addresses, which
-# have 107 bytes at the most.
-is_path() { [[ $(realpath -m -- "$1") =~ ^[[:alnum:]/._+-]{1,95}$ ]]; }
+# The path becomes part of nginx's configuration, and of sockets' addresses: the server
+# takes a -control of 99 bytes at the most, and /green.control has 14.
+is_path() { [[ $(realpath -m -- "$1") =~ ^[[:alnum:]/._+-]{1,85}$ ]]; }
 is_address() { [[ $1 =~ ^(([0-9]|[1-9][0-9]|1[0-9]{2}|2[0-4][0-9]|25[0-5])(\.|$)){4}$ && $1 != *. ]]; }
 is_port() { [[ $1 =~ ^[1-9][0-9]{0,4}$ ]] && (($1 <= 65535)); }
 is_programs() { [[ -f $1/server && -x $1/server && -f $1/bench && -x $1/bench ]]; }

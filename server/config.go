@@ -204,7 +204,7 @@ func (c *Config) sessions() []setting {
 
 func (c *Config) deploying() []setting {
 	return []setting{
-		{name: "control", unit: "PATH", value: &textFlag{&c.Control, checkSocketPath},
+		{name: "control", unit: "PATH", value: &textFlag{&c.Control, checkControlPath},
 			text: "A unix socket at which processes of the same user ask for status, drain and handover: see -tell.",
 			when: "a later version shall take over the live connections"},
 		{name: "take-over-from", unit: "PATH", value: &textFlag{&c.TakeOverFrom, checkSocketPath},

@@ -50,6 +50,7 @@ func TestConfigErrors(t *testing.T) {
 		`such as :8000 or [::1]:8000, or unix:/path, got ":8000,:99999"`,
 		"-listen", ":8000,:99999")
 	f(`-listen must have a path of 1 to 107 bytes behind its unix: prefix, got "unix:"`, "-listen", "unix:")
+	f(`-control must have a path of 1 to 99 bytes, got "`+strings.Repeat("c", 100)+`"`, "-control", strings.Repeat("c", 100))
 	f(`-log-level must be one of debug, info, warn, error, got "loud"`, "-log-level", "loud")
 	f(`-origins must be hosts such as example.com or example.com:8443, origins such as https://example.com, null, file:// or *, `+
 		`separated by commas: an origin has no path and no last slash, got "https://x/"`,

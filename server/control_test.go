@@ -180,6 +180,23 @@ func tellAs(flags ...string) (stdout, stderr string, code int) {
 	return out.String(), complaint.String(), cmd.ProcessState.ExitCode()
 }
 
+// The longest path that -control takes can be bound, with whatever number the process has.
+func TestControlSocketsLongestPath(t *testing.T) {
+	t.Chdir(t.TempDir())
+	path := strings.Repeat("c", longestSocketPath)
+	for checkControlPath(path) != nil {
+		path = path[1:]
+	}
+	if len(path)+len(".4194304") > longestSocketPath { // pid_max of a large machine: proc(5)
+		t.Errorf("-control takes %d bytes, to which a process adds its number", len(path))
+	}
+	c, err := openControl(&server{}, path, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.close()
+}
+
 func TestTell(t *testing.T) {
 	p, path := controlled(t)
 	f := func(wantOut, wantErr string, wantCode int, flags ...string) {

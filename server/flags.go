@@ -299,8 +299,15 @@ func checkListenAddress(s string) error {
 	return nil
 }
 
-func checkSocketPath(path string) error {
-	const longest = 107 // of sockaddr_un, less its final zero: unix(7)
+const longestSocketPath = 107 // of sockaddr_un, less its final zero: unix(7)
+
+func checkSocketPath(path string) error { return checkPath(path, longestSocketPath) }
+
+// checkControlPath leaves room for what openControl puts behind the path: a dot and the
+// number of a process, of which the kernel allows 1<<22.
+func checkControlPath(path string) error { return checkPath(path, longestSocketPath-len(".4194304")) }
+
+func checkPath(path string, longest int) error {
 	if path == "" || len(path) > longest {
 		return fmt.Errorf("must have a path of 1 to %d bytes", longest)
 	}

@@ -186,6 +186,9 @@ func (a *Address) check() error {
 			a.addrs[i] = addr + ":" + port
 		}
 	}
+	if a.username != "" && a.password == "" { // the client library would send neither
+		return errors.New("must have a password behind the user, as user:password@host; a password alone is :password@host")
+	}
 	if a.isCluster() && a.db != 0 {
 		return errors.New("must be database 0 with a cluster")
 	}

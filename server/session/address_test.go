@@ -46,6 +46,8 @@ func TestParseAddressErrors(t *testing.T) {
 	f("redis://host:secret", "must be a URL")
 	f("redis://a,rediss://b", "must have one scheme")
 	f("redis://u:secret@a,redis://v:secret@b", "the same user and password")
+	f("redis://secret@a", "must have a password behind the user, as user:password@host; a password alone is :password@host")
+	f("unix://secret:@/run/redis.sock", "must have a password behind the user")
 	f("redis://h:99999", "must have a port from 1 to 65535 behind each host")
 	f("redis://h:0", "must have a port from 1 to 65535 behind each host")
 	f("rediss://u:secret@a,b:70000", "must have a port from 1 to 65535 behind each host")

@@ -200,6 +200,7 @@ func TestPromotionOfABrokenColour(t *testing.T) {
 		{"its binary ends at once", "step 3", "green has ended; its last lines:\n  no server\n", []string{"TURNSTILE_BIN=" + ending}},
 		{"it is not ready", "step 3", "green is not ready", []string{"TURNSTILE_REDIS=unix:///nonexistent", "TURNSTILE_PATIENCE=8"}},
 		{"it fails the smoke test", "step 4", "close 1009", []string{"TURNSTILE_MAX_MESSAGE=4"}},
+		{"its sessions are elsewhere", "step 4", "another -redis than blue", []string{"TURNSTILE_REDIS=unix://" + s.run + "/redis.sock?db=1"}},
 		{"clients do not get through", "step 6", "cannot connect", []string{"TURNSTILE_PORT=1"}},
 	} {
 		t.Run(broken.name, func(t *testing.T) {

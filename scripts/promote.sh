@@ -95,7 +95,7 @@ next_colour() {
 bring_up() {
 	local wrong
 	step 2 "build and start $next"
-	echo "$next" >"$RUN/promotion"
+	echo "$next" >"$RUN/promotion" || fail "$RUN/promotion cannot be written, see above"
 	started=$next
 	! part_runs "$next" || say "  $next still runs from before: it is stopped first"
 	stop_colour "$next" "$DRAIN" || true
@@ -123,12 +123,16 @@ check_through_nginx() {
 	smoke "$next" -reaches "unix:$SOCKETS/$next.sock" "$SITE" || fail "clients do not get through to $next"
 }
 
-# prepare_handover asks whether the connections can be handed over.
+# prepare_handover asks whether the connections can be handed over. A drain is no
+# way out of two stores: clients would come back to a count of 0.
 prepare_handover() {
 	local said
 	! said=$(tell "$next" "prepare $SOCKETS/$old.control") || return 0
+	said=${said#server: }
+	[[ $said != *"(store)"* ]] ||
+		fail "$next has another -redis than $old, ${said##*"(store): "}: set the same one, or run it with --drain to leave the sessions there"
 	drain=yes
-	say "  $old will be drained, since it cannot hand over: ${said#server: }"
+	say "  $old will be drained, since it cannot hand over: $said"
 }
 
 # hand_over has the new colour take over from the old one, which then ends.

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -44,11 +45,13 @@ func (s *Redis) receiveHints(client redis.UniversalClient) error {
 	s.start(func() { s.subscribeMore(sub, subscribed, failed) })
 	defer close(failed)
 	for quiet := false; ; {
-		message, err := sub.ReceiveTimeout(s.stopped, listenCheck)
+		message, err := sub.ReceiveTimeout(s.stopped, cmp.Or(s.config.listenCheck, listenCheck))
 		switch {
 		case err == nil:
 			quiet = false
 			s.onReceived(message)
+		case errorKindOf(err) == errorDisk:
+			quiet = false // it answers a ping so while its disk is full; the nodes' probes tell of that
 		case quiet || errorKindOf(err) != errorTimeout:
 			return err
 		default:

@@ -36,6 +36,8 @@ type RedisConfig struct {
 	// OnDamaged is told of a session that cannot be claimed, since Redis has something else
 	// in its keys than the store writes. It is called from any goroutine.
 	OnDamaged func(id ID, err error)
+
+	listenCheck time.Duration // 0 is the default. Tests make it shorter.
 }
 
 // Redis is the Store in Redis: it outlives the process, and is shared with

@@ -3,7 +3,11 @@ package session
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -294,6 +298,41 @@ func TestRedisRefuses(t *testing.T) {
 			a.claim(c.ID(), 4, true)
 		})
 	}
+}
+
+// While Redis cannot write to its disk, it refuses even a ping. The subscription to hints
+// lives all the same, and nobody is told again and again that it has failed, and is back.
+func TestRedisRefusesPings(t *testing.T) {
+	server := redistest.Start(t, "--save", "3600 1", "--stop-writes-on-bgsave-error", "no")
+	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout, c.listenCheck = time.Minute, 100*time.Millisecond })
+	if err := os.MkdirAll(filepath.Join(filepath.Dir(server.Socket), "dump.rdb", "in the way"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	server.Do("BGSAVE")
+	server.Until("it cannot save", func() bool {
+		return strings.Contains(server.Do("INFO", "persistence").(string), "rdb_last_bgsave_status:err")
+	})
+	server.Do("CONFIG", "SET", "stop-writes-on-bgsave-error", "yes")
+	refused := regexp.MustCompile(`cmdstat_ping:.*rejected_calls=([3-9]|\d\d)`)
+	server.Until("pings are refused", func() bool { return refused.MatchString(server.Do("INFO", "commandstats").(string)) })
+	eventually(t, "it was noticed", func() bool { return len(a.troublesOf(a.config.Address.String())) > 0 })
+	if told := a.troublesOf(a.listening.name); len(told) > 0 {
+		t.Errorf("the subscription: %v", told)
+	}
+	server.Do("CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
+	a.mint().count(1)
+}
+
+// troublesOf is what the store has told of a part.
+func (i *instance) troublesOf(part string) (told []trouble) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, t := range i.troubles {
+		if t.node == part {
+			told = append(told, t)
+		}
+	}
+	return told
 }
 
 // Redis reads its file at the start, and refuses meanwhile. It reads slowly until that was

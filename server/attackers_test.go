@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,10 @@ const asAttackers = "TURNSTILE_TEST_AS_ATTACKERS"
 // abuseOnly, in the environment, is a part of the names of those attacks that are done
 // without the others: to find out what each costs.
 const abuseOnly = "TURNSTILE_ABUSE_ONLY"
+
+// abuseSides, in the environment, is how many do each attack at once, instead of its own
+// number.
+const abuseSides = "TURNSTILE_ABUSE_SIDES"
 
 const (
 	attackPatience  = 10 * time.Second // bounds every wait of an attacker
@@ -112,13 +117,20 @@ func (a *attackers) attack(attacks []*attack) {
 		if what.isLast {
 			running, over = &last, othersOver
 		}
-		for range what.sides {
+		for range sidesOf(what) {
 			running.Go(func() { a.repeat(what, over) })
 		}
 	}
 	others.Wait()
 	close(othersOver)
 	last.Wait()
+}
+
+func sidesOf(what *attack) int {
+	if sides, err := strconv.Atoi(os.Getenv(abuseSides)); err == nil {
+		return sides
+	}
+	return what.sides
 }
 
 func (a *attackers) repeat(what *attack, over chan struct{}) {

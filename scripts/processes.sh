@@ -162,6 +162,17 @@ start_redis() {
 		--appendonly yes --save '' --maxmemory-policy noeviction --daemonize no
 }
 
+# nginx_workers is how many there are. A connection takes two files in nginx and one in the
+# server. So where nginx's own limit cannot be had, and both have the same one, two workers
+# would hold as many as the server only if the kernel dealt them out evenly.
+nginx_workers() {
+	if (($(ulimit -Hn) >= 65536 || $(nproc) >= 4)); then
+		echo auto
+	else
+		echo 4
+	fi
+}
+
 # start_nginx runs it on the copy, with this stack's address, paths and limit of
 # files.
 start_nginx() {
@@ -169,7 +180,8 @@ start_nginx() {
 	copy_nginx
 	sed -i "s|/run/turnstile/|$RUN/|" "$RUN/nginx/upstream.conf"
 	sed -i "s|listen 8080|listen $(address_of nginx)|" "$RUN/nginx/server.conf"
-	sed -i "s|^worker_rlimit_nofile .*|worker_rlimit_nofile $(ulimit -Hn);|" "$RUN/nginx/nginx.conf"
+	sed -i "s|^worker_rlimit_nofile .*|worker_rlimit_nofile $(ulimit -Hn);|
+		s|^worker_processes .*|worker_processes $(nginx_workers);|" "$RUN/nginx/nginx.conf"
 	# As root, workers would be nobody, who may not see into this folder.
 	((EUID != 0)) || directives+=' user root;'
 	start nginx nginx -p "$RUN/nginx/" -c "$RUN/nginx/nginx.conf" -e stderr -g "$directives"

@@ -213,10 +213,27 @@ func TestPromotionOfABrokenColour(t *testing.T) {
 			c.WantUndisturbed()
 		})
 	}
+	t.Run("its copy finds no room", s.wantNoHalfCopy)
 	s.must("promote.sh")
 	s.wantServing("green")
 	c.WaitOnline()
 	c.Settle()
+}
+
+// wantNoHalfCopy has a promotion fail because the server is longer than a file may be, as on
+// a full disk. What others need of the room that is left is there again.
+func (s *stack) wantNoHalfCopy(t *testing.T) {
+	limited := *s
+	limited.before = []string{"env", "--ignore-signal=XFSZ", wantProgram(t, "prlimit"), "--fsize=1000000"}
+	out, said, code := limited.streams("promote.sh")
+	if code != 1 || !strings.Contains(said, "File too large") {
+		t.Errorf("exit code %d, want 1:\n%s%s", code, out, said)
+	}
+	wantPutBack(t, out, said, "step 2")
+	if _, err := os.Stat(s.run + "/bin/green.new"); !os.IsNotExist(err) {
+		t.Errorf("half a copy is left: %v", err)
+	}
+	s.wantServing("blue")
 }
 
 // programs is a folder with the server and bench, of which some are replaced by

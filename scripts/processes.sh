@@ -105,10 +105,13 @@ flag_error() {
 }
 
 # start_colour runs a copy of the server: the next build replaces bin/server
-# under a colour that may be restarted.
+# under a colour that may be restarted. Where the disk is full, half a copy would keep it so.
 start_colour() {
 	mkdir -p "$RUN/bin"
-	cp "$BIN/server" "$RUN/bin/$1.new" || return
+	cp "$BIN/server" "$RUN/bin/$1.new" || {
+		rm -f "$RUN/bin/$1.new"
+		return 1
+	}
 	mv "$RUN/bin/$1.new" "$RUN/bin/$1"
 	start "$1" "$RUN/bin/$1" -listen "$(address_of "$1"),unix:$RUN/$1.sock" -control "$RUN/$1.control" \
 		-redis "${TURNSTILE_REDIS:-unix://$RUN/redis.sock}"

@@ -28,9 +28,13 @@ build() { is_programs "$BIN"; }
 
 flag_error() { :; } # of /etc/turnstile/COLOUR.env: the unit does not start, and its log says why
 
-# start_colour gives the colour its own copy of the server, and returns when it serves.
+# start_colour gives the colour its own copy of the server, and returns when it serves. Where
+# the disk is full, half a copy would keep it so.
 start_colour() {
-	install "$BIN/server" "/usr/local/bin/turnstile-$1" || return
+	install "$BIN/server" "/usr/local/bin/turnstile-$1" || {
+		rm -f "/usr/local/bin/turnstile-$1"
+		return 1
+	}
 	systemctl start "turnstile@$1" || {
 		colour_log "$1" >&2
 		return 1

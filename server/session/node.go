@@ -18,7 +18,7 @@ const (
 	// it; and there are some in each, since commits never end.
 	commitsMost = 1024
 	claimsMost  = 256
-	looksMost   = 128
+	looksMost   = 64
 	// The pause before the next connection to a node that failed doubles from
 	// the first to the second.
 	pauseFirst, pauseMost = 10 * time.Millisecond, 500 * time.Millisecond

@@ -26,8 +26,8 @@ import (
 // counted are the first ones, a session has one owner, and the newest wins.
 //
 // TURNSTILE_CHAOS_SECONDS makes each run longer, TURNSTILE_CHAOS_ONLY picks faults,
-// TURNSTILE_CHAOS_SEED repeats a schedule (as far as the machine lets it). Built with the tag unfenced, whose
-// commits do not look who owns the session, the oracle has to complain.
+// TURNSTILE_CHAOS_SEED repeats a schedule (as far as the machine lets it). Built with the
+// tag unfenced, whose commits do not look who owns the session, the oracle has to complain.
 
 func TestChaos(t *testing.T) {
 	t.Parallel()
@@ -101,6 +101,9 @@ func runChaos(t *testing.T, f form, length time.Duration) {
 		t: t, form: f, seed: seed, random: rand.New(rand.NewPCG(seed, 0)), counts: make(map[string]int),
 		isLong: os.Getenv("TURNSTILE_CHAOS_SECONDS") != "",
 	}
+	if len(c.deck()) == 0 {
+		t.Fatalf("%s=%q is in no fault's name", chaosOnly, os.Getenv(chaosOnly))
+	}
 	t.Cleanup(c.tellSchedule)
 	c.startServers()
 	var leave context.CancelFunc
@@ -164,8 +167,8 @@ func (c *chaos) deck() []fault {
 	})
 }
 
-// shuffled is the deck in random order, but for the first one, which the form has for
-// Redis.
+// shuffled is the deck in random order, but for the first one, which with all faults is one
+// that the form has for Redis.
 func (c *chaos) shuffled() (deck []fault) {
 	deck = c.deck()
 	c.random.Shuffle(len(deck)-1, func(i, j int) { deck[i+1], deck[j+1] = deck[j+1], deck[i+1] })

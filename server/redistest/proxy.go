@@ -25,6 +25,7 @@ type Proxy struct {
 	links   map[*link]bool
 	limits  [2]int // of links, -1 for none
 	cuts    int    // links that have come to their limit
+	onHash  func() // if set, is called once before a script by its hash goes on
 }
 
 // A link is a connection through a proxy.
@@ -141,6 +142,26 @@ func (p *Proxy) CutAfter(n int, from Side, some int) {
 	p.limit(unlimited)
 }
 
+// BeforeHash calls f, once, when all that stands before a script that is sent by its hash has
+// gone on: in the middle of a pipeline. The rest goes on when f has returned.
+func (p *Proxy) BeforeHash(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.onHash = f
+}
+
+// scriptByHash is the begin of a command.
+var scriptByHash = regexp.MustCompile(`\*\d+\r\n\$7\r\nevalsha\r\n`)
+
+// interruption says how much of what has come goes on before what is called then. Under mu.
+func (p *Proxy) interruption(data []byte) (most int, f func()) {
+	if at := scriptByHash.FindIndex(data); p.onHash != nil && at != nil {
+		f, p.onHash = p.onHash, nil
+		return at[0], f
+	}
+	return 0, func() {}
+}
+
 // limit sets how much may still come through each connection, and returns how many were
 // cut so far.
 func (p *Proxy) limit(limits [2]int) (cuts int) {
@@ -193,9 +214,12 @@ func (p *Proxy) copy(l *link, side Side, rule func(Mode, []byte) (wait, drop boo
 			wait, drop = rule(p.mode, buf[:n])
 		}
 		n, isCut := p.take(l, side, n)
+		first, between := p.interruption(buf[:n])
 		p.mu.Unlock()
 		if !drop && n > 0 {
-			to.Write(buf[:n])
+			to.Write(buf[:first])
+			between()
+			to.Write(buf[first:n])
 		}
 		if isCut {
 			l.close()

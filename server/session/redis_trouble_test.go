@@ -379,30 +379,25 @@ func TestRedisForgetsTheScript(t *testing.T) {
 // get NOSCRIPT, and are sent again.
 func TestRedisForgetsTheScriptWithinAPipeline(t *testing.T) {
 	server := redistest.Start(t)
-	a := readyStore(t, server.URL(), func(c *RedisConfig) { c.Timeout = time.Minute })
-	stop := make(chan struct{})
-	var flushing sync.WaitGroup
-	flushing.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				server.Client.ScriptFlush(context.Background())
-			}
-		}
-	})
-	for n := uint64(0); a.config.Metrics.Errors[errorNoScript].Load() == 0 && n < 100; n++ {
-		var claims []*client
-		for range 2 * commitsMost {
-			claims = append(claims, a.claimNow(NewID()))
-		}
-		for _, claim := range claims {
-			claim.wantClaimed(0, false).count(1)
-		}
+	proxy := redistest.StartProxy(t, server)
+	a := readyStore(t, proxy.URL, func(c *RedisConfig) { c.Timeout = time.Minute })
+	server.Do("SCRIPT", "FLUSH")
+	inTheMiddle, flushed := make(chan struct{}), make(chan struct{})
+	proxy.BeforeHash(func() { close(inTheMiddle); <-flushed })
+	var claims []*client
+	for range 10 {
+		claims = append(claims, a.claimNow(NewID()))
 	}
-	close(stop)
-	flushing.Wait()
+	<-inTheMiddle
+	eventually(t, "Redis knows the script", func() bool {
+		known, err := server.Client.ScriptExists(context.Background(), ownScript.Hash()).Result()
+		return err == nil && known[0]
+	})
+	server.Do("SCRIPT", "FLUSH")
+	close(flushed)
+	for _, claim := range claims {
+		claim.wantClaimed(0, false).count(1)
+	}
 	if a.config.Metrics.Errors[errorNoScript].Load() == 0 {
 		t.Error("no NOSCRIPT: the test shows nothing")
 	}

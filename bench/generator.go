@@ -73,7 +73,7 @@ func newGenerator(o *options, s Share) (*generator, error) {
 	// With no P to spare, each wake-up of a loop would begin by waking a thread.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), lanes+2))
 	g.pool, err = netpoll.NewPool(lanes, func(int) netpoll.Config {
-		return netpoll.Config{Fatal: func(err error) { panic(err) }}
+		return netpoll.Config{Fatal: func(err error) { panic(err) }, KeepProcessor: true}
 	})
 	if err != nil {
 		return nil, err

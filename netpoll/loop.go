@@ -60,7 +60,7 @@ const Tick = 50 * time.Millisecond
 // that time.
 const longestStep = 500 * time.Millisecond
 
-// Config is the callbacks of a Loop.
+// Config is the callbacks of a Loop, and its manners.
 type Config struct {
 	// Fatal is called when the loop cannot go on. It must not return to
 	// normal work: nothing of this Loop runs any more.
@@ -68,6 +68,9 @@ type Config struct {
 	// OnTick, if set, is called on the loop at every tick for which a timer was set,
 	// with the time by which the tick came late: how long a ready fd may have waited.
 	OnTick func(late time.Duration)
+	// KeepProcessor lets a busy loop run for as long as the kernel does, though other
+	// threads wait: for a client that stands for machines of its own.
+	KeepProcessor bool
 }
 
 // A Loop is an epoll set with its goroutine, mailbox, timer wheel and clock.
@@ -80,20 +83,17 @@ type Loop struct {
 	ended   chan struct{} // closed when no task runs any more
 
 	// Owned by the loop's goroutine.
-	wheel   Wheel
-	armed   int64         // the tick that the timerfd waits for; never, while nothing is on the wheel
-	due     time.Duration // when the timerfd expires, on Monotonic
-	now     time.Duration // when the callback that runs has begun
-	lost    time.Duration // by how much the clock is behind Monotonic
-	yieldAt time.Duration // when Awake lets others run again
+	wheel      Wheel
+	armed      int64         // the tick that the timerfd waits for; never, while nothing is on the wheel
+	due        time.Duration // when the timerfd expires, on Monotonic
+	now        time.Duration // when the callback that runs has begun
+	lost       time.Duration // by how much the clock is behind Monotonic
+	goroutines yields        // when Awake lets other goroutines run
+	threads    yields        // when Awake lets other threads run
 }
 
 // never is a tick, or a time, that does not come, and always one that has.
 const never, always = math.MaxInt64, math.MinInt64
-
-// Awake calls yield once in yieldEvery, and only while there is traffic: if the
-// callback before began less than yieldGap ago.
-const yieldEvery, yieldGap = 8 * time.Millisecond, 5 * time.Millisecond
 
 var clockBase = time.Now()
 
@@ -108,7 +108,13 @@ func NewLoop(config Config) (*Loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot create an epoll instance: %w", err)
 	}
-	l := &Loop{config: config, epoll: epoll, timerFD: -1, ended: make(chan struct{})}
+	l := &Loop{
+		config: config, epoll: epoll, timerFD: -1, ended: make(chan struct{}),
+		goroutines: goroutineYields(), threads: threadYields(),
+	}
+	if config.KeepProcessor {
+		l.threads.at = never
+	}
 	if err := l.start(); err != nil {
 		l.release()
 		return nil, err
@@ -173,21 +179,14 @@ func (l *Loop) Call(task func()) {
 }
 
 // Awake is the first call of every callback, and tells what its fd is ready for. It
-// moves the loop's clock. It lets other goroutines of this processor run when it is
-// time for that: see yield.
+// moves the loop's clock. It lets others run when it is time for that: see giveWay.
 func (l *Loop) Awake(w Woken) Events {
 	monotonic := Monotonic()
-	if l.isTimeToYield(l.At(monotonic)) {
-		yield()
+	if l.giveWay(l.At(monotonic)) {
 		monotonic = Monotonic()
-		l.yieldAt = l.At(monotonic) + yieldEvery
 	}
 	l.moveClock(monotonic)
 	return Events(w)
-}
-
-func (l *Loop) isTimeToYield(now time.Duration) bool {
-	return now >= l.yieldAt && now-l.now < yieldGap
 }
 
 // moveClock moves the clock to what Monotonic says. A timerfd that is handled too late

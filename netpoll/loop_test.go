@@ -534,21 +534,36 @@ func TestWheelFollowsAfterASleep(t *testing.T) {
 	})
 }
 
-func TestAwakeYieldsOnlyInTraffic(t *testing.T) {
+// TestGiveWayOnlyInTraffic makes up how long ago the last yield and the callback before were.
+func TestGiveWayOnlyInTraffic(t *testing.T) {
 	const begin = time.Hour
-	for _, c := range []struct {
-		sinceYield, sinceCallback time.Duration
-		want                      bool
+	for _, kind := range []struct {
+		yields yields
+		of     func(*Loop) *yields
 	}{
-		{yieldEvery, 0, true},
-		{yieldEvery, yieldGap - 1, true},
-		{yieldEvery, yieldGap, false}, // there is no traffic: it would only cost
-		{yieldEvery - 1, 0, false},
-		{time.Hour, time.Hour, false},
+		{goroutineYields(), func(l *Loop) *yields { return &l.goroutines }},
+		{threadYields(), func(l *Loop) *yields { return &l.threads }},
 	} {
-		l := Loop{now: begin - c.sinceCallback, yieldAt: begin - c.sinceYield + yieldEvery}
-		if got := l.isTimeToYield(begin); got != c.want {
-			t.Errorf("%v after the last time and %v after the last callback: %v", c.sinceYield, c.sinceCallback, got)
+		for _, c := range []struct {
+			sinceYield, sinceCallback time.Duration
+			want                      bool
+		}{
+			{kind.yields.every, 0, true},
+			{kind.yields.every, kind.yields.gap - 1, true},
+			{kind.yields.every, kind.yields.gap, false}, // there is no traffic: it would only cost
+			{kind.yields.every - 1, 0, false},
+			{time.Hour, time.Hour, false},
+		} {
+			l := Loop{now: begin - c.sinceCallback, goroutines: yields{at: never}, threads: yields{at: never}}
+			*kind.of(&l) = kind.yields
+			next := kind.yields.every - c.sinceYield + begin
+			kind.of(&l).at = next
+			if got := l.giveWay(begin); got != c.want {
+				t.Errorf("%+v, %v after the last yield and %v after the last callback: %v", kind.yields, c.sinceYield, c.sinceCallback, got)
+			}
+			if moved := kind.of(&l).at != next; moved != c.want {
+				t.Errorf("%+v, %v after the last yield: the next one has moved: %v", kind.yields, c.sinceYield, moved)
+			}
 		}
 	}
 }

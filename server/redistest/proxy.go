@@ -25,7 +25,7 @@ type Proxy struct {
 	links   map[*link]bool
 	limits  [2]int // of links, -1 for none
 	cuts    int    // links that have come to their limit
-	onHash  func() // if set, is called once before a script by its hash goes on
+	onHash  func() // if set, is called once before a session's script by its hash goes on
 }
 
 // A link is a connection through a proxy.
@@ -142,24 +142,40 @@ func (p *Proxy) CutAfter(n int, from Side, some int) {
 	p.limit(unlimited)
 }
 
-// BeforeHash calls f, once, when all that stands before a script that is sent by its hash has
-// gone on: in the middle of a pipeline. The rest goes on when f has returned.
+// BeforeHash calls f, once, when all has gone on that stands before a session's script which is
+// sent by its hash: in the middle of a pipeline. The rest goes on when f has returned.
 func (p *Proxy) BeforeHash(f func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.onHash = f
 }
 
-// scriptByHash is the begin of a command.
+// scriptByHash is the begin of such a command.
 var scriptByHash = regexp.MustCompile(`\*\d+\r\n\$7\r\nevalsha\r\n`)
 
-// interruption says how much of what has come goes on before what is called then. Under mu.
-func (p *Proxy) interruption(data []byte) (most int, f func()) {
-	if at := scriptByHash.FindIndex(data); p.onHash != nil && at != nil {
-		f, p.onHash = p.onHash, nil
-		return at[0], f
+// write passes on what has come, and calls what BeforeHash was given on its way.
+func (p *Proxy) write(to net.Conn, data []byte) {
+	if at, f := p.takeOnHash(data); f != nil {
+		to.Write(data[:at])
+		f()
+		data = data[at:]
 	}
-	return 0, func() {}
+	to.Write(data)
+}
+
+// takeOnHash says where in what has come its func is to be called, if it is.
+func (p *Proxy) takeOnHash(data []byte) (at int, f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.onHash == nil {
+		return 0, nil
+	}
+	found := scriptByHash.FindIndex(data)
+	if found == nil || !session.Match(data[found[0]:]) {
+		return 0, nil
+	}
+	f, p.onHash = p.onHash, nil
+	return found[0], f
 }
 
 // limit sets how much may still come through each connection, and returns how many were
@@ -214,12 +230,9 @@ func (p *Proxy) copy(l *link, side Side, rule func(Mode, []byte) (wait, drop boo
 			wait, drop = rule(p.mode, buf[:n])
 		}
 		n, isCut := p.take(l, side, n)
-		first, between := p.interruption(buf[:n])
 		p.mu.Unlock()
 		if !drop && n > 0 {
-			to.Write(buf[:first])
-			between()
-			to.Write(buf[first:n])
+			p.write(to, buf[:n])
 		}
 		if isCut {
 			l.close()

@@ -20,7 +20,7 @@ func (y *yields) isDue(now, before time.Duration) bool { return now >= y.at && n
 func goroutineYields() yields { return yields{every: 8 * time.Millisecond, gap: 5 * time.Millisecond} }
 func threadYields() yields    { return yields{every: time.Millisecond, gap: 100 * time.Microsecond} }
 
-// giveWay lets those run whose turn it is, and reports whether there were any.
+// giveWay lets those run for whom it is time, and reports whether it was time for any.
 func (l *Loop) giveWay(now time.Duration) bool {
 	goroutines, threads := l.goroutines.isDue(now, l.now), l.threads.isDue(now, l.now)
 	if goroutines {

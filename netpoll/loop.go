@@ -60,7 +60,7 @@ const Tick = 50 * time.Millisecond
 // that time.
 const longestStep = 500 * time.Millisecond
 
-// Config is the callbacks of a Loop, and its manners.
+// Config is the callbacks of a Loop, and how it shares its processor.
 type Config struct {
 	// Fatal is called when the loop cannot go on. It must not return to
 	// normal work: nothing of this Loop runs any more.

@@ -22,6 +22,7 @@ type giver struct {
 	server   *server
 	exchange *handover.Exchange
 	hello    handover.Hello // what the successor can take
+	batch    engine.Batch   // the one that is under way
 	moved    int            // how many connections were given
 }
 
@@ -231,10 +232,10 @@ func (g *giver) giveConnections() error {
 func (g *giver) giveWorker(number int) error {
 	patience := g.server.config.StoreTimeout + time.Second
 	for progress := time.Now(); g.room() > 0; {
-		batch, waiting := g.server.engine.Freeze(number, min(batchSize, g.room()), g.takes)
+		waiting := g.server.engine.Freeze(&g.batch, number, min(batchSize, g.room()), g.takes)
 		switch {
-		case len(batch.FDs) > 0:
-			if err := g.giveBatch(batch); err != nil {
+		case len(g.batch.FDs) > 0:
+			if err := g.giveBatch(); err != nil {
 				return err
 			}
 			progress = time.Now()
@@ -250,13 +251,13 @@ func (g *giver) giveWorker(number int) error {
 	return nil
 }
 
-func (g *giver) giveBatch(b *engine.Batch) error {
-	given, err := g.exchange.OfferConnections(b.Records, b.FDs)
+func (g *giver) giveBatch() error {
+	given, err := g.exchange.OfferConnections(g.batch.Records, g.batch.FDs)
 	if !given {
-		b.TakeBack()
+		g.batch.TakeBack()
 		return err
 	}
-	b.Release()
-	g.moved += len(b.FDs)
+	g.batch.Release()
+	g.moved += len(g.batch.FDs)
 	return err
 }

@@ -8,6 +8,9 @@ func (s *server) onSecond() {
 		s.memory.Expire()
 	}
 	connections := s.connections()
+	if s.handingOver.Load() {
+		return // most processes end after that; a collection would stretch the pauses
+	}
 	fewerConnections := s.connectionPeak.hasHalved(connections)
 	fewerSessions := s.sessionPeak.hasHalved(s.store.Len())
 	waveIsOver := s.wave.isOver(connections)

@@ -103,7 +103,7 @@ func TestHandoverIsBalanced(t *testing.T) {
 	}
 	giver.engine.HoldRequests(true)
 	for number, gone := 0, 0; gone < 60; number = (number + 1) % 3 {
-		batch, _ := giver.engine.Freeze(number, 5, takesAll)
+		batch, _ := giver.freeze(number, 5)
 		var fds []int
 		for _, fd := range batch.FDs {
 			copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)

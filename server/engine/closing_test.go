@@ -156,7 +156,7 @@ func TestLingeringIsNotHandedOver(t *testing.T) {
 	h := startEngine(t)
 	fd := h.lingering()
 	h.engine.HoldRequests(true)
-	batch, staying := h.engine.Freeze(0, 10, takesAll)
+	batch, staying := h.freeze(0, 10)
 	h.engine.HoldRequests(false)
 	if len(batch.Records) != 0 || staying != 0 {
 		t.Errorf("%d go, %d are to follow", len(batch.Records), staying)

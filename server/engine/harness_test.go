@@ -307,3 +307,10 @@ func eventually(t testing.TB, what string, condition func() bool) {
 
 // takesAll is another process that takes every connection.
 func takesAll(*handover.Record) bool { return true }
+
+// freeze freezes at most n connections of a worker for a process that takes all of them.
+func (h *harness) freeze(number, n int) (b *Batch, waiting int) {
+	b = new(Batch)
+	waiting = h.engine.Freeze(b, number, n, takesAll)
+	return b, waiting
+}

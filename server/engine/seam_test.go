@@ -96,7 +96,7 @@ func TestCloseInEveryMethod(t *testing.T) {
 func (h *harness) handToItself() {
 	h.t.Helper()
 	h.engine.HoldRequests(true)
-	batch, _ := h.engine.Freeze(0, 1, takesAll)
+	batch, _ := h.freeze(0, 1)
 	h.engine.HoldRequests(false)
 	fd, err := unix.FcntlInt(uintptr(batch.FDs[0]), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {

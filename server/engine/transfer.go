@@ -25,7 +25,8 @@ const (
 )
 
 // A Batch is some connections of one worker that are frozen: nobody serves them
-// until Release or TakeBack.
+// until Release or TakeBack. Freeze fills it, and may fill it again after those. The zero
+// Batch is empty.
 type Batch struct {
 	Records []handover.Record
 	FDs     []int // of the same connections, in the same order; still open
@@ -38,15 +39,16 @@ type Batch struct {
 // may go beyond. All of it is copied while nobody serves the batch.
 const batchBytes = 8 << 20
 
-// Freeze freezes at most n connections of the worker with this number, and no more once
+// Freeze makes b at most n connections of the worker with this number, and no more once
 // the batch has batchBytes. Those that the other process does not take, by their record,
 // stay. A connection that waits for the store cannot be frozen yet: waiting is how many
 // there are, and a later call may freeze them. It may be called from any goroutine.
-func (e *Engine) Freeze(number, n int, takes func(*handover.Record) bool) (b *Batch, waiting int) {
+func (e *Engine) Freeze(b *Batch, number, n int, takes func(*handover.Record) bool) (waiting int) {
 	w := e.workers[number]
-	b = &Batch{worker: w}
+	b.worker = w
+	b.Records, b.FDs, b.conns = b.Records[:0], b.FDs[:0], b.conns[:0]
 	w.loop.Call(func() { waiting = w.freeze(b, n, takes) })
-	return b, waiting
+	return waiting
 }
 
 // Release ends the connections here: another process owns them. It may be called
@@ -112,17 +114,21 @@ func (w *worker) freeze(b *Batch, n int, takes func(*handover.Record) bool) (wai
 		if !c.mayLeave() {
 			continue
 		}
-		r := c.record()
-		if !takes(&r) {
+		before := len(b.Records)
+		b.Records = append(b.Records, c.record())
+		r := &b.Records[before]
+		if !takes(r) {
+			b.Records = b.Records[:before]
 			continue
 		}
 		if state, ok := c.lendSession(); ok {
 			r.Session = handover.Session(state)
 			c.freeze()
-			b.conns, b.FDs, b.Records = append(b.conns, c), append(b.FDs, int(c.fd)), append(b.Records, r)
+			b.conns, b.FDs = append(b.conns, c), append(b.FDs, int(c.fd))
 			bytes += len(r.Unparsed) + len(r.Backlog) + len(r.Parser.Message)
 			continue
 		}
+		b.Records = b.Records[:before]
 		if waiting++; waiting <= n && c.state == stateOpen { // the others are served meanwhile
 			c.leaving = leavingSoon
 			c.watch()

@@ -65,7 +65,7 @@ func TestTakenOverWhileFrozen(t *testing.T) {
 	first := h.connect(target)
 	exchange(t, first, text("a"), []byte(`"a"}`), buf)
 	h.engine.HoldRequests(true)
-	batch, _ := h.engine.Freeze(0, 1, takesAll)
+	batch, _ := h.freeze(0, 1)
 	h.engine.HoldRequests(false)
 	if len(batch.FDs) != 1 || batch.Records[0].Session.Count != 1 {
 		t.Fatalf("frozen: %+v", batch)
@@ -99,8 +99,8 @@ func TestBatchIsBoundedByBytes(t *testing.T) {
 		return read
 	})
 	h.engine.HoldRequests(true)
-	first, _ := h.engine.Freeze(0, len(fds), takesAll)
-	second, _ := h.engine.Freeze(0, len(fds), takesAll)
+	first, _ := h.freeze(0, len(fds))
+	second, _ := h.freeze(0, len(fds))
 	if len(first.FDs) != 3 || len(second.FDs) != 1 {
 		t.Errorf("the batches have %d and %d connections, want 3 and 1", len(first.FDs), len(second.FDs))
 	}

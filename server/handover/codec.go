@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -76,28 +77,23 @@ func appendAll[T any](c *codec, all []T, fields func(*T, *codec)) []byte {
 	return c.data
 }
 
-// readAll reads records, or sessions, to the end of data. Their bytes are a part of it.
-func readAll[T any](version int, data []byte, fields func(*T, *codec)) (all []T, err error) {
-	c := &codec{version: version, data: data, reading: true}
-	for len(c.data) > 0 {
+// readAll reads records, or sessions, to the end of data, into the memory of all. Their
+// bytes are a part of data.
+func readAll[T any](all []T, version int, data []byte, fields func(*T, *codec)) ([]T, error) {
+	c, one := codec{version: version, data: data, reading: true}, codec{version: version, reading: true}
+	for all = all[:0]; len(c.data) > 0 && one.err == nil; {
 		all = append(all, *new(T))
-		readOne(c, &all[len(all)-1], fields)
+		record := &all[len(all)-1]
+		if !c.isTagged() {
+			fields(record, &c)
+			continue
+		}
+		one.data, one.values = c.cutBytes(), one.values[:0]
+		one.readTags()
+		fields(record, &one)
+		one.checkUnknown()
 	}
-	return all, c.err
-}
-
-func readOne[T any](c *codec, record *T, fields func(*T, *codec)) {
-	if !c.isTagged() {
-		fields(record, c)
-		return
-	}
-	one := codec{version: c.version, data: c.cutBytes(), reading: true, err: c.err, values: c.values[:0]}
-	one.readTags()
-	c.values = one.values
-	fields(record, &one)
-	if one.checkUnknown(); one.err != nil {
-		c.fail(one.err)
-	}
+	return all, cmp.Or(c.err, one.err)
 }
 
 // readTags reads the values of a record.

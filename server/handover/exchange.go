@@ -132,6 +132,11 @@ type Exchange struct {
 
 	version int // fixed after Hear, or Greet
 
+	// Memory that the next batch uses again: a handover makes no garbage, which a small
+	// heap would have to collect every few batches.
+	sent, received, rights []byte
+	records                []Record
+
 	// Atomic.
 	stopped atomic.Bool
 	bound   atomic.Bool // the new process has accepted a batch: it must hear who owns it
@@ -139,7 +144,10 @@ type Exchange struct {
 
 // NewExchange makes an end of conn, and owns conn from then on.
 func NewExchange(conn *net.UnixConn) *Exchange {
-	return &Exchange{conn: conn, patience: Patience, preparedFor: PreparedFor}
+	return &Exchange{
+		conn: conn, patience: Patience, preparedFor: PreparedFor,
+		rights: make([]byte, unix.CmsgSpace(4*(1+MostFDs))),
+	}
 }
 
 // errStopped says that this process has ended the exchange.
@@ -158,7 +166,8 @@ func (x *Exchange) Stop() {
 // Close ends the exchange.
 func (x *Exchange) Close() error { return x.conn.Close() }
 
-// A message is a word and all that comes with it.
+// A message is a word and all that comes with it. Its body is valid until the next one is
+// received.
 type message struct {
 	word word
 	body []byte
@@ -238,16 +247,26 @@ func (x *Exchange) receive(patience time.Duration) (m message, err error) {
 		closeAll(m.fds)
 		return message{}, err
 	}
-	if m.body, err = x.readBody(int(length)); err != nil {
+	if m.body, err = x.readBody(x.received, int(length)); err != nil {
 		closeAll(m.fds)
 		return message{}, err
 	}
+	x.received = reusable(m.body)
 	return m, nil
 }
 
-// readBody reads so many bytes. It takes memory as they come, since a length proves
-// nothing.
-func (x *Exchange) readBody(length int) (body []byte, err error) {
+// reusable is the memory of a message for the next one, or nil if it is more than most need.
+func reusable(body []byte) []byte {
+	if cap(body) > pieceBytes {
+		return nil
+	}
+	return body[:0]
+}
+
+// readBody reads so many bytes behind body. It takes memory as they come, since a length
+// proves nothing.
+func (x *Exchange) readBody(body []byte, length int) ([]byte, error) {
+	var err error
 	for len(body) < length && err == nil {
 		n := len(body)
 		piece := min(length-n, max(n, pieceBytes)) // twice as much each time
@@ -270,15 +289,14 @@ func (x *Exchange) readRest(buf []byte) error {
 // receiveHeader reads a header and the file descriptors that come with its
 // first byte.
 func (x *Exchange) receiveHeader(header []byte) (fds []int, err error) {
-	rights := make([]byte, unix.CmsgSpace(4*(1+MostFDs)))
-	n, size, _, _, err := x.conn.ReadMsgUnix(header, rights)
+	n, size, _, _, err := x.conn.ReadMsgUnix(header, x.rights)
 	if n == 0 && err == nil {
 		err = io.EOF
 	}
 	if err != nil {
 		return nil, err
 	}
-	messages, err := unix.ParseSocketControlMessage(rights[:size])
+	messages, err := unix.ParseSocketControlMessage(x.rights[:size])
 	if err != nil {
 		return nil, err
 	}

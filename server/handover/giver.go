@@ -37,7 +37,9 @@ func (x *Exchange) Refuse(e *RefusedError) error { return x.sendJSON(wordRefused
 // caller still owns them. After an error the exchange is over; the last batch may have
 // been given all the same.
 func (x *Exchange) OfferConnections(records []Record, fds []int) (given bool, err error) {
-	return x.offer(wordConnections, appendAll(&codec{version: x.version}, records, (*Record).fields), fds...)
+	body := appendAll(&codec{version: x.version, data: x.sent}, records, (*Record).fields)
+	x.sent = reusable(body)
+	return x.offer(wordConnections, body, fds...)
 }
 
 // OfferListeners gives listening sockets, likewise.

@@ -55,7 +55,7 @@ func encode(version int, records ...Record) []byte {
 
 func decode(t testing.TB, version int, body []byte, fds int) (*Batch, error) {
 	t.Helper()
-	return (&message{word: wordConnections, body: body, fds: make([]int, fds)}).batch(version)
+	return (&Exchange{version: version}).batch(message{word: wordConnections, body: body, fds: make([]int, fds)})
 }
 
 // versions runs a test for each version.
@@ -81,7 +81,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	lowest.Session.Count, lowest.Parser.Op = math.MaxUint64, math.MaxUint8
 	versions(t, func(t *testing.T, version int) {
 		want := []Record{ofVersion(version, filled(t)), {}, ofVersion(version, lowest)}
-		got, err := readAll(version, encode(version, want...), (*Record).fields)
+		got, err := readAll[Record](nil, version, encode(version, want...), (*Record).fields)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -95,7 +95,7 @@ func TestSessionRoundTrip(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
 		want := []Session{filled(t).Session, {}}
 		body := appendAll(&codec{version: version}, want, (*Session).fields)
-		got, err := (&message{word: wordSessions, body: body}).batch(version)
+		got, err := (&Exchange{version: version}).batch(message{word: wordSessions, body: body})
 		if err != nil || !reflect.DeepEqual(got.Sessions, want) {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
@@ -106,7 +106,7 @@ func TestSessionRoundTrip(t *testing.T) {
 // next.
 func TestRecordsShareNoMemory(t *testing.T) {
 	versions(t, func(t *testing.T, version int) {
-		got, err := readAll(version, encode(version, filled(t)), (*Record).fields)
+		got, err := readAll[Record](nil, version, encode(version, filled(t)), (*Record).fields)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -196,7 +196,7 @@ func TestFieldDoesNotFit(t *testing.T) {
 
 	tagged := func(name string, fields ...byte) {
 		t.Helper()
-		if _, err := readAll(2, append([]byte{byte(len(fields))}, fields...), (*Record).fields); err != errValue {
+		if _, err := readAll[Record](nil, 2, append([]byte{byte(len(fields))}, fields...), (*Record).fields); err != errValue {
 			t.Errorf("%s: %v, want %v", name, err, errValue)
 		}
 	}
@@ -246,7 +246,7 @@ func TestLaterRecord(t *testing.T) {
 		return append(binary.AppendUvarint(nil, uint64(len(later))), later...)
 	}
 	body := slices.Concat(add(90<<2), add(98<<2|isBytes, 4000<<2), encode(Newest, want))
-	got, err := readAll(Newest, body, (*Record).fields)
+	got, err := readAll[Record](nil, Newest, body, (*Record).fields)
 	if err != nil || len(got) != 3 || !reflect.DeepEqual(got[0], want) || !reflect.DeepEqual(got[1], want) {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -292,7 +292,7 @@ func TestFirstVersion(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	records, err := readAll(1, stored, (*Record).fields)
+	records, err := readAll[Record](nil, 1, stored, (*Record).fields)
 	if err != nil || len(records) != 1 {
 		t.Fatalf("read %+v, %v", records, err)
 	}
@@ -324,7 +324,7 @@ func FuzzRecord(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, v uint8, body []byte) {
 		version := Oldest + int(v)%(Newest-Oldest+1)
-		records, err := readAll(version, body, (*Record).fields)
+		records, err := readAll[Record](nil, version, body, (*Record).fields)
 		held := 0
 		for _, r := range records {
 			held += len(r.Endpoint) + len(r.Unparsed) + len(r.Backlog) +
@@ -336,7 +336,7 @@ func FuzzRecord(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := readAll(version, encode(version, records...), (*Record).fields)
+		again, err := readAll[Record](nil, version, encode(version, records...), (*Record).fields)
 		if err != nil || !reflect.DeepEqual(again, records) {
 			t.Fatalf("read %+v, written and read again %+v, %v", records, again, err)
 		}

@@ -22,7 +22,8 @@ func (x *Exchange) Greet(h Hello) (w Welcome, err error) {
 // Begin makes the old process hand over.
 func (x *Exchange) Begin(g Go) error { return x.sendJSON(wordGo, g) }
 
-// A Batch is connections, or listeners, or sessions, that were given at once.
+// A Batch is connections, or listeners, or sessions, that were given at once. It is valid
+// until the next Take.
 type Batch struct {
 	Records   []Record
 	FDs       []int    // the file descriptors of Records, or of Listeners
@@ -53,12 +54,12 @@ func (x *Exchange) Take() (*Batch, error) {
 // takeOffer returns a batch once this process owns it.
 func (x *Exchange) takeOffer(m message) (b *Batch, err error) {
 	if x.version == 1 {
-		if b, err = m.batch(1); err == nil {
+		if b, err = x.batch(m); err == nil {
 			err = x.ownByWords()
 		}
 		return b, err
 	}
-	d, b, err := m.offer(x.version)
+	d, b, err := x.readOffer(m)
 	if err == nil {
 		err = x.own(d)
 	}
@@ -90,21 +91,22 @@ func (x *Exchange) own(d decision) error {
 	return nil
 }
 
-// offer reads an offer. Its first file descriptor is its decision's.
-func (m *message) offer(version int) (d decision, b *Batch, err error) {
+// readOffer reads an offer. Its first file descriptor is its decision's.
+func (x *Exchange) readOffer(m message) (d decision, b *Batch, err error) {
 	if len(m.fds) == 0 {
 		return 0, nil, errors.New("an offer came without its decision")
 	}
-	b, err = (&message{word: m.word, body: m.body, fds: m.fds[1:]}).batch(version)
+	b, err = x.batch(message{word: m.word, body: m.body, fds: m.fds[1:]})
 	return decision(m.fds[0]), b, err
 }
 
 // batch reads an offer.
-func (m *message) batch(version int) (b *Batch, err error) {
+func (x *Exchange) batch(m message) (b *Batch, err error) {
 	b = &Batch{FDs: m.fds}
 	switch m.word {
 	case wordConnections:
-		b.Records, err = readAll(version, m.body, (*Record).fields)
+		b.Records, err = readAll(x.records, x.version, m.body, (*Record).fields)
+		x.records = b.Records
 		for i := 0; i < len(b.Records) && err == nil; i++ {
 			err = b.Records[i].check()
 		}
@@ -116,7 +118,7 @@ func (m *message) batch(version int) (b *Batch, err error) {
 			err = fmt.Errorf("%d listeners came with %d file descriptors", len(b.Listeners), len(m.fds))
 		}
 	case wordSessions:
-		b.Sessions, err = readAll(version, m.body, (*Session).fields)
+		b.Sessions, err = readAll[Session](nil, x.version, m.body, (*Session).fields)
 	default:
 		err = fmt.Errorf("the other process sent word %d instead of an offer", m.word)
 	}

@@ -22,12 +22,12 @@ type giver struct {
 	server   *server
 	exchange *handover.Exchange
 	hello    handover.Hello // what the successor can take
-	batch    engine.Batch   // the one that is under way
+	batch    engine.Batch   // the one that is under way, or given and to be released
 	moved    int            // how many connections were given
 }
 
 // batchSize is how many connections are frozen at a time.
-const batchSize = 64
+const batchSize = 32
 
 // freezeAgain is how long the giver waits for connections that cannot be frozen yet,
 // because they wait for the store.
@@ -230,6 +230,7 @@ func (g *giver) giveConnections() error {
 // giveWorker gives the connections of a worker that the successor can take, and has room
 // for. Those that wait for the store longer than -store-timeout stay, for the drain.
 func (g *giver) giveWorker(number int) error {
+	defer g.batch.Release() // the last one; Freeze releases the others
 	patience := g.server.config.StoreTimeout + time.Second
 	for progress := time.Now(); g.room() > 0; {
 		waiting := g.server.engine.Freeze(&g.batch, number, min(batchSize, g.room()), g.takes)
@@ -251,13 +252,12 @@ func (g *giver) giveWorker(number int) error {
 	return nil
 }
 
+// giveBatch gives the batch that is under way, and leaves its release to giveWorker.
 func (g *giver) giveBatch() error {
 	given, err := g.exchange.OfferConnections(g.batch.Records, g.batch.FDs)
 	if !given {
 		g.batch.TakeBack()
-		return err
 	}
-	g.batch.Release()
 	g.moved += len(g.batch.FDs)
 	return err
 }

@@ -114,7 +114,7 @@ func TestHandoverIsBalanced(t *testing.T) {
 		}
 		taker.engine.Adopt(fds, batch.Records)
 		batch.Release()
-		gone += len(batch.FDs)
+		gone += len(fds)
 		taker.connect("/count")
 	}
 	giver.wantBalanced(0)

@@ -102,8 +102,9 @@ func (h *harness) handToItself() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	records := batch.Records
 	batch.Release()
-	h.engine.Adopt([]int{fd}, batch.Records)
+	h.engine.Adopt([]int{fd}, records)
 }
 
 // wantLastWords expects these bytes, answers the close frame at their end as a client

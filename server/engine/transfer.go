@@ -25,8 +25,7 @@ const (
 )
 
 // A Batch is some connections of one worker that are frozen: nobody serves them
-// until Release or TakeBack. Freeze fills it, and may fill it again after those. The zero
-// Batch is empty.
+// until Release or TakeBack, which empty it. The zero Batch is empty.
 type Batch struct {
 	Records []handover.Record
 	FDs     []int // of the same connections, in the same order; still open
@@ -39,36 +38,52 @@ type Batch struct {
 // may go beyond. All of it is copied while nobody serves the batch.
 const batchBytes = 8 << 20
 
-// Freeze makes b at most n connections of the worker with this number, and no more once
-// the batch has batchBytes. Those that the other process does not take, by their record,
-// stay. A connection that waits for the store cannot be frozen yet: waiting is how many
-// there are, and a later call may freeze them. It may be called from any goroutine.
+// Freeze releases b if it is not empty, and makes it at most n connections of the worker
+// with this number, and no more once it has batchBytes. Those that the other process does
+// not take, by their record, stay. A connection that waits for the store cannot be frozen
+// yet: waiting is how many there are, and a later call may freeze them. It may be called
+// from any goroutine, and takes one turn of the loop; b's connections must be that worker's.
 func (e *Engine) Freeze(b *Batch, number, n int, takes func(*handover.Record) bool) (waiting int) {
 	w := e.workers[number]
 	b.worker = w
-	b.Records, b.FDs, b.conns = b.Records[:0], b.FDs[:0], b.conns[:0]
-	w.loop.Call(func() { waiting = w.freeze(b, n, takes) })
+	w.loop.Call(func() {
+		b.release()
+		waiting = w.freeze(b, n, takes)
+	})
 	return waiting
 }
 
 // Release ends the connections here: another process owns them. It may be called
 // from any goroutine.
 func (b *Batch) Release() {
-	b.worker.loop.Call(func() {
-		for _, c := range b.conns {
-			c.release()
-		}
-	})
+	if len(b.conns) > 0 {
+		b.worker.loop.Call(b.release)
+	}
+}
+
+func (b *Batch) release() {
+	for _, c := range b.conns {
+		c.release()
+	}
+	b.empty()
 }
 
 // TakeBack goes on with the connections here. It may be called from any goroutine.
 func (b *Batch) TakeBack() {
-	b.worker.loop.Call(func() {
-		for _, c := range b.conns {
-			c.takeBack()
-		}
-	})
+	if len(b.conns) > 0 {
+		b.worker.loop.Call(b.takeBack)
+	}
 }
+
+func (b *Batch) takeBack() {
+	for _, c := range b.conns {
+		c.takeBack()
+	}
+	b.empty()
+}
+
+// empty keeps the memory for the next connections: a handover makes no garbage.
+func (b *Batch) empty() { b.Records, b.FDs, b.conns = b.Records[:0], b.FDs[:0], b.conns[:0] }
 
 // HoldRequests makes new requests to upgrade wait for the process that takes over, or
 // ends that. On return, every worker does so.

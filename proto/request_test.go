@@ -144,9 +144,10 @@ func TestQueryValue(t *testing.T) {
 	f("", "", false)
 }
 
-// TestRequestRefuses: by RFC 9110 and RFC 9112. What passes is served by net/http.
-func TestRequestRefuses(t *testing.T) {
-	f := func(request string, want *Refusal) {
+// refusals returns a function that expects a request to be refused with want, by RFC 9110
+// and RFC 9112. What passes, with nil, is served by net/http.
+func refusals(t *testing.T) (f func(request string, want *Refusal)) {
+	return func(request string, want *Refusal) {
 		t.Helper()
 		if _, got := read(request); got != want {
 			t.Errorf("%q: %v, want %v", request, got, want)
@@ -155,13 +156,18 @@ func TestRequestRefuses(t *testing.T) {
 			t.Errorf("%q: net/http does not serve it", request)
 		}
 	}
-	header := func(lines ...string) string {
-		return "GET / HTTP/1.1\r\nHost: a\r\n" + strings.Join(append(lines, "", ""), "\r\n")
-	}
+}
+
+// withLines is a request with these header lines.
+func withLines(lines ...string) string {
+	return "GET / HTTP/1.1\r\nHost: a\r\n" + strings.Join(append(lines, "", ""), "\r\n")
+}
+
+// RFC 9112 §3.
+func TestRequestLine(t *testing.T) {
+	f := refusals(t)
 	f(validRequest, nil)
 	f(strings.ReplaceAll(validRequest, "\r\n", "\n"), nil)
-
-	// RFC 9112 §3: the request line.
 	f("GET / HTTP/1.0\r\n\r\n", nil)
 	f("GET / HTTP/1.9\r\nHost: a\r\n\r\n", nil)
 	for _, line := range []string{
@@ -183,51 +189,63 @@ func TestRequestRefuses(t *testing.T) {
 	}
 	f("GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n", errBadEscape)
 	f("GET /%2 HTTP/1.1\r\nHost: a\r\n\r\n", errBadEscape)
+}
 
-	// RFC 9112 §3.2: one Host, also in absolute form.
+// RFC 9112 §3.2: one Host, also in absolute form.
+func TestRequestHost(t *testing.T) {
+	f := refusals(t)
 	f("GET / HTTP/1.1\r\nHost: [::1]:8000\r\n\r\n", nil)
 	f("GET / HTTP/1.1\r\nHost:\r\n\r\n", nil)
 	f("GET http://a.example/ HTTP/1.1\r\nHost: b\r\n\r\n", nil)
 	f("GET http://a.example/ HTTP/1.1\r\n\r\n", errNoHost)
 	f("GET / HTTP/1.1\r\nX-Host: a\r\n\r\n", errNoHost)
-	f(header("host: a"), errTwoHosts)
+	f(withLines("host: a"), errTwoHosts)
 	for _, host := range []string{"a/b", "a b", "a:b", "[::1", "[1.2.3.4]", "[fe80::1%25eth0]", "a@b", ":80", "a%61", "\xc3\xa9"} {
 		f("GET / HTTP/1.1\r\nHost: "+host+"\r\n\r\n", errBadHost)
 	}
+}
 
-	// RFC 9112 §5: header lines.
-	f(header("X: a\tb\xff", "Y:", "Z:\t z \t"), nil)
-	f(header("no colon"), errMalformed)
-	f(header(": a"), errMalformed)
-	f(header("X(: a"), errMalformed)
-	f(header("X : a"), errSpacedName)
-	f(header("X\t: a"), errSpacedName)
+// RFC 9112 §5.
+func TestRequestHeaderLines(t *testing.T) {
+	f := refusals(t)
+	f(withLines("X: a\tb\xff", "Y:", "Z:\t z \t"), nil)
+	f(withLines("no colon"), errMalformed)
+	f(withLines(": a"), errMalformed)
+	f(withLines("X(: a"), errMalformed)
+	f(withLines("X : a"), errSpacedName)
+	f(withLines("X\t: a"), errSpacedName)
 	f("GET / HTTP/1.1\r\n Host: a\r\n\r\n", errFolded)
-	f(header("X: a", " b: c"), errFolded)
-	f(header("X: a", "\tb"), errFolded)
-	f(header("X: a", " "), errFolded)
+	f(withLines("X: a", " b: c"), errFolded)
+	f(withLines("X: a", "\tb"), errFolded)
+	f(withLines("X: a", " "), errFolded)
 	for _, c := range []string{"\x00", "\r", "\x01", "\x1f", "\x7f"} {
-		f(header("X: a"+c+"b"), errControl)
-		f(header("X: a long enough value "+c), errControl)
-		f(header("X: eight bytes before "+c+" and eight bytes behind"), errControl)
+		f(withLines("X: a"+c+"b"), errControl)
+		f(withLines("X: a long enough value "+c), errControl)
+		f(withLines("X: eight bytes before "+c+" and eight bytes behind"), errControl)
 	}
+}
 
-	// RFC 9112 §6: no request has a body.
-	f(header("Content-Length: 0", "Content-Length: 0"), nil)
-	f(header("content-LENGTH:1"), ErrBody)
-	f(header("Content-Length: 18446744073709551616"), ErrBody)
-	f(header("Transfer-Encoding: chunked"), ErrBody)
-	f(header("Transfer-Encoding: chunked", "Content-Length: 0"), ErrBody)
+// RFC 9112 §6: no request has a body.
+func TestRequestBody(t *testing.T) {
+	f := refusals(t)
+	f(withLines("Content-Length: 0", "Content-Length: 0"), nil)
+	f(withLines("content-LENGTH:1"), ErrBody)
+	f(withLines("Content-Length: 18446744073709551616"), ErrBody)
+	f(withLines("Transfer-Encoding: chunked"), ErrBody)
+	f(withLines("Transfer-Encoding: chunked", "Content-Length: 0"), ErrBody)
 	for _, length := range []string{"", "+0", "-1", "0, 0", "0x0", "a"} {
-		f(header("Content-Length: "+length), errContentLength)
+		f(withLines("Content-Length: "+length), errContentLength)
 	}
-	f(header("Content-Length: 0", "Content-Length: 00"), errContentLength)
-	f(header("X-Content-Length: 5"), nil)
+	f(withLines("Content-Length: 0", "Content-Length: 00"), errContentLength)
+	f(withLines("X-Content-Length: 5"), nil)
+}
 
-	// RFC 6454 §7.3 and RFC 6455 §11.3: what may stand there once.
-	f(header("Origin: http://a", "Origin: http://a"), errTwoOrigins)
-	f(header("Sec-WebSocket-Key: a", "Sec-WebSocket-Key: a"), errTwoKeys)
-	f(header("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 13"), errTwoVersions)
+// RFC 6454 §7.3 and RFC 6455 §11.3.
+func TestRequestLinesThatStandOnce(t *testing.T) {
+	f := refusals(t)
+	f(withLines("Origin: http://a", "Origin: http://a"), errTwoOrigins)
+	f(withLines("Sec-WebSocket-Key: a", "Sec-WebSocket-Key: a"), errTwoKeys)
+	f(withLines("Sec-WebSocket-Version: 13", "Sec-WebSocket-Version: 13"), errTwoVersions)
 }
 
 // TestRequestRefusesAtOnce: who does not speak HTTP is not waited for.

@@ -255,9 +255,10 @@ func (g *giver) giveWorker(number int) error {
 // giveBatch gives the batch that is under way, and leaves its release to giveWorker.
 func (g *giver) giveBatch() error {
 	given, err := g.exchange.OfferConnections(g.batch.Records, g.batch.FDs)
-	if !given {
+	if given {
+		g.moved += len(g.batch.FDs)
+	} else {
 		g.batch.TakeBack()
 	}
-	g.moved += len(g.batch.FDs)
 	return err
 }

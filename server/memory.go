@@ -7,10 +7,10 @@ func (s *server) onSecond() {
 	if s.memory != nil {
 		s.memory.Expire()
 	}
-	connections := s.connections()
-	if s.handingOver.Load() {
-		return // most processes end after that; a collection would stretch the pauses
+	if len(s.giving) > 0 {
+		return // it gives its connections, and most likely ends: that would only stretch the pauses
 	}
+	connections := s.connections()
 	fewerConnections := s.connectionPeak.hasHalved(connections)
 	fewerSessions := s.sessionPeak.hasHalved(s.store.Len())
 	waveIsOver := s.wave.isOver(connections)

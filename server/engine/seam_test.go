@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -102,7 +103,10 @@ func (h *harness) handToItself() {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	records := batch.Records
+	records := slices.Clone(batch.Records)
+	for i := range records { // of memory that Release gives to others
+		records[i].Unparsed, records[i].Backlog = slices.Clone(records[i].Unparsed), slices.Clone(records[i].Backlog)
+	}
 	batch.Release()
 	h.engine.Adopt([]int{fd}, records)
 }

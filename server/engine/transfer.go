@@ -24,8 +24,9 @@ const (
 	leavingAway         // it is frozen: the loop does not watch it
 )
 
-// A Batch is some connections of one worker that are frozen: nobody serves them
-// until Release or TakeBack, which empty it. The zero Batch is empty.
+// A Batch is some connections of one worker that are frozen: nobody serves them until
+// Release or TakeBack, which empty it. The zero Batch is empty. It belongs to one goroutine,
+// and that is no loop's.
 type Batch struct {
 	Records []handover.Record
 	FDs     []int // of the same connections, in the same order; still open
@@ -38,14 +39,17 @@ type Batch struct {
 // may go beyond. All of it is copied while nobody serves the batch.
 const batchBytes = 8 << 20
 
-// Freeze releases b if it is not empty, and makes it at most n connections of the worker
-// with this number, and no more once it has batchBytes. Those that the other process does
+// Freeze fills b with at most n connections of the worker with this number, and with no more
+// once it has batchBytes. It first releases those that b still has, which must be that
+// worker's: that takes one turn of its loop instead of two. Those that the other process does
 // not take, by their record, stay. A connection that waits for the store cannot be frozen
-// yet: waiting is how many there are, and a later call may freeze them. It may be called
-// from any goroutine, and takes one turn of the loop; b's connections must be that worker's.
+// yet: waiting is how many there are, and a later call may freeze them.
 func (e *Engine) Freeze(b *Batch, number, n int, takes func(*handover.Record) bool) (waiting int) {
 	w := e.workers[number]
-	b.worker = w
+	if len(b.conns) > 0 && b.worker != w {
+		panic("BUG: a batch of another worker is to be released")
+	}
+	b.worker, b.FDs = w, b.FDs[:0] // it is empty also if the loop is closed
 	w.loop.Call(func() {
 		b.release()
 		waiting = w.freeze(b, n, takes)
@@ -53,8 +57,7 @@ func (e *Engine) Freeze(b *Batch, number, n int, takes func(*handover.Record) bo
 	return waiting
 }
 
-// Release ends the connections here: another process owns them. It may be called
-// from any goroutine.
+// Release ends the connections here: another process owns them.
 func (b *Batch) Release() {
 	if len(b.conns) > 0 {
 		b.worker.loop.Call(b.release)
@@ -68,7 +71,7 @@ func (b *Batch) release() {
 	b.empty()
 }
 
-// TakeBack goes on with the connections here. It may be called from any goroutine.
+// TakeBack goes on with the connections here.
 func (b *Batch) TakeBack() {
 	if len(b.conns) > 0 {
 		b.worker.loop.Call(b.takeBack)
@@ -83,7 +86,11 @@ func (b *Batch) takeBack() {
 }
 
 // empty keeps the memory for the next connections: a handover makes no garbage.
-func (b *Batch) empty() { b.Records, b.FDs, b.conns = b.Records[:0], b.FDs[:0], b.conns[:0] }
+func (b *Batch) empty() {
+	clear(b.conns)
+	clear(b.Records)
+	b.Records, b.FDs, b.conns = b.Records[:0], b.FDs[:0], b.conns[:0]
+}
 
 // HoldRequests makes new requests to upgrade wait for the process that takes over, or
 // ends that. On return, every worker does so.

@@ -111,3 +111,27 @@ func TestBatchIsBoundedByBytes(t *testing.T) {
 		exchange(t, fd, message[begun:], []byte(`"}`), make([]byte, 2*len(message)))
 	}
 }
+
+// One Batch is filled again and again.
+func TestFreezeReleases(t *testing.T) {
+	h := startEngine(t)
+	for range 3 {
+		h.connect("/count")
+	}
+	h.engine.HoldRequests(true)
+	var batch Batch
+	for left := 3; left >= 1; left-- {
+		if waiting := h.engine.Freeze(&batch, 0, 1, takesAll); waiting != 0 || len(batch.FDs) != 1 || len(batch.Records) != 1 {
+			t.Errorf("%d wait, and a batch has %d file descriptors and %d records, want 0, 1 and 1", waiting, len(batch.FDs), len(batch.Records))
+		}
+		if n := h.engine.Connections(); n != left {
+			t.Errorf("%d connections while one of %d is frozen", n, left)
+		}
+	}
+	h.engine.Freeze(&batch, 0, 1, takesAll)
+	if n := h.engine.Connections(); len(batch.FDs) != 0 || n != 0 {
+		t.Errorf("%d in a batch, %d connections, when all have gone", len(batch.FDs), n)
+	}
+	batch.Release()
+	batch.TakeBack()
+}

@@ -81,7 +81,8 @@ func appendAll[T any](c *codec, all []T, fields func(*T, *codec)) []byte {
 // bytes are a part of data.
 func readAll[T any](all []T, version int, data []byte, fields func(*T, *codec)) ([]T, error) {
 	c, one := codec{version: version, data: data, reading: true}, codec{version: version, reading: true}
-	for all = all[:0]; len(c.data) > 0 && one.err == nil; {
+	all = all[:0]
+	for len(c.data) > 0 && one.err == nil {
 		all = append(all, *new(T))
 		record := &all[len(all)-1]
 		if !c.isTagged() {

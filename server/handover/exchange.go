@@ -15,7 +15,8 @@
 // Processes of version 1 know no decision; versions.go has their words.
 //
 // The package knows no event loop; it neither logs nor reads flags.
-// An Exchange belongs to one goroutine, except for Stop.
+// An Exchange belongs to one goroutine, except for Stop, and for Begin, which may be called
+// while Take waits.
 package handover
 
 import (
@@ -132,10 +133,12 @@ type Exchange struct {
 
 	version int // fixed after Hear, or Greet
 
-	// Memory that the next batch uses again: a handover makes no garbage, which a small
-	// heap would have to collect every few batches.
-	sent, received, rights []byte
-	records                []Record
+	// The memory of a batch, which the next one uses again. A handover makes no garbage: the
+	// heap of a process with few connections is small, and would be collected again and again.
+	sent     []byte   // old: an offer
+	received []byte   // both: what follows the header of a message
+	rights   []byte   // both: the file descriptors of a message, as the kernel writes them
+	records  []Record // new: those of a batch; their bytes are in received
 
 	// Atomic.
 	stopped atomic.Bool
@@ -263,8 +266,8 @@ func reusable(body []byte) []byte {
 	return body[:0]
 }
 
-// readBody reads so many bytes behind body. It takes memory as they come, since a length
-// proves nothing.
+// readBody reads so many bytes into the memory of body, which is empty. It takes more as they
+// come, since a length proves nothing.
 func (x *Exchange) readBody(body []byte, length int) ([]byte, error) {
 	var err error
 	for len(body) < length && err == nil {

@@ -35,6 +35,15 @@ type Batch struct {
 // without an error says that there are no more. After an error nothing more comes, and
 // the old process owns the batch that was under way.
 func (x *Exchange) Take() (*Batch, error) {
+	clear(x.records[:cap(x.records)]) // it would keep the bytes of the batch before
+	b, err := x.take()
+	if b == nil {
+		x.received, x.records = nil, nil // the Exchange may be kept for as long as its process lives
+	}
+	return b, err
+}
+
+func (x *Exchange) take() (*Batch, error) {
 	m, err := x.receive(0)
 	if err != nil {
 		return nil, fmt.Errorf("the handover was cut short: %w", err)

@@ -92,7 +92,7 @@ func (x *Exchange) ownByWords() error {
 		return nil
 	case err != nil:
 		return err
-	case m.word != wordCommit:
+	case m.word != wordCommit || len(m.body) > 0: // a body would overwrite the offer's
 		return errTakenBack
 	}
 	AtStep("begun")

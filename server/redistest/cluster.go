@@ -117,7 +117,7 @@ func (g *Guarded) CurrentMaster() *Server {
 func (g *Guarded) WaitForAnotherMaster(old *Server) {
 	g.Master.t.Helper()
 	asked := time.Now()
-	g.Sentinels[0].Until("there is another master", func() bool {
+	until(g.Master.t, failoverPatience, "there is another master", g.Sentinels[0].dir, func() bool {
 		if time.Since(asked) > electionPatience {
 			asked = time.Now()
 			g.Sentinels[0].Client.Do(context.Background(), "SENTINEL", "FAILOVER", masterName) // refused while one is under way
@@ -125,6 +125,11 @@ func (g *Guarded) WaitForAnotherMaster(old *Server) {
 		return g.CurrentMaster() != old
 	})
 }
+
+// failoverPatience is how long a failover may take. A sentinel whose timer comes late by two
+// seconds does nothing for 30 (its log says +tilt), and on a busy machine that happens again
+// and again.
+const failoverPatience = 10 * time.Minute
 
 // electionPatience is how long an election may take: some rounds of it.
 const electionPatience = 15 * time.Second

@@ -134,7 +134,7 @@ func (p *Proxy) CutAfter(n int, from Side, some int) {
 	limits := unlimited
 	limits[from] = n
 	enough := p.limit(limits) + some
-	until(p.t, "connections come to their limit", "", func() bool {
+	until(p.t, patience, "connections come to their limit", "", func() bool {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return p.cuts >= enough

@@ -139,7 +139,7 @@ func (s *Server) WaitGone() {
 func (s *Server) Pause() {
 	s.t.Helper()
 	s.cmd.Process.Signal(syscall.SIGSTOP)
-	until(s.t, "the process stands still", s.dir, func() bool {
+	until(s.t, patience, "the process stands still", s.dir, func() bool {
 		stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(s.PID()), "stat"))
 		return err != nil || bytes.Contains(stat, []byte(") T ")) || bytes.Contains(stat, []byte(") Z ")) // others may kill it
 	})
@@ -204,10 +204,10 @@ func (s *Server) Keys(pattern string) []string {
 // Until waits for a condition.
 func (s *Server) Until(what string, condition func() bool) {
 	s.t.Helper()
-	until(s.t, what, s.dir, condition)
+	until(s.t, patience, what, s.dir, condition)
 }
 
-func until(t testing.TB, what, dir string, condition func() bool) {
+func until(t testing.TB, patience time.Duration, what, dir string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {

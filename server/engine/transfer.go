@@ -51,42 +51,30 @@ func (e *Engine) Freeze(b *Batch, number, n int, takes func(*handover.Record) bo
 	}
 	b.worker, b.FDs = w, b.FDs[:0] // it is empty also if the loop is closed
 	w.loop.Call(func() {
-		b.release()
+		b.empty((*Conn).release)
 		waiting = w.freeze(b, n, takes)
 	})
 	return waiting
 }
 
 // Release ends the connections here: another process owns them.
-func (b *Batch) Release() {
-	if len(b.conns) > 0 {
-		b.worker.loop.Call(b.release)
-	}
-}
-
-func (b *Batch) release() {
-	for _, c := range b.conns {
-		c.release()
-	}
-	b.empty()
-}
+func (b *Batch) Release() { b.end((*Conn).release) }
 
 // TakeBack goes on with the connections here.
-func (b *Batch) TakeBack() {
+func (b *Batch) TakeBack() { b.end((*Conn).takeBack) }
+
+func (b *Batch) end(how func(*Conn)) {
 	if len(b.conns) > 0 {
-		b.worker.loop.Call(b.takeBack)
+		b.worker.loop.Call(func() { b.empty(how) })
 	}
 }
 
-func (b *Batch) takeBack() {
+// empty ends each connection of the batch in one way, on the worker's loop. It keeps the
+// memory for the next ones: a handover makes no garbage.
+func (b *Batch) empty(how func(*Conn)) {
 	for _, c := range b.conns {
-		c.takeBack()
+		how(c)
 	}
-	b.empty()
-}
-
-// empty keeps the memory for the next connections: a handover makes no garbage.
-func (b *Batch) empty() {
 	clear(b.conns)
 	clear(b.Records)
 	b.Records, b.FDs, b.conns = b.Records[:0], b.FDs[:0], b.conns[:0]
@@ -136,21 +124,18 @@ func (w *worker) freeze(b *Batch, n int, takes func(*handover.Record) bool) (wai
 		if !c.mayLeave() {
 			continue
 		}
-		before := len(b.Records)
-		b.Records = append(b.Records, c.record())
-		r := &b.Records[before]
+		records := append(b.Records, c.record()) // those of the batch, if this one goes
+		r := &records[len(records)-1]
 		if !takes(r) {
-			b.Records = b.Records[:before]
 			continue
 		}
 		if state, ok := c.lendSession(); ok {
 			r.Session = handover.Session(state)
 			c.freeze()
-			b.conns, b.FDs = append(b.conns, c), append(b.FDs, int(c.fd))
+			b.conns, b.FDs, b.Records = append(b.conns, c), append(b.FDs, int(c.fd)), records
 			bytes += len(r.Unparsed) + len(r.Backlog) + len(r.Parser.Message)
 			continue
 		}
-		b.Records = b.Records[:before]
 		if waiting++; waiting <= n && c.state == stateOpen { // the others are served meanwhile
 			c.leaving = leavingSoon
 			c.watch()

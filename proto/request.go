@@ -265,13 +265,13 @@ func (r *Request) check() *Refusal {
 
 // QueryValue is the first value of a name in the query; ok is false if it is not there.
 // Percent-encoding is decoded, in names too; a value whose encoding is broken is returned
-// as it came.
+// as it came. Between two & without anything there is no name (URL Standard §5.1).
 func (r *Request) QueryValue(name string) (value []byte, ok bool) {
 	for rest := r.Query; len(rest) > 0; {
 		var pair []byte
 		pair, rest, _ = bytes.Cut(rest, []byte("&"))
 		key, value, _ := bytes.Cut(pair, []byte("="))
-		if key, _ = r.decode(key, spacePlus); string(key) == name {
+		if key, _ = r.decode(key, spacePlus); len(pair) > 0 && string(key) == name {
 			value, _ = r.decode(value, spacePlus)
 			return value, true
 		}

@@ -1,13 +1,13 @@
 package oracle
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -25,8 +25,12 @@ type Conn struct {
 	next    uint64        // the count of the last answer
 	waiting []sentMessage // what was sent and has no answer
 	parser  proto.Parser
-	unread  []byte
+	unread  []byte // in memory
+	memory  []byte // for what is read; used again, since 20,000 of these may send all the time
 }
+
+// readBytes is how much a Conn reads at once, at least: some answers.
+const readBytes = 1 << 10
 
 // A sentMessage is a message, and what was known of its session when it was sent.
 type sentMessage struct {
@@ -79,7 +83,7 @@ func open(conn net.Conn, target string, compress bool) (c *Conn, hello frame, er
 	if compress && !agreesOnCompression(header) {
 		return nil, hello, fmt.Errorf("the server does not compress: %q", header)
 	}
-	c.unread = bytes.Clone(c.unread[len(header):])
+	c.unread = c.unread[len(header):]
 	hello, err = c.read()
 	if err == nil && hello.Type != "session" {
 		err = fmt.Errorf("the first frame is of type %q", hello.Type)
@@ -283,9 +287,10 @@ func (c *Conn) read() (f frame, err error) {
 
 // more reads what comes next into unread.
 func (c *Conn) more() error {
-	chunk := make([]byte, 16<<10)
-	n, err := c.Conn.Read(chunk)
-	c.unread = append(c.unread, chunk[:n]...)
+	c.memory = slices.Grow(append(c.memory[:0], c.unread...), readBytes)
+	n, err := c.Conn.Read(c.memory[len(c.memory):cap(c.memory)])
+	c.memory = c.memory[:len(c.memory)+n]
+	c.unread = c.memory
 	if n > 0 {
 		return nil
 	}

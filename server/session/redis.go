@@ -68,6 +68,7 @@ type Redis struct {
 
 	// Other processes.
 	hasGiven  bool            // leases that began here may be elsewhere
+	adoptedAt time.Duration   // when the latest lease came of those that are to be looked at; 0 for none
 	instances map[uint32]bool // the processes whose leases are or were here, this one among them
 
 	// Where commands go.

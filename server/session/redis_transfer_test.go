@@ -1,9 +1,11 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -237,27 +239,62 @@ func TestRedisTakenWhileLent(t *testing.T) {
 	}
 }
 
+// hears waits until so many listen to the name of another store, this one among them, and
+// has looked at its leases because of that.
+func (i *instance) hears(server *redistest.Server, name *instance, listeners int64) {
+	i.t.Helper()
+	eventually(i.t, "it listens to the other store's name", func() bool {
+		return server.Do("PUBSUB", "NUMSUB", channel(name.instance)).([]any)[1] == listeners
+	})
+	i.settle()
+}
+
+// TestRedisHandoverIsNotLookedAt: adopted leases are looked at when no more of them come.
+func TestRedisHandoverIsNotLookedAt(t *testing.T) {
+	server := redistest.Start(t)
+	var stopped atomic.Int64 // where the second store's clock stands still, if it does
+	a := readyStore(t, server.URL())
+	b := readyStore(t, server.URL(), func(c *RedisConfig) {
+		now := c.Now
+		c.Now = func() time.Duration { return cmp.Or(time.Duration(stopped.Load()), now()) }
+	})
+	a.mint().count(1).handOver(b)
+	b.hears(server, a, 2)
+	stopped.Store(int64(b.config.Now()))
+	var adopted []*client
+	for range 3 {
+		adopted = append(adopted, a.mint().count(1).handOver(b))
+		stopped.Add(int64(adoptionRest) - 1)
+		b.lookAtAdopted(b.config.Now())
+	}
+	isLookedAt := func(c *client) bool {
+		b.Redis.mu.Lock()
+		defer b.Redis.mu.Unlock()
+		return !c.entry.(*redisLease).mustVerify
+	}
+	if isLookedAt(adopted[0]) {
+		t.Error("a lease is looked at while others come")
+	}
+	stopped.Add(1)
+	for _, c := range adopted {
+		eventually(t, "all are looked at", func() bool { return isLookedAt(c) })
+	}
+}
+
 // TestRedisHintsFollow: a silent loser is told at once wherever its lease has
 // gone, although it is spoken to by the name of the store that began it; also
 // by that very store.
 func TestRedisHintsFollow(t *testing.T) {
 	server := redistest.Start(t)
 	a, b, c := readyStore(t, server.URL()), readyStore(t, server.URL()), readyStore(t, server.URL())
-	heard := func(i *instance, listeners int64) {
-		t.Helper()
-		eventually(t, "it listens to the first store's name", func() bool {
-			return server.Do("PUBSUB", "NUMSUB", channel(a.instance)).([]any)[1] == listeners
-		})
-		i.settle()
-	}
 	for name, thief := range map[string]*instance{"another store": c, "the store that it came from": a} {
 		loser := a.mint().count(1).handOver(b)
-		heard(b, 2)
+		b.hears(server, a, 2)
 		thief.claim(loser.ID(), 1, true)
 		receive(t, name+" takes it: the silent loser is told", loser.taken)
 	}
 	loser := a.mint().count(1).handOver(b).handOver(c)
-	heard(c, 3)
+	c.hears(server, a, 3)
 	b.claim(loser.ID(), 1, true)
 	receive(t, "it was handed over twice: the silent loser is told", loser.taken)
 }

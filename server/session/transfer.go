@@ -89,12 +89,11 @@ func (s *Redis) GiveAway(l *Lease) {
 }
 
 // Adopt implements Store. The lease keeps its token, so that Redis need not be
-// asked; that it is still the owner is looked at in the background.
+// asked. That it is still the owner is looked at when no more leases come: a handover does
+// not share the processors with that.
 func (s *Redis) Adopt(l *Lease, state State, owner Owner) {
-	r := &redisLease{
-		slot: s.slotOf(state.ID), owner: owner,
-		ownership: adoptedOwnership(state, s.config.Now()),
-	}
+	now := s.config.Now()
+	r := &redisLease{slot: s.slotOf(state.ID), owner: owner, ownership: adoptedOwnership(state, now)}
 	l.id, l.entry = state.ID, r
 	l.grant(state.Count)
 	s.mu.Lock()
@@ -102,5 +101,28 @@ func (s *Redis) Adopt(l *Lease, state State, owner Owner) {
 	r.loop = s.loopNumber(owner)
 	s.leases.add(r)
 	s.listenTo(r.token.lease.instance)
-	s.enqueue(r)
+	if r.phase == phaseOwned {
+		s.adoptedAt = now
+	} else { // Redis may not have its count
+		s.enqueue(r)
+	}
+}
+
+// adoptionRest is how long no lease has come when the last one of a handover has.
+const adoptionRest = 500 * time.Millisecond
+
+// lookAtAdopted has the leases of a handover looked at, once it is over.
+func (s *Redis) lookAtAdopted(now time.Duration) {
+	s.mu.Lock()
+	latest := s.adoptedAt
+	s.mu.Unlock()
+	if latest == 0 || now-latest < adoptionRest {
+		return
+	}
+	s.renew()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.adoptedAt == latest {
+		s.adoptedAt = 0
+	}
 }

@@ -19,6 +19,7 @@ func (s *Redis) watch() {
 		now := s.config.Now()
 		s.expire(now)
 		s.sendWaiting()
+		s.lookAtAdopted(now)
 		if now-renewedAt >= s.times.renewal/4 {
 			renewedAt = now
 			s.renew()

@@ -179,7 +179,8 @@ func compareRequest(t *testing.T, r *Request, want *http.Request) {
 	if path == "" {
 		path = "/" // http://a.example is http://a.example/: RFC 9110 §4.2.3
 	}
-	if !strings.Contains(strings.ToLower(want.URL.EscapedPath()), "%2f") { // net/http keeps both readings
+	// Of a %2F net/http keeps both readings, or only the other one.
+	if target, _, _ := strings.Cut(want.RequestURI, "?"); !strings.Contains(strings.ToLower(target), "%2f") {
 		f("path", r.Path, path)
 	}
 	f("method", r.Method, want.Method)

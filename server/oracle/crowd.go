@@ -24,6 +24,7 @@ type Crowd struct {
 	addr    string
 	rest    time.Duration
 	clients []*client
+	entry   chan struct{} // has those that connect for the first time
 
 	findings Findings
 	ctx      context.Context // ends when the clients have to leave
@@ -73,6 +74,11 @@ func (e Ends) String() string {
 	return text
 }
 
+// entryMost is how many clients of a crowd connect for the first time at once. More would wait
+// in the queue of a listener (nginx's has 511 places) for longer than dialTimeout; each try
+// keeps a port for a minute, and 20,000 clients need most of the ports that there are.
+const entryMost = 256
+
 // StartCrowd connects n clients to addr, and waits until each has had an answer.
 // Between two bursts of messages a client rests for about as long as rest says.
 // The clients leave at the end of the test.
@@ -90,7 +96,7 @@ func StartCompressingCrowd(t testing.TB, addr string, n int, rest time.Duration)
 
 func startCrowd(t testing.TB, addr string, n int, rest time.Duration, compress bool) *Crowd {
 	t.Helper()
-	c := &Crowd{t: t, addr: addr, rest: rest}
+	c := &Crowd{t: t, addr: addr, rest: rest, entry: make(chan struct{}, entryMost)}
 	c.changed = sync.NewCond(&c.mu)
 	c.ctx, c.leave = context.WithCancel(t.Context())
 	for i := range n {
@@ -110,6 +116,9 @@ func (c *Crowd) Size() int { return len(c.clients) }
 // live connects again and again until the crowd leaves.
 func (m *client) live() {
 	c := m.crowd
+	c.entry <- struct{}{}
+	entered := sync.OnceFunc(func() { <-c.entry })
+	defer entered()
 	for c.ctx.Err() == nil {
 		conn, err := m.session.Dial(c.addr, patience)
 		if err != nil {
@@ -120,6 +129,7 @@ func (m *client) live() {
 			}
 			continue
 		}
+		entered()
 		err = m.converse(conn)
 		conn.Close()
 		if err != nil {

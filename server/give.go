@@ -22,12 +22,16 @@ type giver struct {
 	server   *server
 	exchange *handover.Exchange
 	hello    handover.Hello // what the successor can take
+	most     int            // connections in a batch
 	batch    engine.Batch   // the one that is under way, or given and to be released
 	moved    int            // how many connections were given
 }
 
-// batchSize is how many connections are frozen at a time.
-const batchSize = 32
+// batchSize is how many of n connections are frozen at a time. Each batch costs some changes of
+// threads, and all of its connections wait for them.
+func batchSize(n int) int { return min(max(leastBatch, n/300), mostBatch) }
+
+const leastBatch, mostBatch = 32, 64
 
 // freezeAgain is how long the giver waits for connections that cannot be frozen yet,
 // because they wait for the store.
@@ -59,7 +63,7 @@ func (s *server) giveTo(conn *net.UnixConn) {
 		s.log.Info().Err(err).Msg("handover_not_started")
 		return
 	}
-	s.give(&giver{server: s, exchange: x, hello: hello}, wanted)
+	s.give(&giver{server: s, exchange: x, hello: hello, most: batchSize(s.connections())}, wanted)
 }
 
 // listenAddresses are the listeners' addresses, as -listen named them.
@@ -233,7 +237,7 @@ func (g *giver) giveWorker(number int) error {
 	defer g.batch.Release() // the last one; Freeze releases the others
 	patience := g.server.config.StoreTimeout + time.Second
 	for progress := time.Now(); g.room() > 0; {
-		waiting := g.server.engine.Freeze(&g.batch, number, min(batchSize, g.room()), g.takes)
+		waiting := g.server.engine.Freeze(&g.batch, number, min(g.most, g.room()), g.takes)
 		switch {
 		case len(g.batch.FDs) > 0:
 			if err := g.giveBatch(); err != nil {

@@ -80,7 +80,7 @@ func atSteps(t *testing.T, steps []string, run func(t *testing.T, env string)) {
 }
 
 // brokenCrowd is large enough for a second batch of each worker's.
-const brokenCrowd = 3 * batchSize
+const brokenCrowd = 3 * leastBatch
 
 // TestHandoverOldDies kills the old server at each step. What it has given, or
 // the new one has accepted, goes on there without an interruption; the others'

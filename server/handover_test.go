@@ -366,3 +366,12 @@ func TestHandoverRedisDies(t *testing.T) {
 		}
 	})
 }
+
+// TestBatchSize: a batch is a small part of all connections, in bounds.
+func TestBatchSize(t *testing.T) {
+	for n, want := range map[int]int{0: 32, 9_600: 32, 12_000: 40, 19_200: 64, 1_000_000: 64} {
+		if got := batchSize(n); got != want {
+			t.Errorf("of %d connections, %d go at a time, want %d", n, got, want)
+		}
+	}
+}

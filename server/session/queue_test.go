@@ -81,16 +81,11 @@ func TestShrinkWhileLeasesComeAndGo(t *testing.T) {
 // at a time, and what belongs to that node stays.
 func TestRequeueWhileLeasesComeAndGo(t *testing.T) {
 	const n = 3 * visitMost
-	i := startStore(t, "unix:///nonexistent/redis.sock", func(c *RedisConfig) { c.Timeout, c.Max = time.Hour, 2*n })
+	i, _ := lookingStore(t, n)
 	s := i.Redis
 	s.mu.Lock()
 	old := s.nodes[0]
 	s.mu.Unlock()
-	for range n {
-		c := i.client()
-		state := State{ID: NewID(), Count: 1, Token: token{1, leaseID{7, uint32(s.Len())}, 0}.String(), Held: true, Owned: true}
-		c.on(func() { i.Adopt(&c.Lease, state, c) })
-	}
 	other := newNode(s, nil, "other", "")
 	s.mu.Lock()
 	s.routes.Store(&[]*node{other})
@@ -154,6 +149,7 @@ func lookingStore(t testing.TB, n int) (i *instance, clients []*client) {
 		})
 		clients = append(clients, c)
 	}
+	i.renew() // as at the end of a handover
 	return i, clients
 }
 

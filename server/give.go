@@ -22,7 +22,7 @@ type giver struct {
 	server   *server
 	exchange *handover.Exchange
 	hello    handover.Hello // what the successor can take
-	most     int            // connections in a batch
+	most     int            // how many connections a batch has at most
 	batch    engine.Batch   // the one that is under way, or given and to be released
 	moved    int            // how many connections were given
 }
